@@ -1,0 +1,310 @@
+"""The spec of a DemoResetRun: one model for a file, a cluster and a test.
+
+Positions in a demo are counted in frames. Every field has a default that works, but the demo.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from demoreset_api.names import API_VERSION, KIND
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ApiModel(BaseModel):
+    """snake_case in Python, camelCase on the wire; unknown fields are errors."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=False,
+    )
+
+
+class DemoRef(ApiModel):
+    """Which demonstration is learned, and how much of it."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="A bundled demonstration.",
+    )
+    path: str | None = Field(
+        default=None, description="A demonstration's file; relative to the run file."
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="The file's SHA-256; another file is refused.",
+    )
+    end_frame: int | None = Field(
+        default=None, ge=1, description="Learn only the demo up to this frame."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.path is None):
+            raise ValueError("set exactly one of name (a bundled demo) and path (a file)")
+        return self
+
+
+class After(StrEnum):
+    """What a run does when its goal is met."""
+
+    STOP = "Stop"
+    PLAY_ON = "PlayOn"
+
+
+class Goal(ApiModel):
+    """When the run is done."""
+
+    success_rate: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Share of episodes from the game's own start that tie or beat the demo.",
+    )
+    episodes: int = Field(
+        default=100, ge=1, description="Episodes over which the share is confirmed."
+    )
+    after: After = Field(
+        default=After.STOP,
+        description="Stop, or PlayOn: go on from the game's own start for score.",
+    )
+
+
+class CurriculumMode(StrEnum):
+    """Which rule moves the start."""
+
+    ADAPTIVE = "Adaptive"
+    ORIGINAL = "Original"
+
+
+class CurriculumSpec(ApiModel):
+    """How starts are chosen and when they move. Unset fields take the mode's own default."""
+
+    mode: CurriculumMode = Field(
+        default=CurriculumMode.ADAPTIVE,
+        description="Adaptive: a table of success with memory. Original: atari-reset's rule.",
+    )
+    threshold: float = Field(
+        default=0.2, gt=0, lt=1, description="Success at which a start counts as mastered."
+    )
+    guide: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the cross entropy to the demo's actions around the frontier, which "
+        "fades with success. Adaptive 0.1, Original 0; 0 is pure reinforcement learning.",
+    )
+    window_frames: int | None = Field(
+        default=None,
+        ge=4,
+        description="Width of the window of starts at the frontier. Adaptive 48, Original 320.",
+    )
+    window_share: Share | None = Field(
+        default=None,
+        description="Share of episodes that start in the window; the rest rehearses behind it. "
+        "Adaptive 0.65, Original 0.8.",
+    )
+    start_share: Share = Field(
+        default=0.5,
+        description="Adaptive: share of episodes from the game's own start once it is reached.",
+    )
+    memory: float = Field(
+        default=0.93,
+        gt=0,
+        lt=1,
+        description="Adaptive: what is left of a start's record at each new result.",
+    )
+    lag_frames: int | None = Field(
+        default=None,
+        ge=4,
+        description="An episode ends when its score is this far behind the demo. "
+        "Adaptive 240, Original 50.",
+    )
+    extra_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most frames played on after a success (log-uniform from 1). "
+        "Adaptive 80, Original 1096.",
+    )
+    horizon_frames: int | None = Field(
+        default=None,
+        ge=4,
+        description="Adaptive: judge a start by the demo's score this many frames later and "
+        "bootstrap there, instead of playing to the demo's end. For long demos.",
+    )
+    explore_frames: int | None = Field(
+        default=None,
+        ge=0,
+        description="Frames after the start with halved logits. Adaptive 0, Original 100.",
+    )
+
+
+class PolicyPreset(StrEnum):
+    """A network's size."""
+
+    SMALL = "Small"
+    BASE = "Base"
+    ORIGINAL = "Original"
+
+
+class PolicySpec(ApiModel):
+    """The network."""
+
+    preset: PolicyPreset = Field(
+        default=PolicyPreset.SMALL,
+        description="Small: 64x64, for CPUs. Base: 84x84 and a GRU. Original: atari-reset's size.",
+    )
+    recurrent: bool | None = Field(
+        default=None, description="Whether it has a GRU. Small false, Base and Original true."
+    )
+
+
+class PpoSpec(ApiModel):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
+
+    learning_rate: float = Field(default=4e-4, gt=0, le=1, description="Adam's step size.")
+    adam_epsilon: float = Field(default=1e-5, gt=0, le=1, description="Adam's epsilon.")
+    entropy: float = Field(default=2e-3, ge=0, description="Coefficient of the entropy bonus.")
+    gamma: float = Field(default=0.999, gt=0, le=1, description="Discount per decision.")
+    lambda_: float = Field(
+        default=0.95, ge=0, le=1, alias="lambda", description="GAE's lambda (arXiv 1506.02438)."
+    )
+    clip: float = Field(default=0.15, gt=0, lt=1, description="Clip range of the policy's ratio.")
+    value_clip: float = Field(default=0.1, ge=0, description="Clip range of the value; 0: none.")
+    value_coefficient: float = Field(default=0.5, ge=0, description="Weight of the value's loss.")
+    gradient_norm: float = Field(default=0.5, ge=0, description="Clip of its norm; 0: none.")
+    l2: float = Field(default=0, ge=0, description="Weight of half the sum of squared weights.")
+    epochs: int = Field(default=3, ge=1, le=100, description="Passes over each rollout.")
+    minibatches: int = Field(
+        default=4, ge=1, description="Parts of a rollout, cut by slot, with one step each."
+    )
+    rollout_length: int = Field(default=32, ge=2, le=4096, description="Decisions per slot.")
+    burn_in: int = Field(
+        default=16,
+        ge=0,
+        le=512,
+        description="Decisions that give a recurrent policy its state, without a loss.",
+    )
+
+
+class Reward(StrEnum):
+    """What the policy is paid."""
+
+    SIGN = "Sign"
+    SCALED = "Scaled"
+
+
+class EnvironmentSpec(ApiModel):
+    """The game as the policy meets it."""
+
+    slots: int = Field(default=64, ge=1, le=65536, description="Environments of the whole run.")
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Environment processes per member. Default: the cores it may use.",
+    )
+    frame_skip: int = Field(default=4, ge=1, le=16, description="Frames per decision.")
+    sticky_probability: Share = Field(
+        default=0, description="Chance per frame that the last action is repeated."
+    )
+    no_ops: int = Field(
+        default=0, ge=0, le=1000, description="Most no-ops (uniform) before the game's own start."
+    )
+    life_loss_ends: bool = Field(
+        default=True, description="An episode ends when it loses more lives than the demo."
+    )
+    full_action_space: bool = Field(
+        default=False, description="All 18 actions instead of the game's own."
+    )
+    max_over_frames: int = Field(
+        default=2, ge=1, le=4, description="An image is the maximum of so many frames (flicker)."
+    )
+    reward: Reward = Field(
+        default=Reward.SIGN,
+        description="Sign of each frame's reward, or Scaled: divided by the demo's mean absolute "
+        "reward.",
+    )
+
+
+class Budget(ApiModel):
+    """What the run may spend."""
+
+    frames: int | None = Field(
+        default=None, ge=1, description="Emulator frames; the run stops there. Default: no limit."
+    )
+
+
+class CheckpointSpec(ApiModel):
+    """When the run is saved."""
+
+    interval_seconds: float = Field(
+        default=30, gt=0, description="Least time between two checkpoints."
+    )
+    keep: int = Field(default=3, ge=2, le=100, description="Newest checkpoints kept; the best too.")
+
+
+class Workers(ApiModel):
+    """The group on a cluster; one machine runs one member."""
+
+    min: int = Field(default=1, ge=1, description="Least members that train.")
+    max: int = Field(default=1, ge=1, description="Most members.")
+    gpus: int = Field(default=0, ge=0, le=16, description="GPUs of a worker.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
+        return self
+
+
+class RunSpec(ApiModel):
+    """What is learned, how, and when it is done."""
+
+    demo: DemoRef = Field(description="The demonstration.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Of every random stream of the run."
+    )
+    goal: Goal = Field(default=Goal(), description="When the run is done.")
+    curriculum: CurriculumSpec = Field(default=CurriculumSpec(), description="Where it starts.")
+    policy: PolicySpec = Field(default=PolicySpec(), description="The network.")
+    ppo: PpoSpec = Field(default=PpoSpec(), description="The optimisation.")
+    environment: EnvironmentSpec = Field(default=EnvironmentSpec(), description="The game.")
+    budget: Budget = Field(default=Budget(), description="What it may spend.")
+    checkpoint: CheckpointSpec = Field(default=CheckpointSpec(), description="When it is saved.")
+    workers: Workers = Field(default=Workers(), description="The group, on a cluster.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.environment.slots % self.ppo.minibatches:
+            raise ValueError(
+                f"environment.slots ({self.environment.slots}) must be a multiple of "
+                f"ppo.minibatches ({self.ppo.minibatches})"
+            )
+        return self
+
+
+class Metadata(ApiModel):
+    """A run's name and what Kubernetes keeps beside it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=52, description="The run's name."
+    )
+
+
+class DemoResetRun(ApiModel):
+    """One demonstration, one policy, one folder of checkpoints."""
+
+    api_version: Literal[API_VERSION] = Field(description="Always the same.")  # type: ignore[valid-type]
+    kind: Literal[KIND] = Field(description="Always the same.")  # type: ignore[valid-type]
+    metadata: Metadata = Field(description="Its name.")
+    spec: RunSpec = Field(description="What is wanted.")

@@ -1,0 +1,111 @@
+"""The one module that talks to the Arcade Learning Environment (ale-py).
+
+One call of `act` is one emulator frame. Sticky actions and frame skips are ours, not the
+emulator's: its saved state lacks the last sticky action, so after a restore the first frames would
+repeat an action of another episode.
+"""
+
+import hashlib
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import ale_py
+import numpy as np
+import numpy.typing as npt
+from ale_py import ALEInterface, ALEState, LoggerMode, roms
+
+from demoreset_api.errors import UserError
+
+Frame = npt.NDArray[np.uint8]
+
+ALL_ACTIONS = tuple(int(action) for action in ale_py.Action)[:18]  # the joystick's codes
+RAM_BYTES = 128
+
+ALEInterface.setLoggerMode(LoggerMode.Error)
+
+
+@lru_cache(maxsize=1)
+def emulator_version() -> str:
+    """The emulator's version: states saved by one need not fit another."""
+    return version("ale-py")
+
+
+def rom_md5(game: str) -> str:
+    """MD5 of the game's ROM, as ale-py ships it.
+
+    Raises:
+        UserError: ale-py does not know the game.
+    """
+    return hashlib.md5(_rom_path(game).read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _rom_path(game: str) -> Path:
+    if game not in roms.get_all_rom_ids():
+        raise UserError(
+            f"game: ale-py {emulator_version()} has no game {game!r}; names look like "
+            "'montezuma_revenge' or 'freeway'"
+        )
+    path = roms.get_rom_path(game)
+    if path is None:
+        raise UserError(f"game: the ROM of {game!r} is missing; reinstall ale-py")
+    return Path(path)
+
+
+class Emulator:
+    """One game, deterministic: the same actions from power-on give the same frames."""
+
+    def __init__(self, game: str) -> None:
+        rom = _rom_path(game)
+        self._ale = ale = ALEInterface()
+        ale.setInt("random_seed", 0)
+        ale.setFloat("repeat_action_probability", 0.0)
+        ale.loadROM(str(rom))
+        ale.reset_game()
+        self.game = game
+        self.minimal_actions = tuple(int(action) for action in ale.getMinimalActionSet())
+        self.height, self.width = ale.getScreenDims()
+        # Taken once: some games let the seed or the frames played before set their initial state.
+        self._power_on = ale.cloneState()
+        self.act = ale.act  # frame by frame, the hot path: no wrapper in between
+        self.lives = ale.lives
+        self.game_over = ale.game_over
+
+    def reset(self) -> None:
+        """Go to the game's own start."""
+        self._ale.reset_game()
+        self._ale.restoreState(self._power_on)
+
+    def save(self) -> bytes:
+        """The state as bytes, without the screen."""
+        return self._ale.cloneState().serialize()
+
+    def restore(self, state: bytes) -> None:
+        """Go to a saved state. The screen is still the old one until the next `act`."""
+        self._ale.restoreState(ALEState(state))
+
+    def clone(self) -> ALEState:
+        """The state as a cheap object, for use in this process alone."""
+        return self._ale.cloneState()
+
+    def restore_clone(self, state: ALEState) -> None:
+        """Go to a cloned state. The screen is still the old one until the next `act`."""
+        self._ale.restoreState(state)
+
+    def ram(self) -> npt.NDArray[np.uint8]:
+        """The console's 128 bytes of memory."""
+        ram: npt.NDArray[np.uint8] = self._ale.getRAM()
+        return ram
+
+    def poke(self, address: int, value: int) -> None:
+        """Set one byte of the console's memory."""
+        self._ale.setRAM(address, value)
+
+    def grey_into(self, out: Frame) -> None:
+        """Write the screen, [height, width] in grey, into `out`."""
+        self._ale.getScreenGrayscale(out)
+
+    def rgb(self) -> Frame:
+        """The screen, [height, width, 3]."""
+        screen: Frame = self._ale.getScreenRGB()
+        return screen
