@@ -10,7 +10,6 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-import ale_py
 import numpy as np
 import numpy.typing as npt
 from ale_py import ALEInterface, ALEState, LoggerMode, roms
@@ -19,7 +18,7 @@ from demoreset_api.errors import UserError
 
 Frame = npt.NDArray[np.uint8]
 
-ALL_ACTIONS = tuple(int(action) for action in ale_py.Action)[:18]  # the joystick's codes
+ALL_ACTIONS = tuple(range(18))  # the joystick's codes, as in ale_py.Action
 RAM_BYTES = 128
 
 ALEInterface.setLoggerMode(LoggerMode.Error)
@@ -63,7 +62,9 @@ class Emulator:
         ale.loadROM(str(rom))
         ale.reset_game()
         self.game = game
-        self.minimal_actions = tuple(int(action) for action in ale.getMinimalActionSet())
+        self.minimal_actions = tuple(
+            int(action.value) for action in ale.getMinimalActionSet()
+        )
         self.height, self.width = ale.getScreenDims()
         # Taken once: some games let the seed or the frames played before set their initial state.
         self._power_on = ale.cloneState()
