@@ -1,0 +1,53 @@
+"""What one update tells the world: plain values, made by `loop`, shown by `report` and `screen`."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run after one update. Frames are emulator frames; seconds are of this process."""
+
+    # Where it is
+    update: int
+    frames: int  # of the whole run, over all its lives
+    seconds: float  # of training, over all its lives
+    episodes: int
+    # The curriculum
+    start_frame: int  # the frontier; 0 is the game's own start
+    demo_frames: int
+    success_rate: float  # of the starts around the frontier
+    goal_rate: float | None  # of the latest episodes from the game's own start; None before any
+    goal: float
+    # The episodes that ended in this update
+    ended: int
+    outcomes: dict[str, int] = field(default_factory=dict)  # by how they ended
+    score_mean: float | None = None
+    score_max: float | None = None  # best score of the whole run
+    # The optimisation
+    learning_rate: float = 0.0
+    policy_loss: float = 0.0
+    value_loss: float = 0.0
+    guide_loss: float = 0.0
+    entropy: float = 0.0
+    kl: float = 0.0
+    clip_share: float = 0.0
+    explained_variance: float = 0.0
+    gradient_norm: float = 0.0
+    # The machine
+    frames_per_second: float = 0.0  # over the latest updates
+    phase_seconds: dict[str, float] = field(default_factory=dict)  # of this update
+    members: int = 1
+    generation: int = 0
+    rejected_updates: int = 0  # of the whole run: not finite, gone back to the copy
+    # What lies ahead
+    budget_frames: int | None = None
+    eta_seconds: float | None = None  # until the start is reached; None while unknown
+    # The latest checkpoint; None before the first
+    checkpoint_update: int | None = None
+    checkpoint_age_seconds: float | None = None
+    checkpoint_error: str | None = None  # why the latest attempt failed
+
+    @property
+    def progress_ratio(self) -> float:
+        """Share of the demo that the start has moved back over, 0 to 1."""
+        return 1 - self.start_frame / self.demo_frames
