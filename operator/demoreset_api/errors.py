@@ -1,10 +1,10 @@
 """The errors that a user sees, each with the exit code that tells a supervisor what to do.
 
-    DemoResetError                 any of ours; a crash (1) unless a kind says otherwise
-    ├── UserError (64)             the run file, a flag, the demo or the game is wrong
-    ├── NoValidCheckpoint (65)     a checkpoint is on record, none can be read
-    ├── NoProgress (66)            the same update failed again and again
-    └── TryAgain (75)              storage or the coordinator is away, or this life is over
+DemoResetError                 any of ours; a crash (1) unless a kind says otherwise
+├── UserError (64)             the run file, a flag, the demo or the game is wrong
+├── NoValidCheckpoint (65)     a checkpoint is on record, none can be read
+├── NoProgress (66)            the same update failed again and again
+└── TryAgain (75)              storage or the coordinator is away, or this life is over
 """
 
 from enum import IntEnum
@@ -31,7 +31,7 @@ class DemoResetError(Exception):
 
 
 class UserError(DemoResetError):
-    """A mistake in what the user gave: names the field or file, what was received, what is right."""
+    """A mistake in what the user gave: names the field or file, what came, what is right."""
 
     exit_code = ExitCode.USER_ERROR
 

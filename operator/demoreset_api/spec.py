@@ -269,9 +269,7 @@ class RunSpec(ApiModel):
     """What is learned, how, and when it is done."""
 
     demo: DemoRef = Field(description="The demonstration.")
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Of every random stream of the run."
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of every random stream of the run.")
     goal: Goal = Field(default=Goal(), description="When the run is done.")
     curriculum: CurriculumSpec = Field(default=CurriculumSpec(), description="Where it starts.")
     policy: PolicySpec = Field(default=PolicySpec(), description="The network.")

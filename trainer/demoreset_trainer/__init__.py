@@ -4,3 +4,9 @@ Importing this package is light (neither torch nor the emulator); it registers t
 environment `DemoReset-v0` where gymnasium is installed.
 """
 
+from importlib.util import find_spec
+
+if find_spec("gymnasium") is not None:
+    from gymnasium.envs.registration import register
+
+    register("DemoReset-v0", entry_point="demoreset_trainer.env:DemoResetEnv")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from demoreset_api.errors import UserError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from demoreset_api.errors import UserError
 from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, rom_md5
 
 SUFFIX = ".demo.safetensors"
@@ -125,7 +125,9 @@ def load(path: Path) -> Demo:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: {size} bytes are too many for a demo (most: {MAX_FILE_BYTES})")
+            raise UserError(
+                f"{path}: {size} bytes are too many for a demo (most: {MAX_FILE_BYTES})"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
@@ -170,7 +172,9 @@ def _check(demo: Demo, name: str) -> None:
     if demo.actions.ndim != 1 or not 1 <= frames <= MAX_FRAMES:
         raise UserError(f"{name}: actions must be a list of 1 to {MAX_FRAMES} frames")
     if demo.rewards.shape != (frames,) or demo.lives.shape != (frames,):
-        raise UserError(f"{name}: rewards and lives must have one entry for each of {frames} actions")
+        raise UserError(
+            f"{name}: rewards and lives must have one entry for each of {frames} actions"
+        )
     worst = int(demo.actions.max())
     if worst >= len(ALL_ACTIONS):
         raise UserError(f"{name}: actions hold {worst}; the joystick's codes are 0 to 17")
@@ -246,9 +250,7 @@ class Difference:
     replayed: int
 
     def __str__(self) -> str:
-        return (
-            f"frame {self.frame}: {self.what} recorded {self.recorded}, replayed {self.replayed}"
-        )
+        return f"frame {self.frame}: {self.what} recorded {self.recorded}, replayed {self.replayed}"
 
 
 def verify(demo: Demo, emulator: Emulator | None = None) -> Difference | None:

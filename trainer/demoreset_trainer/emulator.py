@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from ale_py import ALEInterface, ALEState, LoggerMode, roms
-
 from demoreset_api.errors import UserError
 
 Frame = npt.NDArray[np.uint8]
@@ -62,9 +61,7 @@ class Emulator:
         ale.loadROM(str(rom))
         ale.reset_game()
         self.game = game
-        self.minimal_actions = tuple(
-            int(action.value) for action in ale.getMinimalActionSet()
-        )
+        self.minimal_actions = tuple(int(action.value) for action in ale.getMinimalActionSet())
         self.height, self.width = ale.getScreenDims()
         # Taken once: some games let the seed or the frames played before set their initial state.
         self._power_on = ale.cloneState()

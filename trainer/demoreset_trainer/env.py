@@ -1,0 +1,282 @@
+"""One slot: a game that can begin anywhere inside a demonstration, as a gymnasium environment.
+
+    env = gymnasium.make("DemoReset-v0", demo="montezuma-first-key")
+    observation, info = env.reset(options={"start": 240})
+
+An episode ends (`info["end"]`) by one of `End`. Positions are frames of the demo, and the episode's
+own: it starts at `start` and is at `start` + frames played afterwards.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar, SupportsInt
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from demoreset_api.errors import UserError
+from gymnasium import spaces
+
+from demoreset_trainer import demo as demos
+from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
+from demoreset_trainer.emulator import ALL_ACTIONS, Emulator
+from demoreset_trainer.states import Camera, Image, StartStates, View, start_states
+
+NOOP = 0
+
+
+class End(IntEnum):
+    """How an episode ended; NONE while it runs."""
+
+    NONE = 0
+    GAME_OVER = 1  # the emulator says so
+    LIFE_LOST = 2  # more lives lost than the demo loses there
+    SUCCESS = 3  # the goal's score was reached, and the extra frames are over
+    BEHIND = 4  # no longer within `lag_frames` of the demo's score
+    HORIZON = 5  # the local goal was reached: the future is not judged, but bootstrapped
+    FRAMES = 6  # `max_frames` were played
+
+
+TRUNCATED = frozenset({End.HORIZON, End.FRAMES})
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What an episode is. Frames are emulator frames."""
+
+    frame_skip: int = 4
+    sticky_probability: float = 0.0  # per frame
+    no_ops: int = 0  # most of them, uniform, before the game's own start
+    life_loss_ends: bool = True
+    lag_frames: int = 240
+    extra_frames: int = 80  # most of them after a success, log-uniform from 1
+    horizon_frames: int | None = None  # judge a start at the first reward so many frames later
+    max_frames: int | None = None
+    full_action_space: bool = False
+    scaled_reward: bool = False  # divide by the demo's mean absolute reward, instead of the sign
+
+
+class Judge:
+    """The demo's scores and lives, made ready to be looked up at every frame."""
+
+    def __init__(self, demo: Demo, rules: Rules) -> None:
+        scores = demo.scores
+        lag, end = rules.lag_frames, len(demo)
+        # The least score that is still on course at each frame: the demo's lowest within `lag`
+        # frames around it (a demo may lose points again). After the end the final score counts.
+        padded = np.concatenate(
+            [np.full(lag, scores[0]), scores, np.full(lag + 1, np.iinfo(np.int64).max)]
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * lag + 1)
+        floor = windows.min(axis=1)
+        floor = np.minimum(floor, scores[-1])
+        tail = [int(scores[max(0, frame - lag) :].min()) for frame in range(len(floor), end + lag)]
+        self.floor: list[int] = [*floor.tolist(), *tail, int(scores[-1])]
+        self.scores: list[int] = scores.tolist()
+        lives = demo.lives.astype(np.int64)
+        drops = np.maximum(0, -np.diff(lives, prepend=lives[:1]))
+        drops[lives == UNKNOWN_LIVES] = 0
+        self.lives_lost: list[int] = np.concatenate([[0], np.cumsum(drops)]).tolist()
+        self._lag = lag
+        self._end = end
+        self._rewarded = np.flatnonzero(demo.rewards) + 1  # frames right after a reward
+
+    def goal(self, start: int, horizon: int | None) -> int:
+        """The frame whose score an episode from `start` must tie."""
+        if horizon is None:
+            return self._end
+        later = self._rewarded[self._rewarded >= min(start + horizon, self._end)]
+        return int(later[0]) if len(later) else self._end
+
+    def behind(self, frame: int, score: int) -> bool:
+        """Whether a score at `frame` is further behind the demo than the lag allows."""
+        return score < self.floor[min(frame, len(self.floor) - 1)]
+
+    def allowed_losses(self, start: int, frame: int) -> int:
+        """Lives that the demo has lost since `start`, at most `lag` frames after `frame`."""
+        return self.lives_lost[min(frame + self._lag, self._end)] - self.lives_lost[start]
+
+
+class DemoResetEnv(gymnasium.Env[Image, np.int64]):
+    """The game of a demo; `reset(options={"start": frame})` begins inside it.
+
+    Observations: uint8 [stack * channels, height, width], newest image last. Rewards: the sum over
+    the decision's frames of the reward's sign (or scaled: `Rules`). Actions: the game's own
+    minimal set (`action_codes` holds their joystick codes), or all 18.
+
+    Args:
+        demo: A `Demo`, a file of one, or the name of a bundled one.
+        rules: What an episode is; single fields can be given as keywords, too.
+        view: What an observation is.
+        states: The demo's start states, where the caller has them already.
+        render_mode: "rgb_array" or None.
+        **settings: Fields of `Rules`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(
+        self,
+        demo: Demo | Path | str,
+        *,
+        rules: Rules | None = None,
+        view: View | None = None,
+        states: StartStates | None = None,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if isinstance(demo, str):
+            demo = Path(demo) if "/" in demo or demo.endswith(demos.SUFFIX) else demos.find(demo)
+        self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
+        self.rules = rules or Rules(**settings)
+        self.view = view or View()
+        self.states = states or start_states(self.demo, self.view, self.rules.frame_skip)
+        self.render_mode = render_mode
+        self.emulator = Emulator(self.demo.game)
+        self.action_codes = (
+            ALL_ACTIONS if self.rules.full_action_space else self.emulator.minimal_actions
+        )
+        self.action_space = spaces.Discrete(len(self.action_codes))
+        self.observation_space = spaces.Box(0, 255, self.view.shape, np.uint8)
+        self._camera = Camera(self.emulator, self.view)
+        self._judge = Judge(self.demo, self.rules)
+        self._stack: Image = np.zeros(self.view.shape, np.uint8)
+        rewards = np.abs(self.demo.rewards[self.demo.rewards != 0])
+        self._reward_scale = 1 / float(rewards.mean()) if len(rewards) else 1.0
+        self._log_extra = math.log(self.rules.extra_frames)
+        self.end = End.FRAMES  # no episode yet
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Image, dict[str, Any]]:
+        """Begin an episode at frame `options["start"]` (default 0, the game's own start).
+
+        `options["limits"]` False: only the emulator and `max_frames` end the episode.
+
+        Raises:
+            UserError: the start is not a decision boundary inside the demo.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        self.begin(int(options.get("start", 0)), bool(options.get("limits", True)))
+        return self._stack.copy(), self._info()
+
+    def reseed(self, seed: int) -> None:
+        """Begin the random stream that the next episode draws from."""
+        self.np_random = np.random.Generator(np.random.Philox(seed))
+
+    def begin(self, start: int, limits: bool = True) -> None:
+        """`reset` without copies: for those who look at `observation`."""
+        rules, skip = self.rules, self.rules.frame_skip
+        if start % skip or not 0 <= start < len(self.demo):
+            raise UserError(
+                f"start: received {start}; it must be a multiple of {skip} "
+                f"from 0 to {len(self.demo) - 1}"
+            )
+        self.start = self.frame = start
+        self.limits = limits
+        self.end = End.NONE
+        self.succeeded = False
+        self.score = self._judge.scores[start]
+        self._goal_score = self._judge.scores[self._judge.goal(start, rules.horizon_frames)]
+        random = self.np_random
+        self._extra = int(math.exp(random.random() * self._log_extra))
+        self._last_code = int(self.demo.actions[start - 1]) if start else NOOP
+        self._played = 0
+        self.emulator.restore(self.states.state(start // skip))
+        self._stack[:] = self.states.observation(start // skip, self.view)
+        self._lives = self.emulator.lives()
+        if start == 0 and rules.no_ops:
+            self._play_no_ops(int(random.integers(rules.no_ops + 1)))
+
+    def _play_no_ops(self, count: int) -> None:
+        for played in range(count):
+            self.emulator.act(NOOP)
+            self._camera.take()
+            if (count - played - 1) % self.rules.frame_skip == 0:
+                self._push_image()
+
+    @property
+    def observation(self) -> Image:
+        """The current observation; the next step changes it in place."""
+        return self._stack
+
+    def step(self, action: SupportsInt) -> tuple[Image, float, bool, bool, dict[str, Any]]:
+        """Play one decision."""
+        reward = self.play(int(action))
+        truncated = self.end in TRUNCATED
+        terminated = bool(self.end) and not truncated
+        return self._stack.copy(), reward, terminated, truncated, self._info()
+
+    def play(self, action: int) -> float:
+        """`step` without copies: the reward; `end` and `observation` tell the rest."""
+        if self.end:
+            raise gymnasium.error.ResetNeeded("the episode has ended: call reset() first")
+        rules, camera = self.rules, self._camera
+        act = self.emulator.act
+        code = self.action_codes[action]
+        first_seen = rules.frame_skip - self.view.max_over_frames
+        paid = 0.0
+        for i in range(rules.frame_skip):
+            if rules.sticky_probability and self.np_random.random() < rules.sticky_probability:
+                raw = act(self._last_code)
+            else:
+                raw = act(code)
+                self._last_code = code
+            self.frame += 1
+            if raw:
+                self.score += raw
+                paid += raw * self._reward_scale if rules.scaled_reward else math.copysign(1, raw)
+            self.end = self._ended()
+            if self.end:
+                camera.fill()
+                break
+            if i >= first_seen:
+                camera.take()
+        self._played += 1
+        self._push_image()
+        return paid
+
+    def _ended(self) -> End:
+        rules = self.rules
+        if self.score >= self._goal_score:
+            self.succeeded = True
+        if self.emulator.game_over():
+            return End.GAME_OVER
+        if rules.max_frames is not None and self.frame - self.start >= rules.max_frames:
+            return End.FRAMES
+        if not self.limits:
+            return End.NONE
+        if rules.life_loss_ends:
+            lost = self._lives - self.emulator.lives()
+            if lost > 0 and lost > self._judge.allowed_losses(self.start, self.frame):
+                return End.LIFE_LOST
+        if self.succeeded:
+            if rules.horizon_frames is not None and self._goal_score < self._judge.scores[-1]:
+                return End.HORIZON
+            self._extra -= 1
+            return End.NONE if self._extra >= 0 else End.SUCCESS
+        if self._judge.behind(self.frame, self.score):
+            return End.BEHIND
+        return End.NONE
+
+    def _push_image(self) -> None:
+        channels = self.view.channels
+        self._stack[:-channels] = self._stack[channels:]
+        self._camera.image_into(self._stack[-channels:])
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "start": self.start,
+            "frame": self.frame,
+            "score": self.score,
+            "success": self.succeeded,
+            "end": self.end.name,
+            "lives": self.emulator.lives(),
+        }
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+        """The screen [height, width, 3], where `render_mode` is "rgb_array"."""
+        return self.emulator.rgb() if self.render_mode == "rgb_array" else None

@@ -1,0 +1,234 @@
+"""Many slots in processes, over one shared buffer without pickles.
+
+`ale.act` holds the interpreter's lock, so slots run in processes: each steps its own block of
+slots one after the other, writes what they see straight into shared arrays, and begins the next
+episode of a slot that ended within the same step. The parent says beforehand where that will be.
+"""
+
+import ctypes
+import multiprocessing
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from demoreset_api.errors import DemoResetError
+
+from demoreset_trainer.demo import Demo, from_bytes
+from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
+from demoreset_trainer.states import View
+
+_STEP, _RESET = b"s", b"r"
+
+
+class SlotsDied(DemoResetError):
+    """A process of environments is gone."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a slot's next episode begins, and the seed of its random stream."""
+
+    start: int
+    seed: int
+    limits: bool = True
+
+
+# name, dtype, shape behind the number of slots
+_FIELDS: tuple[tuple[str, Any], ...] = (
+    ("action", np.uint8),
+    ("reward", np.float32),
+    ("end", np.uint8),  # of the episode that ended in this step, End.NONE where none did
+    ("score", np.int64),  # of that episode; likewise below
+    ("frame", np.int64),
+    ("success", np.bool_),
+    ("next_start", np.int64),
+    ("next_seed", np.int64),
+    ("next_limits", np.bool_),
+)
+
+
+class _Shared:
+    """The arrays that parent and processes share; `buffers` are what crosses the spawn."""
+
+    def __init__(self, slots: int, view: View, buffers: dict[str, Any] | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        image = int(np.prod(view.shape))
+        sizes = {name: np.dtype(dtype).itemsize for name, dtype in _FIELDS}
+        sizes |= {"observation": image, "last_observation": image}
+        # Unlinked at birth: nothing is left behind, however the processes end.
+        self.buffers = buffers or {
+            name: context.RawArray(ctypes.c_uint8, slots * size) for name, size in sizes.items()
+        }
+        self.arrays: dict[str, npt.NDArray[Any]] = {
+            name: np.frombuffer(self.buffers[name], dtype) for name, dtype in _FIELDS
+        }
+        for name in ("observation", "last_observation"):
+            flat = np.frombuffer(self.buffers[name], np.uint8)
+            self.arrays[name] = flat.reshape(slots, *view.shape)
+
+
+class Slots:
+    """`slots` environments in `processes` processes.
+
+    Between `reset` or `wait` and the next `send` the arrays are the caller's: it writes `action`,
+    and for every slot that ended `next` by `plan`. `observation` [slots, ...] is what every slot
+    sees now; `last_observation` what an episode that was truncated in this step saw at its end.
+
+    Raises:
+        SlotsDied: from `wait` and `reset`, when a process is gone.
+    """
+
+    def __init__(self, demo: Demo, rules: Rules, view: View, *, slots: int, processes: int) -> None:
+        self.view = view
+        shared = _Shared(slots, view)
+        arrays = shared.arrays
+        self.observation, self.last_observation = arrays["observation"], arrays["last_observation"]
+        self.action, self.reward, self.end = arrays["action"], arrays["reward"], arrays["end"]
+        self.score, self.frame, self.success = arrays["score"], arrays["frame"], arrays["success"]
+        self._next = arrays["next_start"], arrays["next_seed"], arrays["next_limits"]
+        self._links: list[Connection] = []
+        self._processes: list[Any] = []
+        context = multiprocessing.get_context("spawn")
+        bounds = np.linspace(0, slots, min(processes, slots) + 1).astype(int).tolist()
+        # Ctrl-C is the parent's business; children inherit that they ignore it.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
+        try:
+            for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+                here, there = context.Pipe()
+                process = context.Process(
+                    target=_run,
+                    args=(there, demo.to_bytes(), rules, view, slots, shared.buffers, low, high),
+                    name=f"slots-{low}-{high - 1}",
+                    daemon=True,
+                )
+                process.start()
+                there.close()
+                self._links.append(here)
+                self._processes.append(process)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+    def plan(self, slot: int, begin: Begin) -> None:
+        """Say where the slot's next episode begins."""
+        start, seed, limits = self._next
+        start[slot], seed[slot], limits[slot] = begin.start, begin.seed, begin.limits
+
+    def reset(self, begins: Sequence[Begin]) -> None:
+        """Begin an episode in every slot."""
+        for slot, begin in enumerate(begins):
+            self.plan(slot, begin)
+        self._tell(_RESET)
+        self.wait()
+
+    def send(self) -> None:
+        """Let every slot play its `action`; returns at once."""
+        self._tell(_STEP)
+
+    def wait(self) -> None:
+        """Wait until every slot has played."""
+        for link, process in zip(self._links, self._processes, strict=True):
+            try:
+                answer = link.recv_bytes()
+            except (EOFError, OSError):
+                answer = b""
+            if not answer:
+                process.join(1)
+                raise SlotsDied(
+                    f"the environment process {process.name} is gone "
+                    f"(exit code {process.exitcode}); its own lines above say why"
+                )
+
+    def _tell(self, what: bytes) -> None:
+        for link in self._links:
+            try:
+                link.send_bytes(what)
+            except OSError:
+                pass  # `wait` finds out, and says which
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, for those who measure memory or inject faults."""
+        return [process.pid for process in self._processes]
+
+    def close(self) -> None:
+        """End the processes."""
+        for link in self._links:
+            link.close()
+        for process in self._processes:
+            process.join(2)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._links, self._processes = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _run(
+    link: Connection,
+    demo_file: bytes,
+    rules: Rules,
+    view: View,
+    slots: int,
+    buffers: dict[str, Any],
+    low: int,
+    high: int,
+) -> None:
+    """A process: step the slots low..high-1 whenever the parent says so, until it hangs up."""
+    cv2.setNumThreads(0)
+    arrays = _Shared(slots, view, buffers).arrays
+    demo = from_bytes(demo_file, "demo")
+    first = DemoResetEnv(demo, rules=rules, view=view)
+    envs = [first] + [
+        DemoResetEnv(demo, rules=rules, view=view, states=first.states)
+        for _ in range(high - low - 1)
+    ]
+    observation, last = arrays["observation"], arrays["last_observation"]
+    action, reward, end = arrays["action"], arrays["reward"], arrays["end"]
+    score, frame, success = arrays["score"], arrays["frame"], arrays["success"]
+
+    def begin(slot: int, env: DemoResetEnv) -> None:
+        env.reseed(int(arrays["next_seed"][slot]))
+        env.begin(int(arrays["next_start"][slot]), bool(arrays["next_limits"][slot]))
+
+    numbered = list(enumerate(envs, low))
+    while True:
+        try:
+            message = link.recv_bytes()
+        except (EOFError, OSError):
+            return
+        if message == _RESET:
+            for slot, env in numbered:
+                begin(slot, env)
+                observation[slot] = env.observation
+        else:
+            for slot, env in numbered:
+                reward[slot] = env.play(int(action[slot]))
+                ended = env.end
+                end[slot] = ended
+                if ended is not End.NONE:
+                    score[slot], frame[slot] = env.score, env.frame
+                    success[slot] = env.succeeded
+                    if ended in TRUNCATED:
+                        last[slot] = env.observation
+                    begin(slot, env)
+                observation[slot] = env.observation
+        try:
+            link.send_bytes(b"d")
+        except OSError:
+            return

@@ -1,0 +1,186 @@
+"""Start states: what an episode needs to begin inside a demo, made once by replaying it.
+
+For every decision boundary of the demo there are the emulator's state and the image that the
+policy would have seen. An episode then begins without stepping the emulator: the state is restored
+and the frame stack (and a recurrent policy's burn-in) comes from the images. A blank stack would
+be an observation of its own, for which a policy learns an action of its own.
+
+States and images are cached on disk and mapped into memory, so that all processes share them.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from demoreset_trainer.demo import Demo, replay
+from demoreset_trainer.emulator import Emulator, emulator_version
+
+Image = npt.NDArray[np.uint8]
+CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """How a policy sees the game: images of [channels, height, width], `stack` of them."""
+
+    height: int = 64
+    width: int = 64
+    channels: int = 1  # 1: grey, 3: RGB
+    stack: int = 4
+    max_over_frames: int = 2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an observation: the stacked images, newest last."""
+        return self.stack * self.channels, self.height, self.width
+
+
+class Camera:
+    """Takes screens of an emulator and turns the latest few into one image."""
+
+    def __init__(self, emulator: Emulator, view: View) -> None:
+        self._emulator = emulator
+        self._view = view
+        depth = () if view.channels == 1 else (3,)
+        self._screens = np.zeros(
+            (view.max_over_frames, emulator.height, emulator.width, *depth), np.uint8
+        )
+        self._max = np.zeros(self._screens.shape[1:], np.uint8)
+        self._next = 0
+
+    def take(self) -> None:
+        """Keep the screen of this frame; the oldest one is forgotten."""
+        screen = self._screens[self._next]
+        if self._view.channels == 1:
+            self._emulator.grey_into(screen)
+        else:
+            screen[:] = self._emulator.rgb()
+        self._next = (self._next + 1) % len(self._screens)
+
+    def fill(self) -> None:
+        """Keep the screen of this frame and nothing else."""
+        for _ in self._screens:
+            self.take()
+
+    def image_into(self, out: Image) -> None:
+        """Write the maximum of the latest screens, resized, into `out` [channels, H, W].
+
+        Some sprites are drawn in every second (or fourth) frame only: hence the maximum.
+        """
+        screens = self._screens
+        merged = screens[0]
+        for other in screens[1:]:
+            merged = np.maximum(merged, other, out=self._max)
+        size = (self._view.width, self._view.height)
+        if self._view.channels == 1:
+            cv2.resize(merged, size, dst=out[0], interpolation=cv2.INTER_AREA)
+        else:
+            out[:] = cv2.resize(merged, size, interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class StartStates:
+    """The demo's states and images at every `frame_skip`-th frame, K of them.
+
+    images: [K, channels, height, width]. The last one belongs to the demo's end, where no episode
+    begins, when the demo's length is a multiple of `frame_skip`.
+    """
+
+    frame_skip: int
+    images: Image
+    _states: npt.NDArray[np.uint8]  # all states, one after the other
+    _offsets: npt.NDArray[np.int64]  # [K + 1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def state(self, index: int) -> bytes:
+        """The emulator's state at frame index * frame_skip."""
+        return self._states[self._offsets[index] : self._offsets[index + 1]].tobytes()
+
+    def observation(self, index: int, view: View) -> Image:
+        """What the policy sees at a start: its stack of images, [stack * channels, H, W]."""
+        first = index - view.stack + 1
+        rows = [max(0, row) for row in range(first, index + 1)]
+        return self.images[rows].reshape(view.shape)
+
+
+def start_states(demo: Demo, view: View, frame_skip: int) -> StartStates:
+    """Load the start states of a demo from the cache, making them first if need be."""
+    folder = _cache() / _key(demo, view, frame_skip)
+    if not folder.is_dir():
+        _make(demo, view, frame_skip, folder)
+    arrays = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("images", "states", "offsets")
+    }
+    return StartStates(frame_skip, arrays["images"], arrays["states"], arrays["offsets"])
+
+
+def _key(demo: Demo, view: View, frame_skip: int) -> str:
+    # What is seen of a demo does not depend on how many images are stacked.
+    look = {**asdict(view), "stack": 0}
+    facts = f"{CACHE_FORMAT} {demo.sha256} {look} {frame_skip} {emulator_version()}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def _cache() -> Path:
+    """The folder of cached states: ours alone, since the emulator parses what is in it."""
+    home = os.environ.get("DEMORESET_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "demoreset"
+    )
+    path = Path(home)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(path, os.W_OK):
+            return path
+    except OSError:
+        pass
+    fallback = Path(tempfile.gettempdir()) / f"demoreset-cache-{os.getuid()}"
+    fallback.mkdir(exist_ok=True, mode=0o700)
+    return fallback
+
+
+def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
+    """Replay the demo into `folder`: whole, or not there."""
+    emulator = Emulator(demo.game)
+    camera = Camera(emulator, view)
+    count = len(demo) // frame_skip + 1
+    shape = (count, view.channels, view.height, view.width)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        images = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+            partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape
+        )
+        states: list[bytes] = []
+
+        def keep() -> None:
+            camera.image_into(images[len(states)])
+            states.append(emulator.save())
+
+        emulator.reset()  # start 0 is the game's own start, whatever the demo patches there
+        camera.fill()
+        keep()
+        for frame, _ in replay(demo, emulator):
+            camera.take()
+            if (frame + 1) % frame_skip == 0:
+                keep()
+        images.flush()
+        lengths = np.array([0] + [len(state) for state in states], np.int64)
+        np.save(partial / "offsets.npy", np.cumsum(lengths))
+        np.save(partial / "states.npy", np.frombuffer(b"".join(states), np.uint8))
+        os.replace(partial, folder)
+    except OSError:
+        # Another process may have made the same folder in the meantime; theirs is as good.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
