@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar, SupportsInt
+from typing import Any, SupportsInt
 
 import gymnasium
 import numpy as np
@@ -115,7 +115,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         **settings: Fields of `Rules`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
     def __init__(
         self,
@@ -277,6 +277,6 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
             "lives": self.emulator.lives(),
         }
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """The screen [height, width, 3], where `render_mode` is "rgb_array"."""
         return self.emulator.rgb() if self.render_mode == "rgb_array" else None

@@ -5,7 +5,9 @@ slots one after the other, writes what they see straight into shared arrays, and
 episode of a slot that ended within the same step. The parent says beforehand where that will be.
 """
 
+import contextlib
 import ctypes
+import itertools
 import multiprocessing
 import signal
 import threading
@@ -99,7 +101,7 @@ class Slots:
         # Ctrl-C is the parent's business; children inherit that they ignore it.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
         try:
-            for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+            for low, high in itertools.pairwise(bounds):
                 here, there = context.Pipe()
                 process = context.Process(
                     target=_run,
@@ -147,10 +149,8 @@ class Slots:
 
     def _tell(self, what: bytes) -> None:
         for link in self._links:
-            try:
+            with contextlib.suppress(OSError):  # `wait` finds out, and says which
                 link.send_bytes(what)
-            except OSError:
-                pass  # `wait` finds out, and says which
 
     @property
     def pids(self) -> list[int]:

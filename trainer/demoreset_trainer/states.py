@@ -157,7 +157,7 @@ def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        images = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        images = np.lib.format.open_memmap(
             partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape
         )
         states: list[bytes] = []
