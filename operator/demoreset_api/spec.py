@@ -251,6 +251,25 @@ class CheckpointSpec(ApiModel):
     keep: int = Field(default=3, ge=2, le=100, description="Newest checkpoints kept; the best too.")
 
 
+class Stall(ApiModel):
+    """What happens when the start no longer moves back: a ladder of remedies.
+
+    Each rung multiplies the learning rate and the entropy's coefficient; progress goes back to the
+    ground; after the last rung the run says that it is stalled, and goes on.
+    """
+
+    patience_frames: int = Field(
+        default=2_000_000, ge=1, description="Frames without progress before the next rung."
+    )
+    rungs: int = Field(default=3, ge=0, le=20, description="Remedies to try; 0: none.")
+    learning_rate_factor: float = Field(
+        default=0.5, gt=0, le=1, description="What each rung multiplies the learning rate with."
+    )
+    entropy_factor: float = Field(
+        default=0.5, gt=0, le=1, description="What each rung multiplies the entropy term with."
+    )
+
+
 class Workers(ApiModel):
     """The group on a cluster; one machine runs one member."""
 
@@ -277,6 +296,7 @@ class RunSpec(ApiModel):
     environment: EnvironmentSpec = Field(default=EnvironmentSpec(), description="The game.")
     budget: Budget = Field(default=Budget(), description="What it may spend.")
     checkpoint: CheckpointSpec = Field(default=CheckpointSpec(), description="When it is saved.")
+    stall: Stall = Field(default=Stall(), description="What to try when it no longer learns.")
     workers: Workers = Field(default=Workers(), description="The group, on a cluster.")
 
     @model_validator(mode="after")

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from demoreset_api.spec import CurriculumMode, CurriculumSpec
 
 Floats = npt.NDArray[np.float64]
-GOAL_WINDOW = 100  # latest episodes from the game's own start that are remembered
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Result:
     score: int
     frames: int
     end: int
+    explored: bool = False  # its first decisions were made with flattened probabilities
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ class Adaptive:
 
     def record(self, results: Sequence[Result]) -> None:
         for result in results:
+            if result.explored:  # flattened logits lower the success at places of exact timing
+                continue
             start = result.start // self._skip
             self._wins[start] = self._wins[start] * self._spec.memory + result.success
             self._counts[start] = self._counts[start] * self._spec.memory + 1

@@ -88,6 +88,10 @@ class Policy(nn.Module):
         """The state before anything was seen, [slots, S]."""
         return torch.zeros(slots, self.shape.hidden, device=device)
 
+    def remember(self, features: Tensor, state: Tensor) -> Tensor:
+        """The state behind a decision, [B, S], from its features [B, F] and the state before."""
+        return self.gru(features, state) if self.gru is not None else state
+
     def step(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One decision: logits [B, A], values [B], the next state [B, S]."""
         features = self.features(observations)

@@ -33,6 +33,9 @@ class Progress:
     clip_share: float = 0.0
     explained_variance: float = 0.0
     gradient_norm: float = 0.0
+    entropy_coefficient: float = 0.0
+    stall_rung: int = 0  # of the ladder of remedies; 0: none needed
+    stalled: bool = False  # every rung was tried
     # The machine
     frames_per_second: float = 0.0  # over the latest updates
     phase_seconds: dict[str, float] = field(default_factory=dict)  # of this update

@@ -26,6 +26,7 @@ from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
 from demoreset_trainer.states import View
 
 _STEP, _RESET = b"s", b"r"
+IDLE = 255  # instead of an action: this slot is not played
 
 
 class SlotsDied(DemoResetError):
@@ -218,6 +219,9 @@ def _run(
                 observation[slot] = env.observation
         else:
             for slot, env in numbered:
+                if action[slot] == IDLE:
+                    reward[slot], end[slot] = 0, End.NONE
+                    continue
                 reward[slot] = env.play(int(action[slot]))
                 ended = env.end
                 end[slot] = ended

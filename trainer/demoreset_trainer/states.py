@@ -107,9 +107,13 @@ class StartStates:
 
     def observation(self, index: int, view: View) -> Image:
         """What the policy sees at a start: its stack of images, [stack * channels, H, W]."""
-        first = index - view.stack + 1
-        rows = [max(0, row) for row in range(first, index + 1)]
-        return self.images[rows].reshape(view.shape)
+        return self.observations(np.array([index]), view)[0]
+
+    def observations(self, index: npt.NDArray[np.int64], view: View) -> Image:
+        """What the policy sees at n starts, [n, stack * channels, H, W]."""
+        rows = index[:, None] + np.arange(1 - view.stack, 1)
+        images: Image = self.images[rows.clip(0)]
+        return images.reshape(len(index), *view.shape)
 
 
 def start_states(demo: Demo, view: View, frame_skip: int) -> StartStates:

@@ -1,0 +1,62 @@
+"""When a run is done: pure code. A good record from the game's own start, then a confirmation.
+
+The record is of a policy that changes while it is made. So once it is good enough the policy is
+held still and plays the goal's number of episodes; only these decide.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from demoreset_api.spec import Goal
+
+from demoreset_trainer.curriculum import Result
+
+WINDOW = 100  # latest episodes from the game's own start that are remembered
+EVIDENCE = 30  # of them, the latest that must be good enough before a confirmation
+
+
+class GoalWatch:
+    """The latest episodes from the game's own start."""
+
+    def __init__(self, goal: Goal) -> None:
+        self._goal = goal
+        self._latest: deque[bool] = deque(maxlen=WINDOW)
+        self.met = False
+
+    def record(self, results: Iterable[Result]) -> None:
+        """Take in an update's results."""
+        self._latest.extend(
+            result.success for result in results if result.start == 0 and not result.explored
+        )
+
+    @property
+    def rate(self) -> float | None:
+        """Success from the game's own start, 0 to 1; None before any episode."""
+        return sum(self._latest) / len(self._latest) if self._latest else None
+
+    @property
+    def promising(self) -> bool:
+        """Whether a confirmation is worth its time."""
+        latest = list(self._latest)[-EVIDENCE:]
+        return (
+            not self.met
+            and len(latest) == EVIDENCE
+            and sum(latest) >= self._goal.success_rate * EVIDENCE
+        )
+
+    def confirm(self, successes: Sequence[bool]) -> bool:
+        """Decide by the episodes of one policy; after a failure new evidence is needed."""
+        self.met = sum(successes) >= self._goal.success_rate * len(successes)
+        self._latest.clear()
+        self._latest.extend(successes[-WINDOW:] if self.met else ())
+        return self.met
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on, as JSON."""
+        return {"latest": list(self._latest), "met": self.met}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._latest = deque(state["latest"], maxlen=WINDOW)
+        self.met = bool(state["met"])

@@ -1,0 +1,297 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), for a group.
+
+Reads top to bottom: a rollout, its advantages, the losses of a minibatch, the update. What differs
+from the paper stands at the place: how episodes end, the guide, and gradients that are SUMS over
+samples, so that those of several members add up before one division by the samples of all.
+
+Shapes: T decisions of a rollout, K decisions before it (burn-in), B slots, A actions, S hidden.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from demoreset_api.errors import DemoResetError
+from demoreset_api.spec import PpoSpec
+from torch import Tensor
+from torch.nn import functional
+
+from demoreset_trainer.env import TRUNCATED, End
+from demoreset_trainer.group import Group
+from demoreset_trainer.policy import Policy
+
+Floats = npt.NDArray[np.float32]
+
+
+class NotFinite(DemoResetError):
+    """A loss or gradient is infinite or not a number: this update must not be kept."""
+
+
+@dataclass
+class Rollout:
+    """What B slots saw and did in T decisions, with the K decisions before, whose losses are void.
+
+    observations [K + T, B, C, H, W] uint8; begins [K + T, B]: an episode begins here; states
+    [K + T, B, S]: of the policy before the decision; the rest [T, B]. `temperature` multiplies the
+    logits (0.5: exploring). `end_values`: where an episode was truncated, the value of what it saw
+    last. last_values [B]: of the observation behind the rollout.
+    """
+
+    observations: npt.NDArray[np.uint8]
+    begins: npt.NDArray[np.bool_]
+    states: Floats
+    actions: npt.NDArray[np.int64]
+    log_probs: Floats
+    values: Floats
+    rewards: Floats
+    ends: npt.NDArray[np.uint8]
+    end_values: Floats
+    temperature: Floats
+    last_values: Floats
+
+
+def advantages(
+    rollout: Rollout, *, gamma: float, lambda_: float, success_is_neutral: bool
+) -> Floats:
+    """Generalised advantage estimates [T, B] (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
+
+    A terminal end is worth nothing afterwards. A truncated episode goes on beyond our sight: its
+    last value is bootstrapped. A success is an artificial end: terminal, or, where it is neutral,
+    without advantage, as in atari-reset.
+    """
+    ended = rollout.ends != End.NONE
+    truncated = np.isin(rollout.ends, list(TRUNCATED))
+    neutral = (rollout.ends == End.SUCCESS) & success_is_neutral
+    later = np.concatenate([rollout.values[1:], rollout.last_values[None]])
+    later = np.where(ended, np.where(truncated, rollout.end_values, 0), later)
+    deltas = np.where(neutral, 0, rollout.rewards + gamma * later - rollout.values)
+    result = np.zeros_like(deltas)
+    following = np.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        following = deltas[t] + gamma * lambda_ * np.where(ended[t], 0, following)
+        result[t] = following
+    return result.astype(np.float32)
+
+
+def policy_losses(log_probs: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate, negated, per sample (arXiv 1707.06347, eq. 7)."""
+    ratio = torch.exp(log_probs - old)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def value_losses(values: Tensor, old: Tensor, target: Tensor, clip: float) -> Tensor:
+    """Half the squared error per sample, of the value or of the clipped value if that is worse."""
+    losses = (values - target).square()
+    if clip:
+        clipped = old + (values - old).clamp(-clip, clip)
+        losses = torch.maximum(losses, (clipped - target).square())
+    return losses / 2
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Demo decisions that guide the policy: images, the state before, the demo's action, a weight.
+
+    observations [n, C, H, W] uint8, states [n, S], actions [n], weights [n].
+    """
+
+    observations: npt.NDArray[np.uint8]
+    states: Tensor
+    actions: npt.NDArray[np.int64]
+    weights: Floats
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Means over an update's samples, of all members."""
+
+    policy_loss: float
+    value_loss: float
+    guide_loss: float
+    entropy: float
+    kl: float
+    clip_share: float
+    explained_variance: float
+    gradient_norm: float
+
+
+class Ppo:
+    """A policy and its optimiser."""
+
+    def __init__(self, policy: Policy, spec: PpoSpec, *, success_is_neutral: bool = False) -> None:
+        self.policy = policy
+        self.spec = spec
+        self._success_is_neutral = success_is_neutral
+        self._parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.device = self._parameters[0].device
+        self.optimizer = torch.optim.Adam(
+            self._parameters, lr=spec.learning_rate, eps=spec.adam_epsilon, foreach=True
+        )
+
+    def update(
+        self,
+        rollout: Rollout,
+        minibatches: Iterable[npt.NDArray[np.int64]],
+        lessons: Iterable[Lesson | None],
+        group: Group,
+        *,
+        learning_rate: float,
+        entropy: float,
+        guide: float,
+        members: int = 1,
+    ) -> Statistics:
+        """Optimise over a rollout: one step for each of `minibatches` (columns of the rollout).
+
+        `lessons`: one for each minibatch, the same for all members.
+
+        Raises:
+            NotFinite: the weights are those of a failed step; go back to the copy.
+            MemberLost: likewise.
+        """
+        spec = self.spec
+        raw = advantages(
+            rollout,
+            gamma=spec.gamma,
+            lambda_=spec.lambda_,
+            success_is_neutral=self._success_is_neutral,
+        )
+        mean, deviation = _moments(raw, group)
+        data = {
+            name: torch.from_numpy(array).to(self.device)
+            for name, array in {
+                "actions": rollout.actions,
+                "log_probs": rollout.log_probs,
+                "values": rollout.values,
+                "temperature": rollout.temperature,
+                "advantages": (raw - mean) / (deviation + 1e-8),
+                "targets": raw + rollout.values,
+            }.items()
+        }
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = learning_rate
+        sums = torch.zeros(len(_SUMS), device=self.device)
+        guide_losses, norms, samples = 0.0, [], 0.0
+        for columns, lesson in zip(minibatches, lessons, strict=True):
+            count = torch.tensor([float(rollout.actions[:, columns].size)])
+            group.sum(count)
+            loss, parts = self._losses(rollout, data, columns, entropy)
+            loss = loss / count.item()
+            if lesson is not None and guide:
+                guide_loss = self._guide_loss(lesson)
+                loss = loss + guide / members * guide_loss
+                guide_losses += guide_loss.item()
+            if spec.l2:
+                squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
+                loss = loss + spec.l2 / 2 / members * squares
+            norms.append(self._step(loss, group))
+            sums += parts
+            samples += count.item()
+        totals = sums.cpu()
+        group.sum(totals)
+        means = dict(zip(_SUMS, (totals / samples).tolist(), strict=True))
+        targets = raw + rollout.values
+        variance = float(np.var(targets))
+        return Statistics(
+            **means,
+            guide_loss=guide_losses / len(norms),
+            explained_variance=1 - float(np.var(raw)) / variance if variance else 0.0,
+            gradient_norm=float(np.mean(norms)),
+        )
+
+    def _losses(
+        self,
+        rollout: Rollout,
+        data: dict[str, Tensor],
+        columns: npt.NDArray[np.int64],
+        entropy_coefficient: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss summed over the samples of the columns, and the sums that are reported."""
+        spec, device = self.spec, self.device
+        index = torch.from_numpy(columns).to(device)
+        part = {name: tensor[:, index] for name, tensor in data.items()}
+        logits, values, _ = self.policy.unroll(
+            torch.from_numpy(rollout.observations[:, columns]).to(device, non_blocking=True),
+            torch.from_numpy(rollout.states[0, columns]).to(device),
+            torch.from_numpy(rollout.begins[:, columns]).to(device),
+            torch.from_numpy(rollout.states[:, columns]).to(device),
+        )
+        burn_in = len(logits) - len(rollout.actions)
+        logits, values = logits[burn_in:], values[burn_in:]
+        log_probs = functional.log_softmax(logits * part["temperature"].unsqueeze(2), 2)
+        entropy = -(log_probs.exp() * log_probs).sum(2)
+        chosen = log_probs.gather(2, part["actions"].unsqueeze(2)).squeeze(2)
+        policy = policy_losses(chosen, part["log_probs"], part["advantages"], spec.clip)
+        value = value_losses(values, part["values"], part["targets"], spec.value_clip)
+        loss = policy + spec.value_coefficient * value - entropy_coefficient * entropy
+        with torch.no_grad():
+            change = chosen - part["log_probs"]
+            # Of two estimates of the divergence the one without negative values:
+            # joschu.net/blog/kl-approx.html
+            kl = change.exp() - 1 - change
+            outside = ((change.exp() - 1).abs() > spec.clip).float()
+            parts = torch.stack([x.sum() for x in (policy, value, entropy, kl, outside)])
+        return loss.sum(), parts
+
+    def _guide_loss(self, lesson: Lesson) -> Tensor:
+        """The weighted cross entropy to the demo's actions, a mean over the lesson."""
+        device = self.device
+        observations = torch.from_numpy(lesson.observations).to(device)
+        logits, _, _ = self.policy.step(observations, lesson.states.to(device))
+        actions = torch.from_numpy(lesson.actions).to(device)
+        losses = functional.cross_entropy(logits, actions, reduction="none")
+        return (losses * torch.from_numpy(lesson.weights).to(device)).mean()
+
+    def _step(self, loss: Tensor, group: Group) -> float:
+        """One step of the optimiser on the gradients of all members; their norm."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        group.sum(flat)
+        norm = float(flat.norm())
+        if not math.isfinite(norm):
+            raise NotFinite(f"the gradient's norm is {norm}")
+        limit = self.spec.gradient_norm
+        if limit and norm > limit:
+            flat.mul_(limit / norm)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, piece in zip(gradients, torch.split(flat, sizes), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        self.optimizer.step()
+        return norm
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and the optimiser's moments, as flat dictionaries; not copies."""
+        moments = {}
+        for index, parameter in enumerate(self._parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{index}.{name}"] = value
+        return dict(self.policy.state_dict()), moments
+
+    def load(self, model: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """Go on from a `state`, or from a copy of it."""
+        self.policy.load_state_dict(model)
+        self.optimizer.state.clear()
+        for name, value in moments.items():
+            index, field = name.split(".")
+            # Adam keeps its step count on the CPU.
+            device = "cpu" if field == "step" else self.device
+            parameter = self._parameters[int(index)]
+            self.optimizer.state[parameter][field] = value.to(device, copy=True)
+
+
+_SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")
+
+
+def _moments(values: Floats, group: Group) -> tuple[float, float]:
+    """Mean and standard deviation over all members."""
+    exact = values.astype(np.float64)
+    sums = torch.tensor([exact.size, exact.sum(), np.square(exact).sum()], dtype=torch.float64)
+    group.sum(sums)
+    count, total, squares = sums.tolist()
+    mean = total / count
+    return mean, math.sqrt(max(0.0, squares / count - mean**2))

@@ -1,0 +1,222 @@
+"""Playing: a member's slots and the policy, T decisions at a time.
+
+Randomness belongs to slots: what slot 7 draws does not depend on which member holds it, nor on how
+many there are. Episode e of slot s draws from the stream (seed, s, e); the actions of update u come
+from one table of random numbers over all slots of the run, of which a member reads its columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from demoreset_trainer.burn_in import BurnIn
+from demoreset_trainer.curriculum import Result
+from demoreset_trainer.env import TRUNCATED
+from demoreset_trainer.policy import Policy
+from demoreset_trainer.ppo import Rollout
+from demoreset_trainer.slots import Begin, Slots
+
+EXPLORING = 0.5  # what the logits are multiplied with
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an episode begins: a frame of the demo; with the demo's limits or for score."""
+
+    frame: int
+    limits: bool = True
+
+
+Choose = Callable[[int, int, np.random.Generator], Start]  # (slot, episode, random)
+
+
+class Collector:
+    """Plays the slots of one member and remembers their latest decisions.
+
+    Args:
+        slots: The member's environments.
+        block: Their numbers in the run.
+        total: How many slots the run has.
+        choose: Asked for the start of every episode.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        block: range,
+        total: int,
+        policy: Policy,
+        burn_in: BurnIn,
+        choose: Choose,
+        *,
+        seed: int,
+        frame_skip: int,
+        length: int,
+        history: int,
+        explore_frames: int,
+        explore_every: int,
+        episodes: npt.NDArray[np.int64],
+    ) -> None:
+        self._slots, self._block, self._total = slots, block, total
+        self._policy, self._burn_in, self._choose = policy, burn_in, choose
+        self._seed, self._skip, self._length = seed, frame_skip, length
+        self._explore = explore_frames // frame_skip
+        self._explore_every = explore_every
+        self._history = history = history if policy.shape.hidden else 0
+        self.device = next(policy.parameters()).device
+        count = len(block)
+        self.episodes = episodes.copy()  # number of each slot's current episode
+        rows, hidden = history + length, policy.shape.hidden
+        self._observations = np.zeros((rows, count, *policy.shape.view.shape), np.uint8)
+        self._begins = np.zeros((rows, count), np.bool_)
+        self._states = np.zeros((rows, count, hidden), np.float32)
+        self._begun = np.ones(count, np.bool_)  # an episode begins with the next decision
+        self._age = np.zeros(count, np.int64)  # decisions of the current episode
+        self._starts = np.zeros(count, np.int64)
+        self._state = policy.initial_state(count, self.device)
+        self._planned = [self._begin(i, int(self.episodes[i])) for i in range(count)]
+        slots.reset(self._planned)
+        self._enter(np.arange(count))
+
+    def _begin(self, i: int, episode: int) -> Begin:
+        slot = self._block[i]
+        seeds = np.random.SeedSequence([self._seed, slot, episode])
+        random = np.random.Generator(np.random.Philox(seeds))
+        start = self._choose(slot, episode, random)
+        return Begin(start.frame, int(random.integers(2**62)), start.limits)
+
+    def _enter(self, which: npt.NDArray[np.int64]) -> None:
+        """The planned episodes have begun in these slots; plan the ones after."""
+        for i in which.tolist():
+            self._starts[i] = self._planned[i].start
+            self._plan(i)
+        self._begun[which] = True
+        self._age[which] = 0
+
+    def _plan(self, i: int) -> None:
+        self._planned[i] = self._begin(i, int(self.episodes[i]) + 1)
+        self._slots.plan(i, self._planned[i])
+
+    @torch.no_grad()
+    def collect(self, update: int) -> tuple[Rollout, list[Result]]:
+        """Play one rollout; its results come in the order of their slots and episodes."""
+        slots, policy, history, length = self._slots, self._policy, self._history, self._length
+        count = len(self._block)
+        # The latest decisions of the rollout before are this one's burn-in.
+        if history:
+            for kept in (self._observations, self._begins, self._states):
+                kept[:history] = kept[-history:].copy()
+        for i in range(count):  # the curriculum has moved since the next episodes were planned
+            self._plan(i)
+        noise = self._noise(update)
+        actions = np.zeros((length, count), np.int64)
+        log_probs, values, rewards, end_values, temperature = np.zeros(
+            (5, length, count), np.float32
+        )
+        ends = np.zeros((length, count), np.uint8)
+        state = self._state
+        results: list[Result] = []
+        for t in range(length):
+            row = history + t
+            self._begins[row] = self._begun
+            if policy.shape.hidden and self._begun.any():
+                fresh = np.flatnonzero(self._begun)
+                begun = self._burn_in.at(self._starts[fresh] // self._skip)
+                state = state.index_copy(
+                    0, torch.from_numpy(fresh).to(self.device), begun.to(self.device)
+                )
+            self._states[row] = state.cpu().numpy()
+            self._begun[:] = False
+            self._observations[row] = slots.observation
+            temperature[t] = np.where(self._exploring(), EXPLORING, 1)
+            actions[t], log_probs[t], values[t], state = self._act(state, temperature[t], noise[t])
+            slots.action[:] = actions[t]
+            slots.send()
+            slots.wait()
+            self._age += 1
+            rewards[t], ends[t] = slots.reward, slots.end
+            ended = np.flatnonzero(ends[t])
+            if not len(ended):
+                continue
+            cut = ended[np.isin(ends[t, ended], list(TRUNCATED))]
+            if len(cut):
+                end_values[t, cut] = self._values(slots.last_observation[cut], state, cut)
+            results += [self._result(i) for i in ended.tolist()]
+            self.episodes[ended] += 1
+            self._enter(ended)
+        self._state = state
+        rollout = Rollout(
+            observations=self._observations,
+            begins=self._begins,
+            states=self._states,
+            actions=actions,
+            log_probs=log_probs,
+            values=values,
+            rewards=rewards,
+            ends=ends,
+            end_values=end_values,
+            temperature=temperature,
+            last_values=self._last_values(state),
+        )
+        return rollout, sorted(results, key=lambda result: (result.slot, result.episode))
+
+    def _noise(self, update: int) -> npt.NDArray[np.float32]:
+        """A random number for every decision of this update, [T, slots of this member]."""
+        random = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([self._seed, self._total, update]))
+        )
+        table = random.random((self._length, self._total), dtype=np.float32)
+        return table[:, self._block.start : self._block.stop]
+
+    def _exploring(self) -> npt.NDArray[np.bool_]:
+        exploring: npt.NDArray[np.bool_] = self.episodes % self._explore_every == 0
+        return exploring & (self._age < self._explore)
+
+    def _act(
+        self, state: Tensor, temperature: npt.NDArray[np.float32], noise: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32], Tensor]:
+        """Actions, their log probabilities, values [B each] and the state behind [B, S]."""
+        observations = torch.from_numpy(self._slots.observation).to(self.device)
+        logits, values, state = self._policy.step(observations, state)
+        scaled = logits.cpu() * torch.from_numpy(temperature).unsqueeze(1)
+        log_probs = functional.log_softmax(scaled, 1)
+        actions = sample(log_probs, torch.from_numpy(noise))
+        chosen = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
+        return actions.numpy(), chosen.numpy(), values.cpu().numpy(), state
+
+    def _values(
+        self, observations: npt.NDArray[np.uint8], state: Tensor, which: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        index = torch.from_numpy(which).to(self.device)
+        seen = torch.from_numpy(observations).to(self.device)
+        _, values, _ = self._policy.step(seen, state[index])
+        return values.cpu().numpy()
+
+    def _last_values(self, state: Tensor) -> npt.NDArray[np.float32]:
+        """Values behind the rollout; of no account where an episode has just begun."""
+        return self._values(self._slots.observation, state, np.arange(len(self._block)))
+
+    def _result(self, i: int) -> Result:
+        slots = self._slots
+        return Result(
+            slot=self._block[i],
+            episode=int(self.episodes[i]),
+            start=int(self._starts[i]),
+            success=bool(slots.success[i]),
+            score=int(slots.score[i]),
+            frames=int(slots.frame[i]) - int(self._starts[i]),
+            end=int(slots.end[i]),
+            explored=bool(self._explore and self.episodes[i] % self._explore_every == 0),
+        )
+
+
+def sample(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Actions [B] by inversion of the distribution [B, A] at `noise` [B] from [0, 1)."""
+    cumulative = log_probs.exp().cumsum(1)
+    actions = (cumulative <= noise.unsqueeze(1)).sum(1)
+    return actions.clamp(max=log_probs.shape[1] - 1)

@@ -1,0 +1,99 @@
+"""What is tried when a run no longer learns: pure code.
+
+atari-reset told its users to lower the learning rate and the entropy term by hand when training
+stops making progress. Here a plateau does that: each rung of the ladder lowers both, progress goes
+back to the ground, and after the last rung the run says that it is stalled.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from demoreset_api.spec import Stall
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What the coefficients of the spec are multiplied with."""
+
+    learning_rate: float = 1.0
+    entropy: float = 1.0
+
+
+@dataclass
+class _State:
+    best_start: int | None = None  # the earliest frontier so far
+    best_goal_rate: float = 0.0  # the best success from the game's own start so far
+    since: int = 0  # frames at the latest progress or rung
+    rung: int = 0
+    stalled: bool = False
+
+
+class Ladder:
+    """Watches the frontier, and once it is the game's own start, the success from there."""
+
+    LEAST_GAIN = 0.05  # of success from the game's own start that counts as progress
+
+    def __init__(self, spec: Stall) -> None:
+        self._spec = spec
+        self._state = _State()
+        self.at_best = False  # at the latest look
+
+    @property
+    def rung(self) -> int:
+        """How many remedies are in force."""
+        return self._state.rung
+
+    @property
+    def stalled(self) -> bool:
+        """Whether all of them were tried in vain."""
+        return self._state.stalled
+
+    @property
+    def remedy(self) -> Remedy:
+        """What is in force."""
+        spec, rung = self._spec, self._state.rung
+        return Remedy(spec.learning_rate_factor**rung, spec.entropy_factor**rung)
+
+    def watch(self, *, frames: int, start: int, goal_rate: float | None) -> str | None:
+        """Look at the run after an update; a sentence where something changed."""
+        state, spec = self._state, self._spec
+        rate = goal_rate or 0.0
+        earliest = state.best_start is None or start <= state.best_start
+        self.at_best = earliest and (start > 0 or rate >= state.best_goal_rate)
+        if self._progressed(start, rate):
+            relieved = state.rung
+            state.since, state.rung, state.stalled = frames, 0, False
+            return "progress again: the spec's own learning rate and entropy" if relieved else None
+        if not spec.rungs or frames - state.since < spec.patience_frames or state.stalled:
+            return None
+        waited = frames - state.since
+        state.since = frames
+        if state.rung == spec.rungs:
+            state.stalled = True
+            return (
+                f"stalled at frame {start}: no progress after {spec.rungs} remedies, the last of "
+                f"{waited:,} frames; `demoreset video` from a little behind it shows what happens"
+            )
+        state.rung += 1
+        return (
+            f"no progress for {waited:,} frames: learning rate x {self.remedy.learning_rate:g}, "
+            f"entropy x {self.remedy.entropy:g} (remedy {state.rung} of {spec.rungs})"
+        )
+
+    def _progressed(self, start: int, goal_rate: float) -> bool:
+        state = self._state
+        earlier = state.best_start is None or start < state.best_start
+        better = start == 0 and goal_rate >= state.best_goal_rate + self.LEAST_GAIN
+        if earlier:
+            state.best_start = start
+        if better:
+            state.best_goal_rate = goal_rate
+        return earlier or better
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on, as JSON."""
+        return asdict(self._state)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._state = _State(**state)
