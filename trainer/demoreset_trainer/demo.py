@@ -30,7 +30,7 @@ MAX_FILE_BYTES = 256 << 20
 MAX_FRAMES = 10_000_000
 
 _PACKAGE = Path(__file__).resolve().parent
-_BUNDLED = (_PACKAGE / "bundled", _PACKAGE.parents[1] / "demos")  # a wheel, a checkout
+BUNDLED = (_PACKAGE / "bundled", _PACKAGE.parents[1] / "demos")  # a wheel, a checkout
 
 _ARRAYS = {
     "actions": np.uint8,
@@ -201,7 +201,7 @@ def find(name: str) -> Path:
     Raises:
         UserError: there is none of that name.
     """
-    for folder in _BUNDLED:
+    for folder in BUNDLED:
         path = folder / f"{name}{SUFFIX}"
         if path.exists():
             return path
@@ -211,7 +211,7 @@ def find(name: str) -> Path:
 
 def bundled() -> list[str]:
     """Names of the bundled demos."""
-    files = (path for folder in _BUNDLED for path in folder.glob(f"*{SUFFIX}"))
+    files = (path for folder in BUNDLED for path in folder.glob(f"*{SUFFIX}"))
     return sorted({path.name.removesuffix(SUFFIX) for path in files})
 
 

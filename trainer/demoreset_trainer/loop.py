@@ -10,7 +10,7 @@ Nothing of an update is kept before it has succeeded as a whole.
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ from demoreset_trainer.stall import Ladder
 from demoreset_trainer.states import StartStates
 
 MOST_ATTEMPTS = 3  # of one update, before the run gives up
+CONFIRMING = 32  # slots that play a confirmation
 MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
 
 
@@ -96,7 +97,7 @@ class Loop:
         demo: Its demonstration, cut to what is learned.
         states: The demo's start states.
         policy: On its device.
-        slots: The environments of this member.
+        make_slots: Makes so many environments for this member.
         codes: The joystick codes of the policy's actions.
         group: The members.
         watch: Told how it goes.
@@ -109,7 +110,7 @@ class Loop:
         demo: Demo,
         states: StartStates,
         policy: Policy,
-        slots: Slots,
+        make_slots: Callable[[int], Slots],
         codes: tuple[int, ...],
         *,
         group: Group,
@@ -119,7 +120,7 @@ class Loop:
     ) -> None:
         self.spec, self.demo, self.life = spec, demo, life
         self._group, self._watch, self._saver = group, watch, saver
-        self._slots, self._policy = slots, policy
+        self._make_slots, self._policy = make_slots, policy
         self._skip = spec.environment.frame_skip
         self.counters = Counters()
         self.goal = GoalWatch(spec.goal)
@@ -141,13 +142,14 @@ class Loop:
         self._guide = Guide(demo, states, policy.shape.view, self._burn_in, codes)
         default_guide = 0.0 if original else 0.1
         guide = spec.curriculum.guide
-        self._guide_weight = default_guide if guide is None else guide
+        self.guide_weight = default_guide if guide is None else guide
         self._episodes = np.zeros(spec.environment.slots, np.int64)
         self._explore_frames = spec.curriculum.explore_frames
         if self._explore_frames is None:
             self._explore_frames = 100 if original else 0
         self._explore_every = 1 if original else 2
         self._playing_on = False
+        self._apart: Slots | None = None
         self._phases: dict[str, float] = {}
         self._speed: deque[tuple[float, int]] = deque(maxlen=30)
         self._moves: deque[tuple[float, int]] = deque(maxlen=200)
@@ -201,6 +203,10 @@ class Loop:
             NoProgress: the same update failed three times.
             SlotsDied: a process of environments is gone.
         """
+        with ExitStack() as self._open:
+            return self._run(stopping)
+
+    def _run(self, stopping: Callable[[], bool]) -> Stopped:
         quorum = self._group.quorum(self.counters.update)
         self._burn_in.refresh()
         collector = self._collector(quorum)
@@ -221,13 +227,11 @@ class Loop:
             if self.goal.promising and self.curriculum.frontier == 0 and not self._playing_on:
                 with self._phase("confirm"):
                     met = self._confirm(quorum)
-                collector = self._collector(quorum)
                 self.counters.seconds = time.monotonic() - begun
             self._tell(results, statistics, quorum)
             if met and self.spec.goal.after is After.PLAY_ON:
                 self._playing_on = True
                 self._watch.note("goal met: playing on from the game's own start, for score")
-                collector = self._collector(quorum)
                 met = False
             if met or self._saver.due():
                 with self._phase("checkpoint"):
@@ -240,7 +244,7 @@ class Loop:
         """Begin new episodes in all slots of this member."""
         block = quorum.block(self.spec.environment.slots)
         return Collector(
-            self._slots,
+            self._open.enter_context(self._make_slots(len(block))),
             block,
             self.spec.environment.slots,
             self._policy,
@@ -264,7 +268,7 @@ class Loop:
         """One update, or none at all: after a failure everything is as it was before."""
         spec = self.spec
         remedy = self.ladder.remedy
-        guide = 0.0 if self._playing_on else self._guide_weight
+        guide = 0.0 if self._playing_on else self.guide_weight
         for attempt in range(MOST_ATTEMPTS):
             before = tuple(_copy(tensors) for tensors in self.ppo.state())
             try:
@@ -335,11 +339,17 @@ class Loop:
             self._watch.note(changed)
 
     def _confirm(self, quorum: Quorum) -> bool:
-        """Hold the policy still and play the goal's episodes from the game's own start."""
+        """Hold the policy still and play the goal's episodes from the game's own start.
+
+        In slots of its own: if the training's were used, all of their episodes would begin anew at
+        the same moment, and the rollouts after a failed confirmation would be of one kind.
+        """
         goal, random = self.spec.goal, np.random.default_rng([self.spec.seed, self.counters.update])
         mine = range(quorum.rank, goal.episodes, quorum.members)
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(goal.episodes)]
-        played = play(self._slots, self._policy, [begins[i] for i in mine], seed=self.spec.seed)
+        if self._apart is None:
+            self._apart = self._open.enter_context(self._make_slots(min(len(mine), CONFIRMING)))
+        played = play(self._apart, self._policy, [begins[i] for i in mine], seed=self.spec.seed)
         successes = self._group.gather([episode.success for episode in played])
         met = self.goal.confirm(successes)
         self._watch.note(

@@ -1,28 +1,35 @@
-"""What this process may use of the machine: cores and the fast number formats."""
+"""What this process may use of the machine."""
 
+import math
 import os
 from pathlib import Path
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, cut by the container's CPU quota.
+    """Cores that this process may use: its affinity and its container's CPU quota, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(allowed or 1, math.ceil(_quota())))
 
-    `os.cpu_count()` counts the machine's cores, which a pod with a limit does not have.
+
+def settle_threads() -> None:
+    """Let idle threads of the mathematics sleep; to be called before torch is imported.
+
+    By default they spin for milliseconds, on the cores that the environments need meanwhile: 1.4
+    times as long a rollout on 2 cores.
     """
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, _quota(Path("/sys/fs/cgroup")) or allowed))
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
-def _quota(root: Path) -> int | None:
-    """The CPU quota in whole cores, rounded up; None without one (cgroup v2, then v1)."""
+def _quota() -> float:
+    """Cores of the container's CPU quota (cgroup v2, then v1); infinite where there is none."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return -(-int(quota) // int(period))
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        limit = int((folder / "cpu.cfs_quota_us").read_text())
+        return limit / int((folder / "cpu.cfs_period_us").read_text()) if limit > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf

@@ -60,6 +60,7 @@ class Policy(nn.Module):
     def __init__(self, shape: Architecture, actions: int) -> None:
         super().__init__()
         self.shape = shape
+        self.exact = False  # compute in float32, for an exchange format
         layers: list[nn.Module] = []
         channels, height, width = shape.view.shape
         for out, kernel, stride in shape.convolutions:
@@ -75,7 +76,7 @@ class Policy(nn.Module):
 
     def features(self, observations: Tensor) -> Tensor:
         """uint8 images [N, C, H, W] to features [N, F]."""
-        fast = fast_dtype(observations.device)
+        fast = torch.float32 if self.exact else fast_dtype(observations.device)
         images = observations.to(fast, memory_format=torch.channels_last).mul_(1 / 255)
         with torch.autocast(observations.device.type, fast, enabled=fast != torch.float32):
             features = self.dense(self.convolutions(images).flatten(1))
@@ -99,6 +100,10 @@ class Policy(nn.Module):
             state = self.gru(features, state)
             features = torch.cat([state, features], 1)
         return self.actor(features), self.critic(features).squeeze(1), state
+
+    def forward(self, observations: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as `step`."""
+        return self.step(observations, state)
 
     def unroll(
         self, observations: Tensor, state: Tensor, begins: Tensor, states: Tensor

@@ -23,7 +23,7 @@ from demoreset_trainer.demo import Demo, replay
 from demoreset_trainer.emulator import Emulator, emulator_version
 
 Image = npt.NDArray[np.uint8]
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class Camera:
         for other in screens[1:]:
             merged = np.maximum(merged, other, out=self._max)
         size = (self._view.width, self._view.height)
+        height, width = merged.shape[:2]
+        if size[0] <= width // 2 and size[1] <= height // 2:
+            # An exact halving first costs 2 us and makes the rest twice as fast.
+            merged = cv2.resize(merged, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         if self._view.channels == 1:
             cv2.resize(merged, size, dst=out[0], interpolation=cv2.INTER_AREA)
         else:
@@ -107,7 +111,8 @@ class StartStates:
 
     def observation(self, index: int, view: View) -> Image:
         """What the policy sees at a start: its stack of images, [stack * channels, H, W]."""
-        return self.observations(np.array([index]), view)[0]
+        observation: Image = self.observations(np.array([index]), view)[0]
+        return observation
 
     def observations(self, index: npt.NDArray[np.int64], view: View) -> Image:
         """What the policy sees at n starts, [n, stack * channels, H, W]."""

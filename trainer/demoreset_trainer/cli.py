@@ -1,0 +1,63 @@
+"""The command `demoreset`: each command is a module that registers itself; heavy imports wait."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import NoReturn
+
+from demoreset_api.errors import DemoResetError, ExitCode
+
+from demoreset_trainer.machine import settle_threads
+
+COMMANDS = ("cli_run", "cli_evaluate", "cli_video", "cli_export", "cli_demo", "cli_plot")
+
+DESCRIPTION = """Teach an agent an Atari game from one demonstration.
+
+  demoreset run -f demos/freeway-crossing.yaml      train; Ctrl-C saves, the same command goes on
+  demoreset evaluate runs/freeway-crossing          how well it plays from the game's own start
+  demoreset video runs/freeway-crossing             watch it play
+  demoreset demo explore montezuma_revenge --out key.demo.safetensors    find a demonstration
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, with our exit code for a mistake of the user."""
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(ExitCode.USER_ERROR)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code says how it went (`demoreset_api.errors.ExitCode`)."""
+    settle_threads()
+    if find_spec("torch") is None:
+        print("demoreset: install it as demoreset[trainer]; torch is missing", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    parser = _Parser(
+        prog="demoreset",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"demoreset {version('demoreset')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"demoreset_trainer.{name}").register(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.func(options))
+    except DemoResetError as error:
+        print(f"demoreset: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("demoreset: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # `demoreset ... | head`
+        sys.stderr.close()
+        return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""`demoreset evaluate`: how well a policy plays from the game's own start."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demoreset_api.errors import UserError
+
+if TYPE_CHECKING:
+    from demoreset_trainer.evaluate import Cell
+    from demoreset_trainer.policy_file import Trained
+
+HELP = """Play a policy from the game's own start, without the demo, and measure.
+
+POLICY is a run's folder, a checkpoint, a file that `demoreset export` wrote, or the name of a
+bundled policy. Each kind of noise is played with each way to act: a table, and JSON beside the run.
+
+  demoreset evaluate montezuma-first-key --noise none,sticky --act sampled --max-frames 3600
+  demoreset evaluate runs/NAME --profile 4
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="how well a policy plays from the game's own start",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("policy", metavar="POLICY")
+    parser.add_argument("--episodes", type=int, default=100, help="per cell; default 100")
+    parser.add_argument(
+        "--noise",
+        default="none,no-ops,sticky,sticky+no-ops,epsilon",
+        help="which of none, no-ops (up to 30), sticky (0.25), sticky+no-ops, epsilon (0.01); "
+        "default all",
+    )
+    parser.add_argument(
+        "--act",
+        default="sampled,sharpened,argmax",
+        help="which of sampled, sharpened (logits doubled), argmax; default all",
+    )
+    parser.add_argument(
+        "--max-frames",
+        type=int,
+        default=108_000,
+        help="longest episode; default 108000 (30 minutes of play)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        metavar="K",
+        help="measure the success from every K-th start of the demo, too",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, help="default: the cores it may use")
+    parser.add_argument(
+        "--out", type=Path, help="JSON; default evaluation.json in the run's folder"
+    )
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    from demoreset_trainer import evaluate, policy_file
+    from demoreset_trainer.machine import cores
+    from demoreset_trainer.play import Act
+
+    noises = _choice("--noise", options.noise, list(evaluate.NOISES))
+    acts = [Act(name) for name in _choice("--act", options.act, [str(act) for act in Act])]
+    for flag in ("episodes", "max_frames", "profile", "processes"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')}: received {value}; at least 1 is needed")
+    trained = policy_file.load(options.policy)
+    processes = options.processes or cores()
+    watch = _Progress()
+    cells = evaluate.evaluate(
+        trained,
+        noises=noises,
+        acts=acts,
+        episodes=options.episodes,
+        max_frames=options.max_frames,
+        seed=options.seed,
+        processes=processes,
+        watch=watch,
+    )
+    rates = None
+    if options.profile:
+        rates = evaluate.profile(
+            trained,
+            every=options.profile,
+            episodes=min(options.episodes, 20),
+            seed=options.seed,
+            processes=processes,
+            watch=watch,
+        )
+    watch.close()
+    _show(trained, cells, rates)
+    out = options.out or (trained.folder / "evaluation.json" if trained.folder else None)
+    if out is not None:
+        content = evaluate.as_json(trained, cells, rates, options.seed)
+        out.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"written: {out}")
+    return 0
+
+
+def _choice(flag: str, received: str, known: list[str]) -> list[str]:
+    names = [name.strip() for name in received.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag}: received {name!r}; known are {', '.join(known)}")
+    if not names:
+        raise UserError(f"{flag}: received nothing; known are {', '.join(known)}")
+    return names
+
+
+class _Progress:
+    """One line on stderr that counts the episodes: rewritten on a terminal, rare elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._shown = time.monotonic()
+
+    def __call__(self, cell: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._shown < (0.2 if self._terminal else 10) and done != total:
+            return
+        if not self._terminal and now - self._shown < 10:
+            return
+        self._shown = now
+        line = f"{cell}: {done} of {total} episodes"
+        print(f"\r\033[K{line}" if self._terminal else line, end="", file=sys.stderr, flush=True)
+        if not self._terminal:
+            print(file=sys.stderr)
+
+    def close(self) -> None:
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{trained.name} from the game's own start; the demo scores {trained.demo_score:,}"
+    )
+    for name in ("noise", "act"):
+        table.add_column(name)
+    for name in ("ties", "mean", "median", "IQM (95 %)", "max", "episodes", "frames"):
+        table.add_column(name, justify="right")
+    for cell in cells:
+        table.add_row(
+            cell.noise,
+            cell.act,
+            f"{cell.ties:.0%}",
+            f"{cell.mean:,.1f}",
+            f"{cell.median:,.0f}",
+            f"{cell.iqm:,.0f} ({cell.iqm_low:,.0f} to {cell.iqm_high:,.0f})",
+            f"{cell.max:,}",
+            str(cell.episodes),
+            f"{cell.frames:,.0f}",
+        )
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table)
+    if rates is not None:
+        console.print("Success from the starts of the demo:")
+        for frame, rate in rates.items():
+            console.print(f"{frame:8} {rate:5.0%} {'#' * round(40 * rate)}")

@@ -1,0 +1,252 @@
+"""`demoreset run`: train from a run file, in a folder that the same command goes on with."""
+
+import argparse
+import json
+import os
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demoreset_api.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from demoreset_api.spec import DemoResetRun
+
+    from demoreset_trainer.loop import Loop, Stopped
+
+HELP = """Train from a run file.
+
+The run lives in a folder (--dir; default runs/NAME): checkpoints, metrics, a summary. The same
+command goes on from the newest valid checkpoint there. It stops by itself when the goal is met
+(exit code 0) or the frame budget is spent (2). Ctrl-C saves a checkpoint and stops (130).
+
+  demoreset run -f demos/freeway-crossing.yaml
+  demoreset run -f demos/freeway-crossing.yaml --set spec.seed=1 --dir runs/seed-1
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "run",
+        help="train from a run file, or go on with it",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-f", "--file", type=Path, required=True, help="the run file (YAML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the run file, e.g. spec.ppo.learningRate=3e-4; repeatable",
+    )
+    parser.add_argument("--dir", type=Path, help="the run's folder; default runs/NAME")
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew; an old folder is renamed, not deleted"
+    )
+    parser.add_argument("--port", type=int, help="serve /metrics, /status and /healthz here")
+    parser.add_argument(
+        "--log",
+        choices=("auto", "screen", "plain", "json"),
+        default="auto",
+        help="what is shown: a live screen, plain lines, or JSON lines; default: by the terminal",
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write TensorBoard event files, too"
+    )
+    parser.set_defaults(func=run)
+
+
+class _Signals:
+    """Turns Ctrl-C and SIGTERM into a wish to stop; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.received == signal.SIGINT == number:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        self.received = number
+
+    def stopping(self) -> bool:
+        return self.received is not None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    from demoreset_trainer import runfile
+
+    wanted = runfile.read(options.file, options.set)
+    folder: Path = options.dir or Path("runs") / wanted.metadata.name
+    if options.fresh and (old := runfile.set_aside(folder)) is not None:
+        print(f"the folder that was there is now {old}")
+    return train(wanted, options.file, folder, options)
+
+
+def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Namespace) -> int:
+    """Put a run together, train it, and say how it ended."""
+    signals = _Signals()
+    import torch
+
+    from demoreset_trainer import checkpoint, runfile
+    from demoreset_trainer.checkpoint_writer import CheckpointWriter
+    from demoreset_trainer.env import DemoResetEnv
+    from demoreset_trainer.group import Alone
+    from demoreset_trainer.loop import Loop, rules
+    from demoreset_trainer.machine import cores
+    from demoreset_trainer.policy import Policy, architecture
+    from demoreset_trainer.slots import Slots
+    from demoreset_trainer.states import start_states
+    from demoreset_trainer.watch import Watchers
+
+    spec = wanted.spec
+    demo = runfile.load_demo(spec, file)
+    checkpoints = _make_folder(folder)
+    newest = checkpoint.newest(checkpoints)
+    snapshot = checkpoint.read(newest) if newest is not None else None
+    if snapshot is not None:
+        runfile.check_same_run(snapshot.state, spec, demo, folder)
+        if snapshot.state["goal"]["met"] and not snapshot.state["playing_on"]:
+            print(
+                f"{folder}: the goal is met already, after {snapshot.frames:,} frames; "
+                f"`demoreset evaluate {folder}` or --fresh to begin anew"
+            )
+            return ExitCode.DONE
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(cores())
+    torch.manual_seed(spec.seed)
+    shape = architecture(spec.policy, spec.environment.max_over_frames)
+    states = start_states(demo, shape.view, spec.environment.frame_skip)
+    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
+    policy = Policy(shape, len(codes)).to(device)
+    life = checkpoint.next_life(checkpoints)
+    _write_json(folder / runfile.SPEC, wanted.model_dump(mode="json", by_alias=True))
+    demo.save(folder / runfile.DEMO)
+    with (
+        Watchers(folder, options, snapshot.update if snapshot else None) as watchers,
+        CheckpointWriter(
+            checkpoints,
+            keep=spec.checkpoint.keep,
+            interval=spec.checkpoint.interval_seconds,
+            on_error=watchers.note,
+        ) as writer,
+    ):
+        loop = Loop(
+            spec,
+            demo,
+            states,
+            policy,
+            lambda count: Slots(
+                demo,
+                rules(spec),
+                shape.view,
+                slots=count,
+                processes=spec.environment.processes or cores(),
+            ),
+            codes,
+            group=Alone(),
+            watch=watchers,
+            saver=writer,
+            life=life,
+        )
+        if snapshot is not None:
+            loop.load(snapshot)
+            watchers.note(f"going on from {newest} ({snapshot.frames:,} frames)")
+        try:
+            stopped = loop.run(signals.stopping)
+        finally:
+            # Whatever ended it, what was learned up to the latest whole update is kept.
+            if loop.counters.update > (snapshot.update if snapshot else 0):
+                writer.save(loop.snapshot(), best=False)
+            saved = writer.flush()
+        summary = _summarise(loop, stopped, folder, signals.received)
+    return _say(loop, stopped, summary, folder, options, saved, signals.received)
+
+
+def _make_folder(folder: Path) -> Path:
+    checkpoints = folder / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if not os.access(checkpoints, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
+        ) from error
+    return checkpoints
+
+
+def _summarise(
+    loop: "Loop", stopped: "Stopped", folder: Path, received: int | None
+) -> dict[str, Any]:
+    counters = loop.counters
+    summary = {
+        "goalMet": stopped.goal_met,
+        "budgetSpent": stopped.budget_spent,
+        "interrupted": received is not None,
+        "frames": counters.frames,
+        "updates": counters.update,
+        "seconds": round(counters.seconds, 1),
+        "startFrame": loop.curriculum.frontier,
+        "demoFrames": len(loop.demo),
+        "successRate": loop.goal.rate,
+        "scoreMax": counters.score_max,
+        "startReachedFrames": counters.start_reached_frames,
+        "startReachedSeconds": counters.start_reached_seconds,
+        "rejectedUpdates": counters.rejected,
+        "guide": loop.guide_weight,
+        "seed": loop.spec.seed,
+        "version": version("demoreset"),
+        "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    _write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _write_json(path: Path, content: object) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _say(
+    loop: "Loop",
+    stopped: "Stopped",
+    summary: dict[str, Any],
+    folder: Path,
+    options: argparse.Namespace,
+    saved: bool,
+    received: int | None,
+) -> int:
+    """The last words, and the exit code."""
+    again = " ".join(
+        ["demoreset run -f", str(options.file)]
+        + [f"--set {change}" for change in options.set]
+        + ([f"--dir {options.dir}"] if options.dir else [])
+    )
+    spent = f"{summary['frames']:,} frames and {summary['seconds']:,.0f} s"
+    start = summary["startFrame"]
+    where = "the game's own start" if start == 0 else f"frame {start} of {summary['demoFrames']}"
+    if not saved:
+        print(f"demoreset: the last checkpoint could not be written to {folder}")
+    if stopped.goal_met:
+        print(
+            f"Goal met after {spent}: {summary['successRate']:.0%} of the episodes from the "
+            f"game's own start tie the demo.\nNext: demoreset evaluate {folder}; "
+            f"demoreset video {folder}"
+        )
+        return ExitCode.DONE
+    if stopped.budget_spent:
+        print(
+            f"Budget spent ({spent}) and the goal is not met: the start stands at {where}.\n"
+            f"Go on with more: {again} --set spec.budget.frames={2 * summary['frames']}"
+        )
+        return ExitCode.BUDGET_SPENT
+    print(f"Stopped after {spent}, the start at {where}; saved. Go on with: {again}")
+    return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.DRAINED

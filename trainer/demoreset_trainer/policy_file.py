@@ -1,0 +1,209 @@
+"""A trained policy as one file: safetensors with a JSON card, for evaluation and for others.
+
+The card says what is needed to use it: game, preprocessing, architecture, joystick codes; and where
+it comes from: spec, demo's hash, results. It is in the file's header, and beside it as JSON.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from demoreset_api.errors import UserError
+from demoreset_api.spec import RunSpec
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from demoreset_trainer import checkpoint, runfile
+from demoreset_trainer import demo as demos
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.emulator import ALL_ACTIONS, Emulator, rom_md5
+from demoreset_trainer.policy import Architecture, Policy, architecture
+from demoreset_trainer.states import View
+
+FORMAT = "demoreset-policy/1"
+SUFFIX = ".policy.safetensors"
+MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A policy with all that is known of it.
+
+    demo: None where it is not at hand; then nothing can start inside it. folder: the run's.
+    """
+
+    policy: Policy
+    codes: tuple[int, ...]
+    card: dict[str, Any]
+    demo: Demo | None = None
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What files about it are called."""
+        return str(self.card["name"])
+
+    @property
+    def spec(self) -> RunSpec:
+        """The spec that it was trained by."""
+        return RunSpec.model_validate(self.card["spec"])
+
+    @property
+    def demo_score(self) -> int:
+        """The score that ties the demo."""
+        return int(self.card["demo"]["score"])
+
+
+def load(source: str) -> Trained:
+    """A policy from a run's folder, a checkpoint, an exported file, or a bundled one's name.
+
+    Raises:
+        UserError: there is none, or it is damaged or of another kind.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _load_file(path)
+    if path.is_dir():
+        return _load_checkpoint(path)
+    bundled = {name: file for name, file in _bundled()}
+    if source in bundled:
+        return _load_file(bundled[source])
+    known = ", ".join(sorted(bundled)) or "none"
+    raise UserError(
+        f"{source}: not there; give a run's folder, a checkpoint, a file that "
+        f"`demoreset export` wrote, or a bundled policy ({known})"
+    )
+
+
+def _bundled() -> list[tuple[str, Path]]:
+    files = [path for folder in demos.BUNDLED for path in folder.glob(f"*{SUFFIX}")]
+    return [(path.name.removesuffix(SUFFIX), path) for path in files]
+
+
+def _load_checkpoint(path: Path) -> Trained:
+    place = checkpoint.find(path)
+    snapshot = checkpoint.read(place)
+    folder = place.parent.parent
+    demo = demos.load(folder / runfile.DEMO)
+    state = snapshot.state
+    spec = RunSpec.model_validate(state["spec"])
+    shape = architecture(spec.policy, spec.environment.max_over_frames)
+    full = spec.environment.full_action_space
+    codes = ALL_ACTIONS if full else Emulator(demo.game).minimal_actions
+    counters = state["counters"]
+    card = {
+        "format": FORMAT,
+        "name": folder.resolve().name,
+        "game": demo.game,
+        "rom": demo.rom,
+        "actions": list(codes),
+        "frameSkip": spec.environment.frame_skip,
+        "view": asdict(shape.view),
+        "architecture": {**asdict(shape), "view": None},
+        "demo": {
+            "name": spec.demo.name,
+            "sha256": demo.sha256,
+            "frames": len(demo),
+            "score": int(demo.scores[-1]),
+        },
+        "training": {
+            "frames": snapshot.frames,
+            "updates": snapshot.update,
+            "seconds": counters["seconds"],
+            "goalMet": state["goal"]["met"],
+            "checkpoint": place.name,
+        },
+        "spec": state["spec"],
+        "version": version("demoreset"),
+    }
+    policy = Policy(shape, len(codes))
+    policy.load_state_dict(snapshot.model)
+    return Trained(policy, codes, card, demo, folder)
+
+
+def _load_file(path: Path) -> Trained:
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: too large for a policy (most: {MAX_BYTES} bytes)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if card["format"] != FORMAT:
+            raise UserError(f"{path}: format {card['format']!r}; this version reads {FORMAT!r}")
+        spec = RunSpec.model_validate(card["spec"])
+        parts = card["architecture"]
+        convolutions = tuple(tuple(layer) for layer in parts["convolutions"])
+        shape = Architecture(
+            View(**card["view"]),
+            convolutions,
+            parts["features"],
+            parts["hidden"],
+            parts["layer_norm"],
+        )
+        policy = Policy(shape, len(card["actions"]))
+        policy.load_state_dict(tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: not a policy that `demoreset export` wrote, or damaged ({first})"
+        ) from error
+    if card["rom"] != rom_md5(card["game"]):
+        raise UserError(f"{path}: trained on another ROM of {card['game']} ({card['rom']})")
+    return Trained(policy, tuple(card["actions"]), card, _find_demo(card, spec))
+
+
+def _find_demo(card: dict[str, Any], spec: RunSpec) -> Demo | None:
+    """The bundled demo that a policy was trained on, if it is that."""
+    if spec.demo.name is None or spec.demo.name not in demos.bundled():
+        return None
+    demo = demos.load(demos.find(spec.demo.name))
+    demo = demo.prefix(min(spec.demo.end_frame or len(demo), len(demo)))
+    return demo if demo.sha256 == card["demo"]["sha256"] else None
+
+
+def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) -> Sequence[Path]:
+    """Write the file and its card; both whole or not at all."""
+    card = {**trained.card, "results": results}
+    text = json.dumps(card, indent=2)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in trained.policy.state_dict().items()
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata={"card": text})
+    partial.replace(path)
+    beside = path.with_name(path.name.removesuffix(".safetensors") + ".json")
+    beside.write_text(text + "\n")
+    return path, beside
+
+
+def export_onnx(trained: Trained, path: Path) -> None:
+    """Write the network as ONNX: uint8 images and the state in; logits, values, state out.
+
+    Raises:
+        UserError: the packages for it are not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("--onnx needs two more packages: pip install 'demoreset[onnx]'") from error
+    policy = trained.policy.eval()
+    view = policy.shape.view
+    images = torch.zeros(2, *view.shape, dtype=torch.uint8)
+    batch = torch.export.Dim("batch")
+    policy.exact = True
+    with torch.no_grad():
+        torch.onnx.export(
+            policy,
+            (images, policy.initial_state(2)),
+            path,
+            input_names=["images", "state"],
+            output_names=["logits", "values", "next_state"],
+            dynamic_shapes=({0: batch}, {0: batch}),
+            dynamo=True,
+        )

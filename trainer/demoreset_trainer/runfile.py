@@ -1,0 +1,167 @@
+"""Run files: read, changed from the command line, checked; and the folder that a run lives in."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from demoreset_api.errors import UserError
+from demoreset_api.spec import DemoResetRun, RunSpec
+from pydantic import ValidationError
+
+from demoreset_trainer import demo as demos
+from demoreset_trainer.demo import Demo
+
+MAX_BYTES = 1 << 20
+SPEC, DEMO = "run.json", "demo" + demos.SUFFIX  # in a run's folder
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
+    """Read a run file (YAML or JSON), with `spec.a.b=value` changes applied.
+
+    Raises:
+        UserError: names the file, the field, what was received and what would be right.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: too large for a run file (most: {MAX_BYTES} bytes)")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file: {error.reason}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: received {type(content).__name__}; a run file is a mapping")
+    for change in changes:
+        _apply(content, change)
+    try:
+        return DemoResetRun.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error)}") from error
+
+
+def _apply(content: dict[str, Any], change: str) -> None:
+    name, equals, value = change.partition("=")
+    path = name.strip().split(".")
+    if not equals or path[0] not in ("spec", "metadata") or len(path) < 2:
+        raise UserError(f"--set: received {change!r}; it looks like spec.ppo.learningRate=3e-4")
+    for key in path[:-1]:
+        inner = content.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {change}: {key} is not a mapping")
+        content = inner
+    content[path[-1]] = _value(value)
+
+
+def _value(text: str) -> Any:
+    # YAML 1.1 takes 3e-4 for text; people mean a number.
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return float(text) if text[:1] in "+-.0123456789" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def explain(error: ValidationError) -> str:
+    """Each mistake of a spec: its field, what was received, what would be right."""
+    lines = []
+    for mistake in error.errors(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in mistake["loc"]) or "the run file"
+        if mistake["type"] == "extra_forbidden":
+            lines.append(f"{field}: unknown field")
+        elif mistake["type"] == "missing":
+            lines.append(f"{field}: missing")
+        else:
+            received = mistake["input"]
+            shown = "" if isinstance(received, dict) else f"received {received!r}; "
+            message = mistake["msg"].removeprefix("Value error, ")
+            lines.append(f"{field}: {shown}{message[:1].lower()}{message[1:]}")
+    return "; ".join(lines)
+
+
+def load_demo(spec: RunSpec, run_file: Path) -> Demo:
+    """The demonstration of a run, cut to what is learned.
+
+    Raises:
+        UserError: it is missing, damaged, another one than the spec's hash, or pays nothing.
+    """
+    reference = spec.demo
+    if reference.name is not None:
+        path = demos.find(reference.name)
+    else:
+        path = run_file.parent / str(reference.path)
+    demo = demos.load(path)
+    if reference.sha256 not in (None, demo.sha256):
+        raise UserError(
+            f"spec.demo.sha256: {path} has {demo.sha256}, the spec wants {reference.sha256}"
+        )
+    if reference.end_frame is not None:
+        demo = demo.prefix(reference.end_frame)
+    if not (demo.scores[:-1] < demo.scores[-1]).any():
+        raise UserError(
+            f"{path}: its score at frame {len(demo)} is {demo.scores[-1]}, no more than before: "
+            "nothing to learn; choose spec.demo.endFrame after a reward (`demoreset demo info`)"
+        )
+    return demo
+
+
+# What must be the same for a checkpoint to be of use; all else may change between two lives.
+_FIXED = (
+    "demo.endFrame",
+    "seed",
+    "curriculum.mode",
+    "policy.preset",
+    "policy.recurrent",
+    "environment.frameSkip",
+    "environment.fullActionSpace",
+    "environment.maxOverFrames",
+    "environment.slots",
+)
+
+
+def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Path) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Raises:
+        UserError: names what differs.
+    """
+    advice = "choose another --dir, or --fresh to begin anew (the old folder is kept)"
+    if state["demo"]["sha256"] != demo.sha256:
+        theirs = state["demo"]
+        raise UserError(
+            f"{folder} belongs to another demo: its checkpoints are of {theirs['game']} "
+            f"({theirs['sha256'][:12]}), the run file's demo is {demo.game} "
+            f"({demo.sha256[:12]}); {advice}"
+        )
+    wanted = spec.model_dump(mode="json", by_alias=True)
+    for field in _FIXED:
+        before, now = _lookup(state["spec"], field), _lookup(wanted, field)
+        if before != now:
+            raise UserError(
+                f"{folder}: its checkpoints have spec.{field} = {before}, the run file {now}; "
+                f"{advice}"
+            )
+
+
+def _lookup(spec: dict[str, Any], field: str) -> Any:
+    value: Any = spec
+    for key in field.split("."):
+        value = value.get(key)
+    return value
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a run's folder, so that a new run can have its name; None if there is none."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (old := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(old)
+    return old
