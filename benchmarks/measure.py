@@ -1,0 +1,188 @@
+"""Side by side: contestants that take turns, each in a process of its own.
+
+    A B C A B C A B C ...
+
+On a shared machine the speed of everything changes from minute to minute; what is compared within
+a round was measured within seconds of each other. While one plays, the others wait in a pipe.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from demoreset_trainer.machine import cores
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a contestant did in one round."""
+
+    done: int
+    seconds: float
+    besides: dict[str, float] = field(default_factory=dict)  # seconds of a phase, episodes, ..
+
+    @property
+    def rate(self) -> float:
+        """Work per second."""
+        return self.done / self.seconds
+
+
+class Turn:
+    """A contestant's side: called after every piece of work, it returns when the next is due."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._until = self._begun = 0.0
+        self._done = 0
+        self._besides: dict[str, float] = {}
+
+    def __call__(self, done: int, besides: dict[str, float] | None = None) -> bool:
+        """Count work; False when the benchmark is over."""
+        now = time.perf_counter()
+        self._done += done
+        for name, amount in (besides or {}).items():
+            self._besides[name] = self._besides.get(name, 0.0) + amount
+        if now < self._until:
+            return True
+        sample = Sample(self._done, now - self._begun, self._besides) if self._begun else None
+        self._link.send(sample)
+        seconds = self._link.recv()
+        if not seconds:
+            return False
+        self._done, self._besides = 0, {}
+        self._begun = time.perf_counter()
+        self._until = self._begun + seconds
+        return True
+
+
+# Makes itself ready, then works in a loop, calling the turn after each piece.
+Contestant = Callable[..., None]
+
+
+def take_turns(
+    contestants: dict[str, tuple[Contestant, tuple[Any, ...]]], *, rounds: int, seconds: float
+) -> dict[str, list[Sample]]:
+    """Measure every contestant once in each round, after one round that does not count."""
+    context = multiprocessing.get_context("spawn")
+    links: dict[str, Connection] = {}
+    samples: dict[str, list[Sample]] = {}
+    for name, (contestant, arguments) in contestants.items():
+        here, there = context.Pipe()
+        context.Process(target=_serve, args=(there, contestant, arguments), name=name).start()
+        there.close()
+        links[name] = here
+        try:
+            here.recv()  # it is ready
+            samples[name] = []
+        except EOFError:
+            print(f"{name}: did not start; left out (its own lines above say why)")
+            del links[name]
+    for number in range(rounds + 1):
+        for name, link in links.items():
+            link.send(seconds if number else min(seconds, 2.0))
+            sample = link.recv()
+            if number:
+                samples[name].append(sample)
+                print(f"round {number}/{rounds}  {name:32} {sample.rate:10,.0f}/s", flush=True)
+    for link in links.values():
+        link.send(0)
+    return samples
+
+
+def _serve(link: Connection, contestant: Contestant, arguments: tuple[Any, ...]) -> None:
+    try:
+        contestant(Turn(link), *arguments)
+    except ImportError as error:
+        print(f"{error.name}: not installed")
+        sys.exit(1)
+
+
+def compare(samples: dict[str, list[Sample]], ours: str) -> list[dict[str, Any]]:
+    """One row for each contestant; ratios are medians of the ratios within each round."""
+    rows = []
+    for name, taken in samples.items():
+        rates = [sample.rate for sample in taken]
+        ratios = [
+            mine.rate / theirs.rate for mine, theirs in zip(samples[ours], taken, strict=True)
+        ]
+        row: dict[str, Any] = {
+            "name": name,
+            "median": round(statistics.median(rates), 1),
+            "rates": [round(rate, 1) for rate in rates],
+            "oursIsTimes": round(statistics.median(ratios), 3),
+        }
+        seconds = sum(sample.seconds for sample in taken)
+        besides = {what for sample in taken for what in sample.besides}
+        if besides:
+            row["besidesPerSecond"] = {
+                what: round(sum(s.besides.get(what, 0.0) for s in taken) / seconds, 3)
+                for what in sorted(besides)
+            }
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict[str, Any]], unit: str) -> None:
+    """Print the comparison."""
+    print(f"\n{'median of the rounds':34}{unit + '/s':>14}{'ours is':>12}")
+    for row in rows:
+        print(f"{row['name']:34}{row['median']:>14,.0f}{row['oursIsTimes']:>9.2f} x")
+        for what, amount in row.get("besidesPerSecond", {}).items():
+            print(f"    {what} {amount:,.3g} per second")
+
+
+def machine(packages: Iterable[str]) -> dict[str, Any]:
+    """What was measured on, without a trace of whose it is."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "loadBefore": round(os.getloadavg()[0], 2),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def arguments(what: str, *, seconds: float) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--seconds", type=float, default=seconds, help="of one turn (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--out", type=Path, help="the result as JSON; default: results/")
+    return parser
+
+
+def write(result: dict[str, Any], out: Path | None, name: str) -> None:
+    """Keep a result."""
+    path = out or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {path.name}")
+
+
