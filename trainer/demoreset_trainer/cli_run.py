@@ -134,7 +134,7 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
             checkpoints,
             keep=spec.checkpoint.keep,
             interval=spec.checkpoint.interval_seconds,
-            on_error=watchers.note,
+            note=watchers.note,
         ) as writer,
     ):
         loop = Loop(
@@ -162,9 +162,8 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
             stopped = loop.run(signals.stopping)
         finally:
             # Whatever ended it, what was learned up to the latest whole update is kept.
-            if loop.counters.update > (snapshot.update if snapshot else 0):
-                writer.save(loop.snapshot(), best=False)
-            saved = writer.flush()
+            learned = loop.counters.update > (snapshot.update if snapshot else 0)
+            saved = writer.finish(loop.snapshot()) if learned else True
         summary = _summarise(loop, stopped, folder, signals.received)
     return _say(loop, stopped, summary, folder, options, saved, signals.received)
 

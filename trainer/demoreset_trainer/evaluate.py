@@ -129,7 +129,7 @@ def evaluate(
     A game without noise and a policy that takes its likeliest action always play the same episode:
     it is played once.
     """
-    demo = trained.demo or _blank(trained)
+    demo = demo_or_blank(trained)
     base = Rules(
         frame_skip=int(trained.card["frameSkip"]),
         full_action_space=trained.spec.environment.full_action_space,
@@ -171,9 +171,9 @@ def evaluate(
     return cells
 
 
-def _blank(trained: Trained) -> Demo:
-    """A demo that does nothing: enough to start a game at its own start."""
-    return record(trained.card["game"], np.zeros(1, np.uint8), frame_skip=1)
+def demo_or_blank(trained: Trained) -> Demo:
+    """The policy's demo, or one that does nothing: enough to begin at the game's own start."""
+    return trained.demo or record(trained.card["game"], np.zeros(1, np.uint8), frame_skip=1)
 
 
 def profile(

@@ -13,7 +13,7 @@ from demoreset_api.spec import Goal
 from demoreset_trainer.curriculum import Result
 
 WINDOW = 100  # latest episodes from the game's own start that are remembered
-EVIDENCE = 30  # of them, the latest that must be good enough before a confirmation
+EVIDENCE = 50  # of them, the latest that must be good enough before a confirmation
 
 
 class GoalWatch:

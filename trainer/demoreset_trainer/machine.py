@@ -8,7 +8,7 @@ from pathlib import Path
 def cores() -> int:
     """Cores that this process may use: its affinity and its container's CPU quota, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(allowed or 1, math.ceil(_quota())))
+    return max(1, math.ceil(min(allowed or 1, _quota())))
 
 
 def settle_threads() -> None:

@@ -80,7 +80,7 @@ def play(
         memory[index] = behind
         noise = np.array([streams[slot].random(2) for slot in active])
         slots.action[:] = IDLE
-        slots.action[active] = _choose(logits.cpu(), noise, act, epsilon)
+        slots.action[active] = choose(logits.cpu(), noise, act, epsilon)
         slots.send()
         slots.wait()
         for slot in list(active):
@@ -103,7 +103,7 @@ def play(
     return [one for one in played if one is not None]
 
 
-def _choose(
+def choose(
     logits: Tensor, noise: npt.NDArray[np.float64], act: Act, epsilon: float
 ) -> npt.NDArray[np.int64]:
     """An action for each row of logits [n, A], with random numbers [n, 2]."""

@@ -48,6 +48,8 @@ class Progress:
     # The latest checkpoint; None before the first
     checkpoint_update: int | None = None
     checkpoint_age_seconds: float | None = None
+    checkpoint_bytes: int | None = None
+    checkpoint_seconds: float | None = None  # that writing it took
     checkpoint_error: str | None = None  # why the latest attempt failed
 
     @property

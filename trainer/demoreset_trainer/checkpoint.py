@@ -1,0 +1,362 @@
+"""Checkpoints on disk: whole or not there, whatever happens while they are written.
+
+A checkpoint is a folder `ckpt-l{life}-u{update}` with `model.safetensors`, `optimizer.safetensors`,
+`state.json`, and, written last, `MANIFEST.json` with the size and SHA-256 of the others and of
+itself. It is made under a hidden name, every file and the folder are flushed to the disk, then it
+is renamed. No pickle anywhere. A life is how often the run was loaded from disk: it orders the
+checkpoints of a run whose members died and came back, and fences those that come back too late.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+SCHEMA = 1
+MANIFEST, BEST = "MANIFEST.json", "BEST"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_FILES = (MODEL, OPTIMIZER, STATE)
+_NAME = re.compile(r"ckpt-l(\d{6,})-u(\d{10,})")
+_LIFE = re.compile(r"life-(\d{6,})")
+_PARTIAL, _BROKEN = ".partial-", "broken-"
+_MOST_MANIFEST_BYTES = 1 << 16
+_ABANDONED = 3600.0  # seconds after which nobody is writing a partial any more
+
+_log = logging.getLogger(__name__)
+
+
+class Damaged(DemoResetError):
+    """A checkpoint that does not verify."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All that is needed to go on: weights, the optimiser's moments, and the rest as JSON."""
+
+    life: int
+    update: int
+    frames: int
+    members: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"ckpt-l{self.life:06d}-u{self.update:010d}"
+
+    def copy(self) -> "Snapshot":
+        """One that does not change when training goes on; on the CPU."""
+        return replace(
+            self,
+            model=_copy(self.model),
+            optimizer=_copy(self.optimizer),
+            state=deepcopy(self.state),
+        )
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    layout = torch.contiguous_format  # the only one that safetensors knows
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=layout)
+        for name, tensor in tensors.items()
+    }
+
+
+def write(folder: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint into `folder`; it is there as a whole when this returns.
+
+    Raises:
+        ValueError: a value is not finite: it must not push out good checkpoints.
+        TryAgain: a later life owns the folder.
+        OSError: the disk is full, read-only, or away; what was there before is as it was.
+    """
+    for name, tensor in (snapshot.model | snapshot.optimizer).items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} has values that are not finite")
+    _check_life(folder, snapshot.life)
+    target = folder / snapshot.name
+    if target.exists():  # the same update of the same life is the same state
+        return target
+    files = {
+        MODEL: save_tensors(snapshot.model),
+        OPTIMIZER: save_tensors(snapshot.optimizer),
+        STATE: json.dumps(snapshot.state).encode(),
+    }
+    manifest = {
+        "schema": SCHEMA,
+        "life": snapshot.life,
+        "update": snapshot.update,
+        "frames": snapshot.frames,
+        "members": snapshot.members,
+        "files": {name: _facts(content) for name, content in files.items()},
+    }
+    sealed = json.dumps(manifest | {"sha256": _seal(manifest)}, indent=2)
+    partial = folder / f"{_PARTIAL}{uuid4().hex}"
+    try:
+        partial.mkdir()
+        for name, content in files.items():
+            _write_flushed(partial / name, content)
+        _write_flushed(partial / MANIFEST, sealed.encode())
+        _flush_folder(partial)
+        partial.rename(target)
+        _flush_folder(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the manifest: a flipped bit in its counters would load without a word."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> Snapshot:
+    """Read a checkpoint that verifies, onto the CPU.
+
+    Raises:
+        UserError: it is not a checkpoint, damaged, or of another version.
+        TryAgain: the disk does not answer.
+    """
+    try:
+        return _read(path)
+    except Damaged as error:
+        raise UserError(f"{path}: {error}; give another checkpoint, or the run's folder") from error
+
+
+def _read(path: Path) -> Snapshot:
+    manifest = _manifest(path)
+    try:
+        contents = {name: _verified(path / name, manifest["files"][name]) for name in _FILES}
+        return Snapshot(
+            life=int(manifest["life"]),
+            update=int(manifest["update"]),
+            frames=int(manifest["frames"]),
+            members=int(manifest["members"]),
+            model=load_tensors(contents[MODEL]),
+            optimizer=load_tensors(contents[OPTIMIZER]),
+            state=json.loads(contents[STATE]),
+        )
+    except (KeyError, ValueError, TypeError, SafetensorError) as error:
+        raise Damaged(f"damaged checkpoint ({error})") from error
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    content = _content(path / MANIFEST, most=_MOST_MANIFEST_BYTES)
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        seal, schema = manifest.pop("sha256"), manifest["schema"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"not a checkpoint, or torn: {MANIFEST} cannot be parsed") from error
+    if seal != _seal(manifest):
+        raise Damaged(f"{MANIFEST} is torn or was changed: its hash is another")
+    if schema != SCHEMA:  # whole, but not ours: nothing that may be set aside as broken
+        raise UserError(
+            f"{path}: written by another version of demoreset (schema {schema}; this version "
+            f"reads {SCHEMA}); go on with that version"
+        )
+    return manifest
+
+
+def _verified(path: Path, facts: dict[str, Any]) -> bytes:
+    content = _content(path, most=facts["bytes"])
+    if _facts(content) != facts:
+        raise Damaged(f"{path.name} is torn or was changed: its size or hash is another")
+    return content
+
+
+def _content(path: Path, most: int) -> bytes:
+    """A file's bytes, one more than `most` at most."""
+    try:
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged(f"not a checkpoint, or torn: {path.name} is missing") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read it") from error
+    except OSError as error:  # a disk that is away says nothing about what is on it
+        raise TryAgain(f"{path}: cannot be read now: {error.strerror}") from error
+
+
+def _listed(folder: Path) -> list[tuple[int, int, Path]]:
+    """(life, update, path) of all that is called a checkpoint, oldest first."""
+    found = []
+    for path in folder.iterdir():
+        if match := _NAME.fullmatch(path.name):
+            found.append((int(match[1]), int(match[2]), path))
+    return sorted(found)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; None where there never was one.
+
+    Damaged ones that are newer are renamed to `broken-...` and kept for a person to look at: only
+    the run's owner may call this, others `find`.
+
+    Raises:
+        NoValidCheckpoint: there are some, and none verifies.
+        UserError: the newest is of another version.
+        TryAgain: the disk does not answer.
+    """
+    found, damaged = _search(folder)
+    for path, reason in damaged.items():
+        _log.warning("%s does not verify and is set aside: %s", path, reason)
+        with suppress(OSError):  # a read-only disk: it is passed over again next time
+            path.rename(path.with_name(_BROKEN + path.name))
+    return found
+
+
+def _search(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that verifies, and what is wrong with those that are newer."""
+    damaged: dict[Path, str] = {}
+    if not folder.is_dir():
+        return None, damaged
+    for _, _, path in reversed(_listed(folder)):
+        try:
+            if _read(path).name == path.name:
+                return path, damaged
+            damaged[path] = "it is a copy of another checkpoint"
+        except Damaged as error:
+            if path.exists():  # else it was pruned while we looked
+                damaged[path] = str(error)
+    broken = sorted(path.name for path in folder.glob(_BROKEN + "*"))
+    if damaged or broken:
+        reasons = [f"{path.name}: {reason}" for path, reason in damaged.items()]
+        raise NoValidCheckpoint(
+            f"{folder}: no checkpoint there verifies ({'; '.join(reasons + broken)}); restore one "
+            "from a backup, or begin anew with --fresh"
+        )
+    return None, damaged
+
+
+def find(path: Path) -> Path:
+    """A checkpoint from what a person names: itself, the folder of all, or the run's folder.
+
+    Raises:
+        UserError: there is none.
+        NoValidCheckpoint: there are some, and none verifies.
+    """
+    if (path / MANIFEST).exists() or _NAME.fullmatch(path.name):
+        return path
+    for folder in (path / "checkpoints", path):
+        found, _ = _search(folder)
+        if found is not None:
+            return found
+    raise UserError(
+        f"{path}: no checkpoint there; give a run's folder (runs/NAME) or one of its checkpoints"
+    )
+
+
+def next_life(folder: Path) -> int:
+    """Take the next life of a run, as its only owner; and clear away what dead writers left."""
+    for partial in folder.glob(_PARTIAL + "*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    life = _latest_life(folder) + 1
+    while True:
+        try:
+            (folder / f"life-{life:06d}").touch(exist_ok=False)
+            break
+        except FileExistsError:
+            life += 1
+    _flush_folder(folder)
+    for old, path in _lives(folder):
+        if old < life:
+            path.unlink(missing_ok=True)
+    return life
+
+
+def _lives(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.iterdir():
+        if match := _LIFE.fullmatch(path.name):
+            yield int(match[1]), path
+
+
+def _latest_life(folder: Path) -> int:
+    marked = [life for life, _ in _lives(folder)]
+    saved = [life for life, _, _ in _listed(folder)]
+    return max(marked + saved, default=0)
+
+
+def _check_life(folder: Path, life: int) -> None:
+    latest = _latest_life(folder)
+    if latest > life:
+        raise TryAgain(
+            f"{folder}: another process has taken this run over (life {latest}, this is life "
+            f"{life}); this one stops"
+        )
+
+
+def mark_best(folder: Path, path: Path) -> None:
+    """Remember a checkpoint as the best, so that it is not pruned."""
+    partial = folder / f".{BEST}.partial"
+    _write_flushed(partial, f"{path.name}\n".encode())
+    partial.replace(folder / BEST)
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint that was marked as the best, if it is there."""
+    try:
+        path = folder / (folder / BEST).read_text(errors="replace").strip()
+    except OSError:
+        return None
+    return path if _NAME.fullmatch(path.name) and path.is_dir() else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` (at least 1) and the best, if the newest verifies."""
+    listed = [path for _, _, path in _listed(folder)]
+    if not listed:
+        return
+    try:
+        _read(listed[-1])
+    except Damaged:
+        return  # an older one may be the only one left
+    protected = best(folder)
+    for path in listed[: -max(keep, 1)]:
+        if path != protected:
+            # Renamed first: half a deletion must not look like a checkpoint.
+            doomed = path.with_name(f"{_PARTIAL}{uuid4().hex}")
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+    now = listed[-1].stat().st_mtime  # by the disk's own clock: writers' clocks differ
+    for partial in folder.glob(_PARTIAL + "*"):
+        with suppress(FileNotFoundError):
+            if now - partial.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(partial, ignore_errors=True)

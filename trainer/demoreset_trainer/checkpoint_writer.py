@@ -1,0 +1,145 @@
+"""Saving while training goes on: the loop is held up for a copy in memory, a thread does the rest.
+
+One checkpoint is in flight at a time; what comes meanwhile is skipped, never queued. A disk that is
+full, read-only or away does not stop the training: it is told, and tried again.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from demoreset_api.errors import TryAgain
+
+from demoreset_trainer import checkpoint
+from demoreset_trainer.checkpoint import Snapshot
+
+MOST_BLOCKED = 0.01  # share of the time that copies may take
+PATIENCE = 20.0  # seconds for the last checkpoint; a pod's grace is 30
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The latest checkpoint."""
+
+    update: int
+    at: float  # time.monotonic
+    bytes: int
+    seconds: float
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run; the loop's `Saver`.
+
+    Args:
+        folder: Of all its checkpoints.
+        keep: How many of the newest stay; the best stays, too.
+        interval: Least seconds between two.
+        note: Told when saving begins to fail, and when it works again.
+    """
+
+    def __init__(
+        self, folder: Path, *, keep: int, interval: float, note: Callable[[str], None]
+    ) -> None:
+        self._folder, self._keep, self._interval, self._note = folder, keep, interval, note
+        self._thread: threading.Thread | None = None
+        self._offered = time.monotonic()
+        self._blocked = 0.0  # seconds that the latest copy took
+        self._failed: Exception | None = None
+        self.blocked_seconds = 0.0  # that all copies took
+        self.saved: Saved | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def error(self) -> str | None:
+        """Why the latest attempt failed; None when it did not."""
+        failed = self._failed
+        return None if failed is None else str(failed) or type(failed).__name__
+
+    def due(self) -> bool:
+        """Whether the interval is over, and copies stay below their share of the time."""
+        waited = time.monotonic() - self._offered
+        return waited >= max(self._interval, self._blocked / MOST_BLOCKED)
+
+    def save(self, snapshot: Snapshot, *, best: bool = False) -> None:
+        """Begin to write; returns when the copy is made. Skipped while another is in flight.
+
+        Raises:
+            TryAgain: a later life owns the folder.
+        """
+        if isinstance(self._failed, TryAgain):
+            raise self._failed
+        if self.busy:
+            return
+        begun = time.monotonic()
+        copied = snapshot.copy()
+        self._offered = time.monotonic()
+        self._blocked = self._offered - begun
+        self.blocked_seconds += self._blocked
+        self._thread = threading.Thread(
+            target=self._write, args=(copied, best), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def finish(self, snapshot: Snapshot, *, best: bool = False, patience: float = PATIENCE) -> bool:
+        """Write a last checkpoint and wait for it, `patience` seconds in all; whether it is saved.
+
+        With a disk that hangs this returns at the deadline, and the process may end: what is not
+        whole by then is not there.
+        """
+        deadline = time.monotonic() + patience
+        self._wait(patience)
+        if self.busy or isinstance(self._failed, TryAgain):
+            return False
+        self.save(snapshot, best=best)
+        self._wait(deadline - time.monotonic())
+        saved = self.saved
+        return not self.busy and saved is not None and saved.update == snapshot.update
+
+    def _wait(self, seconds: float) -> None:
+        if self._thread is not None:
+            self._thread.join(max(seconds, 0))
+
+    def _write(self, snapshot: Snapshot, best: bool) -> None:
+        begun = time.monotonic()
+        try:
+            path = checkpoint.write(self._folder, snapshot)
+            size = sum(file.stat().st_size for file in path.iterdir())
+            now = time.monotonic()
+            self.saved = Saved(snapshot.update, now, size, now - begun)
+            if best:
+                checkpoint.mark_best(self._folder, path)
+            checkpoint.prune(self._folder, self._keep)
+        except Exception as error:  # the thread's end: what is not kept here is lost in silence
+            if self._failed is None:
+                goes_on = not isinstance(error, TryAgain)
+                then = "; training goes on, tried again later" if goes_on else ""
+                self._note(f"checkpoint not written ({error}){then}")
+            self._failed = error
+            return
+        if self._failed is not None:
+            self._note("checkpoints are written again")
+        self._failed = None
+
+    def facts(self) -> dict[str, Any]:
+        """The checkpoint fields of `Progress`."""
+        saved = self.saved
+        return {
+            "checkpoint_update": saved.update if saved else None,
+            "checkpoint_age_seconds": time.monotonic() - saved.at if saved else None,
+            "checkpoint_bytes": saved.bytes if saved else None,
+            "checkpoint_seconds": saved.seconds if saved else None,
+            "checkpoint_error": self.error,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait(PATIENCE)

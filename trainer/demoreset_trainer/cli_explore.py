@@ -1,0 +1,160 @@
+"""`demoreset demo explore`: find a demonstration from nothing."""
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demoreset_api.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from demoreset_trainer.explore import Archive, Grid
+
+HELP = """Find a demonstration by restoring emulator states and acting at random from them.
+
+It goes on after the first find, for shorter ways, until --decisions are spent; then the best ways
+are cut shorter and smoothed, and the one that survives small disturbances best is written. The same
+seed and number of decisions give the same demonstration, whatever the number of processes. Ctrl-C
+keeps the archive; the same command goes on with it.
+
+  demoreset demo explore montezuma_revenge --score 100 --out key.demo.safetensors
+"""
+SAVE_EVERY, TELL_EVERY = 60.0, 5.0  # seconds
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "explore",
+        help="find a demonstration from nothing",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("game", metavar="GAME", help="as ale-py calls it: montezuma_revenge")
+    parser.add_argument("--out", type=Path, required=True, metavar="DEMO")
+    parser.add_argument("--score", type=int, default=1, help="the score wanted; default 1")
+    parser.add_argument("--decisions", type=int, default=200_000, help="to spend; default 200000")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--grid",
+        default="11x8x8",
+        help="a cell: width x height x grey levels; finer for small sprites; default 11x8x8",
+    )
+    parser.add_argument("--processes", type=int, help="default: the cores it may use")
+    parser.add_argument("--archive", type=Path, help="default: DEMO.archive")
+    parser.add_argument("--force", action="store_true", help="overwrite DEMO")
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    from demoreset_trainer import explore_file
+    from demoreset_trainer.emulator import rom_md5
+    from demoreset_trainer.explore import Archive, explore, interruptible
+    from demoreset_trainer.machine import cores
+
+    rom_md5(options.game)  # an unknown game is told at once
+    out: Path = options.out
+    if out.exists() and not options.force:
+        raise UserError(f"--out: {out} is there already; --force overwrites it")
+    for flag in ("score", "decisions", "processes"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag}: received {value}; at least 1 is needed")
+    grid = _grid(options.grid)
+    place = options.archive or out.with_name(f"{out.name}.archive")
+    archive = Archive(options.game, options.seed, options.score, grid)
+    if place.exists():
+        archive = _same(explore_file.read(place), archive, place)
+        print(f"going on with {place}: {archive.decisions:,} decisions", file=sys.stderr)
+    begun = told = saved = time.monotonic()
+    with interruptible() as stopping:
+        rounds = explore(
+            archive,
+            decisions=options.decisions,
+            processes=options.processes or cores(),
+            stopping=stopping,
+        )
+        for _ in rounds:
+            now = time.monotonic()
+            if now - told >= TELL_EVERY:
+                told = now
+                print(_line(archive, options.decisions, now - begun), file=sys.stderr)
+            if now - saved >= SAVE_EVERY:
+                explore_file.write(archive, place)
+                saved = time.monotonic()
+        explore_file.write(archive, place)
+        if stopping():
+            print(f"stopped; the same command goes on with {place}", file=sys.stderr)
+            return ExitCode.INTERRUPTED
+    print(_line(archive, options.decisions, time.monotonic() - begun), file=sys.stderr)
+    if not archive.candidates:
+        print(
+            f"demoreset: no score of {options.score} within {archive.decisions:,} decisions (best: "
+            f"{archive.best.score}); go on with a larger --decisions: {place} is kept",
+            file=sys.stderr,
+        )
+        return ExitCode.BUDGET_SPENT
+    _write_demo(archive, options)
+    return ExitCode.DONE
+
+
+def _grid(text: str) -> "Grid":
+    from demoreset_trainer.explore import Grid
+
+    try:
+        width, height, levels = (int(part) for part in text.split("x"))
+    except ValueError:
+        width = height = levels = 0
+    if not (1 <= width <= 160 and 1 <= height <= 210 and 2 <= levels <= 256):
+        raise UserError(f"--grid: received {text!r}; it looks like 11x8x8 (most 160x210x256)")
+    return Grid(width, height, levels)
+
+
+def _same(found: "Archive", wanted: "Archive", place: Path) -> "Archive":
+    for name in ("game", "seed", "wanted", "grid"):
+        before, now = getattr(found, name), getattr(wanted, name)
+        if before != now:
+            raise UserError(f"{place}: its {name} is {before}, not {now}; choose another --archive")
+    return found
+
+
+def _line(archive: "Archive", decisions: int, seconds: float) -> str:
+    found = f"{len(archive.candidates[0])} decisions" if archive.candidates else "not yet"
+    return (
+        f"{seconds:5.0f} s  {archive.decisions:,} of {decisions:,} decisions  "
+        f"{len(archive.cells):,} cells  best score {archive.best.score:,}  "
+        f"way to {archive.wanted}: {found}"
+    )
+
+
+def _write_demo(archive: "Archive", options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from demoreset_trainer.demo import record
+    from demoreset_trainer.emulator import Emulator
+    from demoreset_trainer.explore import FRAME_SKIP
+    from demoreset_trainer.shorten import Course, choose
+
+    print("cutting it shorter and smoothing it", file=sys.stderr)
+    course = Course(archive.game, options.score)
+    way, survival = choose(course, [list(way) for way in archive.candidates])
+    codes = np.array(Emulator(archive.game).minimal_actions, np.uint8)
+    command = (
+        f"demoreset demo explore {archive.game} --score {options.score} "
+        f"--decisions {options.decisions} --seed {archive.seed} --grid {options.grid}"
+    )
+    demo = record(
+        archive.game,
+        codes[np.array(way)].repeat(FRAME_SKIP),
+        frame_skip=FRAME_SKIP,
+        origin={"command": command, "found_after_decisions": str(archive.first_at)},
+    )
+    demo.save(options.out)
+    print(
+        f"written: {options.out}: score {demo.scores[-1]:,} in {len(demo)} frames "
+        f"({len(way)} decisions); survives {survival:.0%} of small disturbances.\n"
+        f"Next: demoreset demo info {shlex.quote(str(options.out))}"
+    )

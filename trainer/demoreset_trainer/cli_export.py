@@ -1,0 +1,53 @@
+"""`demoreset export`: a trained policy as a file for others."""
+
+import argparse
+import json
+from pathlib import Path
+
+from demoreset_api.errors import UserError
+
+HELP = """Write a policy as one file: safetensors with a JSON card (game, preprocessing, network,
+spec, results), and the card beside it. `demoreset evaluate` and `video` take the file;
+docs/policy.md shows how ten lines of Python do.
+
+  demoreset export runs/NAME --out NAME.policy.safetensors
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "export",
+        help="write a policy as a file for others",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("policy", metavar="POLICY", help="a run's folder, or a checkpoint")
+    parser.add_argument("--out", type=Path, help="default NAME.policy.safetensors")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write the network as ONNX, too")
+    parser.add_argument("--force", action="store_true", help="overwrite")
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    from demoreset_trainer import policy_file
+
+    trained = policy_file.load(options.policy)
+    out = options.out or Path(trained.name + policy_file.SUFFIX)
+    if not out.name.endswith(".safetensors"):
+        raise UserError(f"--out: received {out}; it must end in .safetensors")
+    for path in filter(None, (out, options.onnx)):
+        if path.exists() and not options.force:
+            raise UserError(f"{path}: is there already; --force overwrites it")
+        if not path.resolve().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.resolve().parent}")
+    results = None
+    if trained.folder and (trained.folder / "evaluation.json").exists():
+        results = json.loads((trained.folder / "evaluation.json").read_text())
+    for path in policy_file.save(trained, out, results):
+        print(f"written: {path} ({path.stat().st_size:,} bytes)")
+    if options.onnx:
+        policy_file.export_onnx(trained, options.onnx)
+        print(f"written: {options.onnx} ({options.onnx.stat().st_size:,} bytes)")
+    return 0

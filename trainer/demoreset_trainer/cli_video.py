@@ -1,0 +1,66 @@
+"""`demoreset video`: watch a policy play."""
+
+import argparse
+from pathlib import Path
+
+from demoreset_api.errors import UserError
+
+HELP = """Film a policy: mp4, or GIF by the file's name, with the score and the demo's drawn in.
+
+  demoreset video runs/NAME
+  demoreset video runs/NAME --from 240 --act argmax --out from-240.gif
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "video",
+        help="film a policy",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("policy", metavar="POLICY", help="as in `demoreset evaluate`")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=int,
+        default=0,
+        metavar="FRAME",
+        help="begin at this frame of the demo; default 0, the game's own start",
+    )
+    parser.add_argument("--frames", type=int, default=3600, help="most of them; default 3600")
+    parser.add_argument("--act", choices=("sampled", "sharpened", "argmax"), default="sampled")
+    parser.add_argument("--sticky", type=float, default=0.0, help="sticky actions; default 0")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default video.mp4 in the run's folder")
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    from demoreset_trainer import policy_file
+    from demoreset_trainer.film import film
+    from demoreset_trainer.play import Act
+
+    if not 0 <= options.sticky <= 1:
+        raise UserError(f"--sticky: received {options.sticky}; a chance from 0 to 1 is needed")
+    if options.frames < 1:
+        raise UserError(f"--frames: received {options.frames}; at least 1 is needed")
+    trained = policy_file.load(options.policy)
+    out = options.out or (trained.folder or Path()) / f"{trained.name}.mp4"
+    filmed = film(
+        trained,
+        out,
+        start=options.start,
+        max_frames=options.frames,
+        act=Act(options.act),
+        sticky_probability=options.sticky,
+        seed=options.seed,
+    )
+    tie = "ties" if filmed.score >= trained.demo_score else "does not tie"
+    print(
+        f"written: {out} ({filmed.frames / 60:.0f} s of play, score {filmed.score:,}, "
+        f"which {tie} the demo's {trained.demo_score:,})"
+    )
+    return 0
