@@ -1,0 +1,167 @@
+"""Run files: every mistake is one line that names the field, what was received, what is right."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demoreset_api.errors import UserError
+from demoreset_api.spec import RunSpec
+from demoreset_trainer import runfile
+from demoreset_trainer.demo import record
+
+GOOD = """
+apiVersion: demoreset.dev/v1alpha1
+kind: DemoResetRun
+metadata: {name: crossing}
+spec:
+  demo: {name: freeway-crossing}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_smallest_run_file_has_defaults_for_all_else(tmp_path: Path) -> None:
+    run = runfile.read(write(tmp_path, GOOD))
+    assert run.metadata.name == "crossing"
+    assert run.spec.environment.slots == 64
+    assert run.spec.curriculum.threshold == 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ("spec.ppo.learningRate=3e-4", "learning_rate", 3e-4),
+        ("spec.ppo.epochs=1", "epochs", 1),
+        ("spec.ppo.lambda=0.9", "lambda_", 0.9),
+    ],
+)
+def test_set_changes_a_field(tmp_path: Path, change: str, field: str, value: float) -> None:
+    run = runfile.read(write(tmp_path, GOOD), [change])
+    assert getattr(run.spec.ppo, field) == value
+
+
+def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
+    changes = ["spec.curriculum.mode=Original", "spec.environment.lifeLossEnds=false"]
+    spec = runfile.read(write(tmp_path, GOOD), changes).spec
+    assert spec.curriculum.mode == "Original"
+    assert spec.environment.life_loss_ends is False
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD + "  ppo: {learningrate: 1}\n", ["spec.ppo.learningrate", "unknown field"]),
+        (GOOD + "  ppo: {clip: 2}\n", ["spec.ppo.clip", "received 2", "less than 1"]),
+        (GOOD + "  seed: x\n", ["spec.seed", "received 'x'"]),
+        (GOOD + "  ppo: {learningRate: .nan}\n", ["spec.ppo.learningRate", "finite"]),
+        (GOOD + "  environment: {slots: 63}\n", ["slots (63)", "multiple", "minibatches (4)"]),
+        (GOOD + "  workers: {min: 3, max: 2}\n", ["spec.workers", "max (2)", "min (3)"]),
+        (GOOD.replace("DemoResetRun", "Job"), ["kind", "'Job'", "DemoResetRun"]),
+        (GOOD.replace("{name: freeway-crossing}", "{}"), ["spec.demo", "exactly one"]),
+        (GOOD.replace("name: crossing", "name: Über"), ["metadata.name", "Über"]),
+        ("- a\n- b\n", ["received list", "mapping"]),
+        ("a: [", ["not YAML"]),
+        ("", ["NoneType", "mapping"]),
+    ],
+)
+def test_a_mistake_names_its_field(tmp_path: Path, text: str, says: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        runfile.read(write(tmp_path, text))
+    for part in ["run.yaml", *says]:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["spec.ppo", "ppo.clip=1", "spec=1", "=3"])
+def test_a_change_that_is_none_says_how_one_looks(tmp_path: Path, change: str) -> None:
+    with pytest.raises(UserError, match=r"--set.*spec\.ppo\.learningRate=3e-4"):
+        runfile.read(write(tmp_path, GOOD), [change])
+
+
+def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        runfile.read(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file"):
+        runfile.read(binary)
+
+
+def crossing(frames: int = 172) -> "runfile.Demo":
+    return record("freeway", np.full(frames, 2, np.uint8), frame_skip=4)
+
+
+def spec(**demo: object) -> RunSpec:
+    return RunSpec.model_validate({"demo": demo})
+
+
+def test_a_demo_is_found_beside_its_run_file_and_cut(tmp_path: Path) -> None:
+    demo = crossing(200)
+    demo.save(tmp_path / "x.demo.safetensors")
+    wanted = spec(path="x.demo.safetensors", endFrame=180, sha256=demo.sha256)
+    assert len(runfile.load_demo(wanted, tmp_path / "run.yaml")) == 180
+
+
+def test_another_demo_than_the_hash_is_refused(tmp_path: Path) -> None:
+    crossing().save(tmp_path / "x.demo.safetensors")
+    with pytest.raises(UserError, match="sha256.*wants 0000"):
+        runfile.load_demo(spec(path="x.demo.safetensors", sha256="0" * 64), tmp_path / "run.yaml")
+
+
+def test_a_demo_without_a_reward_is_refused(tmp_path: Path) -> None:
+    crossing(100).save(tmp_path / "x.demo.safetensors")
+    with pytest.raises(UserError, match=r"nothing to learn.*endFrame"):
+        runfile.load_demo(spec(path="x.demo.safetensors"), tmp_path / "run.yaml")
+
+
+def test_an_unknown_bundled_demo_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no bundled demo 'pong'.*montezuma-first-key"):
+        runfile.load_demo(spec(name="pong"), tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seed": 1}, "spec.seed = 0, the run file 1"),
+        ({"policy": {"preset": "Base"}}, "spec.policy.preset = Small, the run file Base"),
+        ({"environment": {"frameSkip": 3}}, "spec.environment.frameSkip = 4, the run file 3"),
+    ],
+)
+def test_a_checkpoint_of_another_spec_is_refused(changed: dict[str, object], says: str) -> None:
+    demo = crossing()
+    before = spec(name="x")
+    state = {
+        "spec": before.model_dump(mode="json", by_alias=True),
+        "demo": {"game": demo.game, "sha256": demo.sha256},
+    }
+    runfile.check_same_run(state, before, demo, Path("runs/x"))  # the same one is welcome
+    other = RunSpec.model_validate({"demo": {"name": "x"}, **changed})
+    with pytest.raises(UserError, match="--fresh") as error:
+        runfile.check_same_run(state, other, demo, Path("runs/x"))
+    assert says in str(error.value)
+
+
+def test_a_checkpoint_of_another_demo_is_refused() -> None:
+    wanted = spec(name="x")
+    theirs = crossing(180)
+    state = {
+        "spec": wanted.model_dump(mode="json", by_alias=True),
+        "demo": {"game": theirs.game, "sha256": theirs.sha256},
+    }
+    with pytest.raises(UserError, match="belongs to another demo"):
+        runfile.check_same_run(state, wanted, crossing(), Path("runs/x"))
+
+
+def test_an_old_folder_is_renamed_and_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert runfile.set_aside(folder) is None
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "kept").write_text(str(number))
+        assert runfile.set_aside(folder) == tmp_path / f"x.{number}"
+    assert (tmp_path / "x.2" / "kept").read_text() == "2"
