@@ -22,11 +22,12 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+
+from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
 
 SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
@@ -227,8 +228,8 @@ def _listed(folder: Path) -> list[tuple[int, int, Path]]:
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that verifies; None where there never was one.
 
-    Damaged ones that are newer are renamed to `broken-...` and kept for a person to look at: only
-    the run's owner may call this, others `find`.
+    Damaged ones that are newer are renamed to `broken-...` and kept for a person to look at; where
+    none verifies, all stay as they are. Only the run's owner may call this, others `find`.
 
     Raises:
         NoValidCheckpoint: there are some, and none verifies.

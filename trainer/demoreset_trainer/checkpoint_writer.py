@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from demoreset_api.errors import TryAgain
-
 from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot
 
