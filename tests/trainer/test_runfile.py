@@ -8,7 +8,7 @@ import pytest
 from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import runfile
-from demoreset_trainer.demo import record
+from demoreset_trainer.demo import Demo, record
 
 GOOD = """
 apiVersion: demoreset.dev/v1alpha1
@@ -92,7 +92,7 @@ def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:
         runfile.read(binary)
 
 
-def crossing(frames: int = 172) -> "runfile.Demo":
+def crossing(frames: int = 172) -> Demo:
     return record("freeway", np.full(frames, 2, np.uint8), frame_skip=4)
 
 
@@ -109,7 +109,7 @@ def test_a_demo_is_found_beside_its_run_file_and_cut(tmp_path: Path) -> None:
 
 def test_another_demo_than_the_hash_is_refused(tmp_path: Path) -> None:
     crossing().save(tmp_path / "x.demo.safetensors")
-    with pytest.raises(UserError, match="sha256.*wants 0000"):
+    with pytest.raises(UserError, match=r"sha256.*wants 0000"):
         runfile.load_demo(spec(path="x.demo.safetensors", sha256="0" * 64), tmp_path / "run.yaml")
 
 

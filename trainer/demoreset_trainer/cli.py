@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from demoreset_api.errors import DemoResetError, ExitCode
-
 from demoreset_trainer.machine import settle_threads
 
 COMMANDS = ("cli_run", "cli_evaluate", "cli_video", "cli_export", "cli_demo", "cli_plot")

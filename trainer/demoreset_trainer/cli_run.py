@@ -13,7 +13,6 @@ from demoreset_api.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun
-
     from demoreset_trainer.loop import Loop, Stopped
 
 HELP = """Train from a run file.

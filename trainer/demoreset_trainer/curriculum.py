@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from demoreset_api.spec import CurriculumMode, CurriculumSpec
 
 Floats = npt.NDArray[np.float64]

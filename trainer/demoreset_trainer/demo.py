@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from demoreset_api.errors import UserError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from demoreset_api.errors import UserError
 from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, rom_md5
 
 SUFFIX = ".demo.safetensors"

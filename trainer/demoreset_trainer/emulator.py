@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from ale_py import ALEInterface, ALEState, LoggerMode, roms
+
 from demoreset_api.errors import UserError
 
 Frame = npt.NDArray[np.uint8]

@@ -16,9 +16,9 @@ from typing import Any, SupportsInt
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from demoreset_api.errors import UserError
 from gymnasium import spaces
 
+from demoreset_api.errors import UserError
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
 from demoreset_trainer.emulator import ALL_ACTIONS, Emulator

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from demoreset_api.errors import UserError
 
+from demoreset_api.errors import UserError
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.env import Rules

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from demoreset_api.errors import UserError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from demoreset_api.errors import UserError
 from demoreset_trainer.emulator import emulator_version
 from demoreset_trainer.explore import Archive, Cell, Grid
 

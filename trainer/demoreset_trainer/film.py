@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demoreset_api.errors import UserError
 
+from demoreset_api.errors import UserError
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.env import DemoResetEnv, Rules
 from demoreset_trainer.evaluate import demo_or_blank

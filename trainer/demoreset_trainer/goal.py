@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from demoreset_api.spec import Goal
-
 from demoreset_trainer.curriculum import Result
 
 WINDOW = 100  # latest episodes from the game's own start that are remembered

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from demoreset_api.errors import DemoResetError
 from torch import Tensor
+
+from demoreset_api.errors import DemoResetError
 
 Item = TypeVar("Item")
 

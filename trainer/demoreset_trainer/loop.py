@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
-from demoreset_api.errors import NoProgress
-from demoreset_api.spec import After, CurriculumMode, RunSpec
 from torch import Tensor
 
+from demoreset_api.errors import NoProgress
+from demoreset_api.spec import After, CurriculumMode, RunSpec
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum

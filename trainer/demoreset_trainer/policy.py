@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from demoreset_api.spec import PolicyPreset, PolicySpec
 from torch import Tensor, nn
 from torch.nn import functional
 
+from demoreset_api.spec import PolicyPreset, PolicySpec
 from demoreset_trainer.states import View
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)

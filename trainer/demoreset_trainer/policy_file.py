@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demoreset_api.errors import UserError
-from demoreset_api.spec import RunSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from demoreset_api.errors import UserError
+from demoreset_api.spec import RunSpec
 from demoreset_trainer import checkpoint, runfile
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo

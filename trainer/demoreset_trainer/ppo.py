@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from demoreset_api.errors import DemoResetError
-from demoreset_api.spec import PpoSpec
 from torch import Tensor
 from torch.nn import functional
 
+from demoreset_api.errors import DemoResetError
+from demoreset_api.spec import PpoSpec
 from demoreset_trainer.env import TRUNCATED, End
 from demoreset_trainer.group import Group
 from demoreset_trainer.policy import Policy

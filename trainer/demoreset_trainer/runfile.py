@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from demoreset_api.errors import UserError
-from demoreset_api.spec import DemoResetRun, RunSpec
 from pydantic import ValidationError
 
+from demoreset_api.errors import UserError
+from demoreset_api.spec import DemoResetRun, RunSpec
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 

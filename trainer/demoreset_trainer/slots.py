@@ -19,8 +19,8 @@ from typing import Any, Self
 import cv2
 import numpy as np
 import numpy.typing as npt
-from demoreset_api.errors import DemoResetError
 
+from demoreset_api.errors import DemoResetError
 from demoreset_trainer.demo import Demo, from_bytes
 from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
 from demoreset_trainer.states import View

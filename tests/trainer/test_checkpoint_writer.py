@@ -1,0 +1,260 @@
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from demoreset_api.errors import TryAgain
+from demoreset_trainer import checkpoint
+from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.checkpoint_writer import CheckpointWriter
+from demoreset_trainer.progress import Progress
+
+
+def snapshot(update: int, life: int = 1, floats: int = 1000) -> Snapshot:
+    values = torch.full((floats,), float(update))
+    return Snapshot(life, update, update * 1000, 1, {"w": values}, {}, {"update": update})
+
+
+def updates(folder: Path) -> list[int]:
+    return sorted(int(path.name[-10:]) for path in folder.glob("ckpt-*"))
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def writer(tmp_path: Path, notes: list[str]) -> Iterator[CheckpointWriter]:
+    with CheckpointWriter(tmp_path, keep=2, interval=0.001, note=notes.append) as writer:
+        yield writer
+
+
+class SlowDisk:
+    """Holds every write until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        write = checkpoint.write
+
+        def held(folder: Path, snapshot: Snapshot) -> Path:
+            self.begun.set()
+            assert self.go_on.wait(30)
+            return write(folder, snapshot)
+
+        monkeypatch.setattr(checkpoint, "write", held)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk(monkeypatch)
+    yield disk
+    disk.go_on.set()
+
+
+def test_what_was_offered_is_on_the_disk_in_the_end(writer, tmp_path, notes):
+    assert writer.finish(snapshot(7))
+    path = checkpoint.newest(tmp_path)
+    assert path is not None
+    assert checkpoint.read(path).model["w"].eq(7).all()
+    assert writer.saved.update == 7
+    assert writer.saved.bytes == sum(file.stat().st_size for file in path.iterdir())
+    assert writer.blocked_seconds > 0
+    assert notes == []
+
+
+def test_training_goes_on_while_the_disk_is_slow(writer, tmp_path, slow_disk):
+    live = snapshot(1)
+    writer.save(live)
+    assert slow_disk.begun.wait(30)
+    live.model["w"].fill_(-1)  # the next update
+    assert writer.busy
+    slow_disk.go_on.set()
+    assert writer.finish(snapshot(2))
+    saved = checkpoint.read(tmp_path / snapshot(1).name)
+    assert saved.model["w"].eq(1).all()
+
+
+def test_what_comes_while_one_is_in_flight_is_skipped(writer, tmp_path, slow_disk):
+    for update in (1, 2, 3):
+        writer.save(snapshot(update))
+    slow_disk.go_on.set()
+    assert writer.finish(snapshot(4))
+    assert updates(tmp_path) == [1, 4]
+
+
+def test_the_last_checkpoint_has_a_deadline(writer, tmp_path, slow_disk):
+    writer.save(snapshot(1))
+    assert not writer.finish(snapshot(2), patience=0.01)
+    slow_disk.go_on.set()
+    assert writer.finish(snapshot(2))
+    assert updates(tmp_path) == [1, 2]
+
+
+def test_a_last_checkpoint_that_was_skipped_does_not_count_as_saved(writer, tmp_path, slow_disk):
+    # The one in flight ends within the patience, the last one does not.
+    write = checkpoint.write
+    writer.save(snapshot(1))
+    slow_disk.go_on.set()
+    writer._wait(30)
+    slow_disk.go_on.clear()
+    assert checkpoint.write is write
+    assert not writer.finish(snapshot(2), patience=0.05)
+    assert writer.saved.update == 1
+
+
+def test_it_is_due_after_the_interval(tmp_path, notes):
+    assert not CheckpointWriter(tmp_path, keep=2, interval=3600, note=notes.append).due()
+    assert CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append).due()
+
+
+def test_copies_that_take_long_make_checkpoints_rarer(tmp_path, notes):
+    writer = CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append)
+    writer._blocked = 3600.0  # an hour's copy: at most one percent of the time
+    assert not writer.due()
+
+
+def test_old_ones_go_and_the_best_stays(writer, tmp_path):
+    for update in range(1, 7):
+        writer.save(snapshot(update), best=update == 2)
+        writer._wait(30)
+    assert updates(tmp_path) == [2, 5, 6]
+
+
+def test_a_writer_of_an_earlier_life_stops(writer, tmp_path, notes):
+    life = checkpoint.next_life(tmp_path)
+    checkpoint.next_life(tmp_path)
+    writer.save(snapshot(1, life))
+    writer._wait(30)
+    with pytest.raises(TryAgain, match="taken this run over"):
+        writer.save(snapshot(2, life))
+    assert not writer.finish(snapshot(3, life))
+    assert len(notes) == 1
+    assert "training goes on" not in notes[0]
+
+
+def test_a_state_that_is_not_finite_is_told_and_pushes_nothing_out(writer, tmp_path, notes):
+    assert writer.finish(snapshot(1))
+    bad = snapshot(2)
+    bad.model["w"][0] = torch.nan
+    assert not writer.finish(bad)
+    assert updates(tmp_path) == [1]
+    assert "not finite" in writer.error
+
+
+def test_an_error_that_nobody_thought_of_is_told(writer, notes):
+    bad = snapshot(1)
+    bad.state["update"] = object()
+    assert not writer.finish(bad)
+    assert "not JSON serializable" in writer.error
+    assert writer.finish(snapshot(2))
+    assert writer.error is None
+
+
+def test_a_folder_that_is_gone_and_comes_back(writer, tmp_path, notes):
+    away = tmp_path.with_name("away")
+    tmp_path.rename(away)
+    for update in (1, 2, 3):
+        assert not writer.finish(snapshot(update))
+    assert "No such file" in writer.facts()["checkpoint_error"]
+    away.rename(tmp_path)
+    assert writer.finish(snapshot(4))
+    assert writer.facts()["checkpoint_error"] is None
+    assert [note.split(" (")[0] for note in notes] == [
+        "checkpoint not written",
+        "checkpoints are written again",
+    ]
+
+
+def mount(path: Path, *options: str) -> None:
+    done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("needs root, to mount a disk of 1 MiB")
+    mount(path, "-t", "tmpfs", "-o", "size=1m", "tmpfs")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk, notes):
+    with CheckpointWriter(small_disk, keep=2, interval=0, note=notes.append) as writer:
+        assert writer.finish(snapshot(1, floats=50_000))
+        (small_disk / "filler").write_bytes(bytes(750_000))
+        for update in (2, 3):
+            assert not writer.finish(snapshot(update, floats=50_000))
+        assert "No space left" in writer.error
+        assert updates(small_disk) == [1]
+        assert list(small_disk.glob(".partial-*")) == []
+        (small_disk / "filler").unlink()
+        assert writer.finish(snapshot(4, floats=50_000))
+    found = checkpoint.newest(small_disk)
+    assert found is not None
+    assert checkpoint.read(found).update == 4
+    assert len(notes) == 2
+
+
+def test_a_disk_that_turns_read_only_stops_nothing(small_disk, notes):
+    with CheckpointWriter(small_disk, keep=2, interval=0, note=notes.append) as writer:
+        assert writer.finish(snapshot(1))
+        mount(small_disk, "-o", "remount,ro")
+        assert not writer.finish(snapshot(2))
+        assert "Read-only" in writer.error
+        found = checkpoint.newest(small_disk)
+        assert found is not None
+        assert checkpoint.read(found).update == 1
+        mount(small_disk, "-o", "remount,rw")
+        assert writer.finish(snapshot(3))
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from demoreset_trainer import checkpoint
+from demoreset_trainer.checkpoint_writer import CheckpointWriter
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+
+def snapshot(update, floats):
+    model = {"w": torch.full((floats,), float(update))}
+    return checkpoint.Snapshot(1, update, 0, 1, model, {}, {})
+
+with CheckpointWriter(folder, keep=2, interval=0, note=print) as writer:
+    assert writer.finish(snapshot(1, 1000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert not writer.finish(snapshot(2, 100_000))
+    assert "File too large" in writer.error, writer.error
+    assert writer.finish(snapshot(3, 1000))
+print(checkpoint.newest(folder).name, len(list(folder.iterdir())))
+"""
+
+
+def test_a_quota_stops_nothing(tmp_path):  # needs no root
+    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "ckpt-l000001-u0000000003 2"
+
+
+def test_its_facts_are_fields_of_progress(writer):
+    known = {name for name in Progress.__dataclass_fields__ if name.startswith("checkpoint_")}
+    assert writer.facts().keys() == known
+    assert set(writer.facts().values()) == {None}
+    assert writer.finish(snapshot(1))
+    facts = writer.facts()
+    assert facts["checkpoint_update"] == 1
+    assert facts["checkpoint_age_seconds"] >= 0
+    assert facts["checkpoint_seconds"] > 0
