@@ -184,5 +184,3 @@ def write(result: dict[str, Any], out: Path | None, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {path.name}")
-
-

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Turn, arguments, compare, machine, show, take_turns, write
 
 from demoreset_trainer import demo as demos
 from demoreset_trainer.machine import cores, settle_threads
+from measure import Turn, arguments, compare, machine, show, take_turns, write
 
 COUNT = 64
 SIZE = 64

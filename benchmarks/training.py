@@ -18,10 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from measure import Turn, arguments, compare, machine, show, take_turns, write
 
 from demoreset_trainer import demo as demos
 from demoreset_trainer.machine import cores, settle_threads
+from measure import Turn, arguments, compare, machine, show, take_turns, write
 
 COUNT = 64
 SIZE = 64
@@ -49,8 +49,8 @@ PACKAGES = (
 def ours(turn: Turn, file: bytes) -> None:
     settle_threads()
     import torch
-    from demoreset_api.spec import RunSpec
 
+    from demoreset_api.spec import RunSpec
     from demoreset_trainer.env import DemoResetEnv
     from demoreset_trainer.group import Alone
     from demoreset_trainer.loop import Loop, rules
@@ -102,16 +102,16 @@ def stable_baselines(turn: Turn) -> None:
     sb3: Any = importlib.import_module("stable_baselines3")
     make_atari_env = importlib.import_module("stable_baselines3.common.env_util").make_atari_env
     vec_env = importlib.import_module("stable_baselines3.common.vec_env")
-    callbacks = importlib.import_module("stable_baselines3.common.callbacks")
+    callback: Any = importlib.import_module("stable_baselines3.common.callbacks").BaseCallback
     layers = importlib.import_module("stable_baselines3.common.torch_layers")
+    extractor: Any = layers.BaseFeaturesExtractor
     import ale_py
     import gymnasium
     import torch
-    from torch import nn
 
     gymnasium.register_envs(ale_py)
 
-    class Features(layers.BaseFeaturesExtractor):  # type: ignore[misc]
+    class Features(extractor):  # type: ignore[misc]
         def __init__(self, space: Any) -> None:
             super().__init__(space, 256)
             self.trunk = _trunk()
@@ -119,7 +119,7 @@ def stable_baselines(turn: Turn) -> None:
         def forward(self, observations: torch.Tensor) -> Any:
             return self.trunk(observations)
 
-    class Clock(callbacks.BaseCallback):  # type: ignore[misc]
+    class Clock(callback):  # type: ignore[misc]
         going_on = True
         updates = 0
 
@@ -151,7 +151,6 @@ def stable_baselines(turn: Turn) -> None:
         policy_kwargs={"features_extractor_class": Features, "net_arch": []},
         device="cpu",
     )
-    assert isinstance(model.policy.features_extractor.trunk, nn.Module)
     model.learn(10**12, callback=Clock())
     env.close()
 
@@ -200,7 +199,7 @@ def _one() -> Any:
     env = wrappers.AtariPreprocessing(
         env, frame_skip=SKIP, screen_size=SIZE, terminal_on_life_loss=True
     )
-    env = wrappers.TransformReward(env, lambda reward: float(np.sign(reward)))
+    env = wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
     return wrappers.FrameStackObservation(env, STACK)
 
 
@@ -245,8 +244,8 @@ def _single_file(turn: Turn, make: Any) -> None:
 
     import torch
     from torch import nn
-    from torch.distributions.categorical import Categorical
 
+    categorical: Any = torch.distributions.Categorical
     envs = make()
     env, actions_of = envs.env, envs.actions
     trunk, actor, critic = _trunk(), nn.Linear(256, actions_of), nn.Linear(256, 1)
@@ -255,7 +254,7 @@ def _single_file(turn: Turn, make: Any) -> None:
 
     def decide(seen: Any, action: Any = None) -> Any:
         features = trunk(seen / 255.0)
-        distribution = Categorical(logits=actor(features))
+        distribution = categorical(logits=actor(features))
         if action is None:
             action = distribution.sample()
         return action, distribution.log_prob(action), distribution.entropy(), critic(features)
@@ -265,7 +264,8 @@ def _single_file(turn: Turn, make: Any) -> None:
     log_probs, rewards, dones, values = (torch.zeros((LENGTH, COUNT)) for _ in range(4))
     seen = torch.tensor(np.asarray(env.reset()[0]), dtype=torch.float32)
     done = torch.zeros(COUNT)
-    played, phases = 0, {}
+    played = 0
+    phases: dict[str, float] = {}
     while turn(played, phases):
         begun = time.monotonic()
         for step in range(LENGTH):
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument(
         "--settle-all",
         action="store_true",
-        help="give the others our setting of GOMP_SPINCOUNT, too, which they do not have by default",
+        help="give the others our setting of GOMP_SPINCOUNT, too",
     )
     options = parser.parse_args()
     if options.settle_all:
