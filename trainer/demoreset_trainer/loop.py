@@ -269,12 +269,13 @@ class Loop:
         spec = self.spec
         remedy = self.ladder.remedy
         guide = 0.0 if self._playing_on else self.guide_weight
-        for attempt in range(MOST_ATTEMPTS):
+        rejected = 0
+        while rejected < MOST_ATTEMPTS:
             before = tuple(_copy(tensors) for tensors in self.ppo.state())
             try:
                 return self.ppo.update(
                     rollout,
-                    self._minibatches(quorum, attempt),
+                    self._minibatches(quorum, rejected),
                     self._lessons(guide),
                     self._group,
                     learning_rate=spec.ppo.learning_rate * remedy.learning_rate,
@@ -287,6 +288,7 @@ class Loop:
                 quorum = self._group.quorum(self.counters.update)
             except NotFinite as error:
                 self.ppo.load(*before)
+                rejected += 1
                 self.counters.rejected += 1
                 self._watch.note(f"update {self.counters.update} rejected: {error}")
         raise NoProgress(
@@ -294,13 +296,16 @@ class Loop:
             "lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
         )
 
-    def _minibatches(self, quorum: Quorum, attempt: int) -> Iterator[np.ndarray[Any, Any]]:
-        """Columns of the rollout: each epoch cuts all slots of the run anew."""
+    def _minibatches(self, quorum: Quorum, rejected: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Columns of the rollout: each epoch cuts all slots of the run anew.
+
+        After a rejected attempt otherwise than before; after a lost member as before.
+        """
         spec = self.spec
         slots = spec.environment.slots
         block = quorum.block(slots)
         for epoch in range(spec.ppo.epochs):
-            random = np.random.default_rng([spec.seed, self.counters.update, epoch, attempt])
+            random = np.random.default_rng([spec.seed, self.counters.update, epoch, rejected])
             for part in np.split(random.permutation(slots), spec.ppo.minibatches):
                 mine = part[(part >= block.start) & (part < block.stop)]
                 yield mine - block.start

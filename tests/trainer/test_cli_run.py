@@ -1,0 +1,229 @@
+"""The real command, to the real end: train, stop, go on, evaluate, film, export, refuse."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demoreset_trainer import checkpoint
+
+ROOT = Path(__file__).parents[2]
+CROSSING = ROOT / "demos" / "freeway-crossing.yaml"
+
+
+def demoreset(*arguments: str | Path, expect: int = 0) -> str:
+    """Run the command; what it printed, both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "demoreset_trainer.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learned the crossing, to its end, once interrupted on the way."""
+    folder = tmp_path_factory.mktemp("runs") / "crossing"
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        stop_after_an_update(folder, number, code)
+    out = demoreset("run", "-f", CROSSING, "--dir", folder)
+    assert "going on from" in out
+    assert "Goal met" in out
+    return folder
+
+
+def stop_after_an_update(folder: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "demoreset_trainer.cli", "run", "-f", CROSSING]
+    process = subprocess.Popen(
+        [*command, "--dir", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    before = lines(folder)
+    deadline = time.monotonic() + 120
+    while lines(folder) <= before + 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == code, out
+    assert "saved" in out
+    assert f"--dir {folder}" in out  # it says how to go on
+    assert "Traceback" not in out
+    assert not children(process.pid)
+
+
+def lines(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_it_learns_to_cross_from_the_games_own_start(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["goalMet"]
+    assert summary["startFrame"] == 0
+    assert summary["successRate"] >= 0.9
+    assert summary["seed"] == 0
+
+
+def test_its_updates_are_all_in_the_metrics_once_over_three_lives(trained: Path) -> None:
+    updates = [
+        json.loads(line)["update"] for line in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert updates == list(range(1, len(updates) + 1))
+    newest = checkpoint.newest(trained / "checkpoints")
+    assert newest is not None
+    snapshot = checkpoint.read(newest)
+    assert snapshot.update == updates[-1]
+    assert snapshot.life == 3
+
+
+def test_a_run_that_is_done_says_so_and_does_not_train_again(trained: Path) -> None:
+    before = lines(trained)
+    assert "met already" in demoreset("run", "-f", CROSSING, "--dir", trained)
+    assert lines(trained) == before
+
+
+def test_it_plays_well_without_the_demo(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation.json"
+    text = demoreset(
+        *("evaluate", trained, "--noise", "none,sticky", "--act", "sampled,argmax"),
+        *("--episodes", "20", "--max-frames", "400", "--profile", "10", "--out", out),
+    )
+    assert re.search(r"none +. sampled", text)
+    result = json.loads(out.read_text())
+    cells = {(cell["noise"], cell["act"]): cell for cell in result["cells"]}
+    assert cells["none", "sampled"]["ties"] >= 0.8
+    assert cells["none", "argmax"]["episodes"] == 1  # all would be the same
+    assert cells["sticky", "sampled"]["episodes"] == 20
+    assert result["profile"]["0"] >= 0.8
+    assert len(result["profile"]) == 5
+
+
+def test_its_film_shows_the_crossing(trained: Path, tmp_path: Path) -> None:
+    import av
+
+    out = tmp_path / "film.mp4"
+    assert "ties the demo's 1" in demoreset("video", trained, "--act", "argmax", "--out", out)
+    with av.open(str(out)) as film:
+        pictures = sum(1 for _ in film.decode(video=0))
+    assert 40 < pictures < 200  # at 15 a second
+
+
+def test_an_exported_policy_plays_as_the_checkpoint_does(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.policy.safetensors"
+    demoreset("export", trained, "--out", file)
+    card = json.loads((tmp_path / "x.policy.json").read_text())
+    assert card["game"] == "freeway"
+    assert card["demo"]["score"] == 1
+    results = []
+    for policy in (trained, file):
+        out = tmp_path / "evaluation.json"
+        demoreset(
+            *("evaluate", policy, "--noise", "sticky", "--act", "sampled", "--episodes", "8"),
+            *("--max-frames", "300", "--out", out),
+        )
+        results.append(json.loads(out.read_text())["cells"])
+    assert results[0] == results[1]
+    assert "overwrites" in demoreset("export", trained, "--out", file, expect=64)
+
+
+def test_the_graph_of_a_run_is_a_picture(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "graph.png"
+    demoreset("plot", trained, "--out", out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_spent_budget_ends_with_its_own_code_and_says_how_far_it_came(tmp_path: Path) -> None:
+    out = demoreset(
+        *("run", "-f", CROSSING, "--dir", tmp_path / "x", "--set", "spec.budget.frames=1"),
+        expect=2,
+    )
+    assert "the start stands at frame" in out
+    assert "spec.budget.frames=" in out
+    summary = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary["budgetSpent"]
+    assert not summary["goalMet"]
+
+
+@pytest.fixture
+def torn(trained: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the run whose checkpoints are all torn."""
+    import shutil
+
+    folder = tmp_path / "torn"
+    shutil.copytree(trained, folder)
+    for path in (folder / "checkpoints").glob("ckpt-*/model.safetensors"):
+        os.truncate(path, path.stat().st_size // 2)
+    yield folder
+
+
+def test_checkpoints_that_are_all_torn_need_a_person(torn: Path) -> None:
+    out = demoreset("run", "-f", CROSSING, "--dir", torn, expect=65)
+    assert "no checkpoint there verifies" in out
+    again = demoreset("run", "-f", CROSSING, "--dir", torn, expect=65)  # not: begins anew
+    assert "no checkpoint there verifies" in again
+
+
+def test_fresh_keeps_the_old_folder(torn: Path) -> None:
+    out = demoreset(
+        *("run", "-f", CROSSING, "--dir", torn, "--fresh", "--set", "spec.budget.frames=1"),
+        expect=2,
+    )
+    assert f"{torn}.1" in out
+    assert (torn.parent / "torn.1" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "-f", "none.yaml"], "none.yaml: cannot be read"),
+        (["run", "-f", CROSSING, "--set", "spec.sed=1"], "spec.sed: unknown field"),
+        (["run", "-f", CROSSING, "--set", "spec.demo.name=nope"], "no bundled demo 'nope'"),
+        (["run", "-f", CROSSING, "--dir", "/proc/x"], "cannot be written"),
+        (["run"], "required: -f/--file"),
+        (["evaluate", "nowhere"], "nowhere: not there"),
+        (["evaluate", "nowhere", "--noise", "loud"], "--noise: received 'loud'; known are none"),
+        (["video", "nowhere", "--sticky", "2"], "--sticky: received 2.0"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_64(arguments: list[str | Path], says: str) -> None:
+    out = demoreset(*arguments, expect=64)
+    assert says in out
+    assert len(out.strip().splitlines()) == 1
+
+
+def test_another_demo_in_the_same_folder_is_refused(trained: Path) -> None:
+    key = ROOT / "demos" / "montezuma-first-key.yaml"
+    out = demoreset("run", "-f", key, "--dir", trained, expect=64)
+    assert "belongs to another demo" in out
+    assert "--fresh" in out
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    assert "demoreset run -f demos/freeway-crossing.yaml" in demoreset("--help")
+    for command in ("run", "evaluate", "video", "export", "plot", "demo"):
+        assert "usage: demoreset" in demoreset(command, "--help")

@@ -1,0 +1,237 @@
+"""The loop: the same seed gives the same run, a failed update leaves no trace, nothing is lost."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from demoreset_api.errors import NoProgress
+from demoreset_api.spec import RunSpec
+from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.demo import Demo, record
+from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.group import Alone, Group, MemberLost
+from demoreset_trainer.loop import Loop, last_start, rules
+from demoreset_trainer.policy import Policy, architecture
+from demoreset_trainer.progress import Progress
+from demoreset_trainer.slots import Slots
+from demoreset_trainer.states import start_states
+
+SMALL = {
+    "demo": {"name": "freeway-crossing"},
+    "environment": {"slots": 8, "processes": 1},
+    "ppo": {"rolloutLength": 8, "epochs": 2, "minibatches": 2},
+}
+
+
+class Diary:
+    """A watch that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+        self.notes: list[str] = []
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def update(self, progress: Progress) -> None:
+        self.progress.append(progress)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Shelf:
+    """A saver that keeps copies in memory, of every update."""
+
+    def __init__(self) -> None:
+        self.saved: list[Snapshot] = []
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, snapshot: Snapshot, *, best: bool) -> None:
+        self.saved.append(snapshot.copy())
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture(scope="module")
+def crossing() -> Demo:
+    return record("freeway", np.full(172, 2, np.uint8), frame_skip=4)
+
+
+def make(
+    demo: Demo, *, group: Group | None = None, **changes: dict[str, Any]
+) -> tuple[Loop, Diary, Shelf]:
+    torch.set_num_threads(1)
+    spec = RunSpec.model_validate(
+        SMALL | {k: SMALL.get(k, {}) | v for k, v in changes.items()}  # type: ignore[operator]
+    )
+    shape = architecture(spec.policy)
+    states = start_states(demo, shape.view, 4)
+    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
+    torch.manual_seed(spec.seed)
+    diary, shelf = Diary(), Shelf()
+    loop = Loop(
+        spec,
+        demo,
+        states,
+        Policy(shape, len(codes)),
+        lambda count: Slots(demo, rules(spec), shape.view, slots=count, processes=1),
+        codes,
+        group=group or Alone(),
+        watch=diary,
+        saver=shelf,
+        life=1,
+    )
+    return loop, diary, shelf
+
+
+def after(loop: Loop, updates: int) -> Callable[[], bool]:
+    goal = loop.counters.update + updates
+    return lambda: loop.counters.update >= goal
+
+
+def weights(loop: Loop) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in loop.ppo.policy.state_dict().values()])
+
+
+RECURRENT = {"policy": {"recurrent": True}, "ppo": {"burnIn": 4}}
+
+
+@pytest.mark.parametrize("changes", [{}, RECURRENT], ids=["feed-forward", "recurrent"])
+def test_the_same_seed_gives_the_same_run_bit_by_bit(
+    crossing: Demo, changes: dict[str, Any]
+) -> None:
+    ends = []
+    for _ in range(2):
+        loop, diary, _ = make(crossing, **changes)
+        loop.run(after(loop, 3))
+        ends.append((weights(loop), loop.curriculum.state(), diary.progress[-1].entropy))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]
+
+
+def test_another_seed_gives_another_run(crossing: Demo) -> None:
+    first, _, _ = make(crossing)
+    second, _, _ = make(crossing)
+    second.spec = first.spec.model_copy(update={"seed": 1})
+    for loop in (first, second):
+        loop.run(after(loop, 1))
+    assert not torch.equal(weights(first), weights(second))
+
+
+def test_a_run_goes_on_from_a_snapshot_with_all_that_it_had(crossing: Demo) -> None:
+    loop, _, shelf = make(crossing)
+    loop.run(after(loop, 3))
+    snapshot = shelf.saved[-1]
+    again, diary, _ = make(crossing)
+    again.load(snapshot)
+    assert torch.equal(weights(loop), weights(again))
+    assert again.counters == loop.counters
+    assert again.curriculum.state() == loop.curriculum.state()
+    assert again.goal.state() == loop.goal.state()
+    again.run(after(again, 1))
+    assert diary.progress[0].update == 4
+    assert diary.progress[0].frames == 4 * 8 * 8 * 4
+    assert diary.progress[0].seconds > loop.counters.seconds
+    # Adam went on with its moments: a fresh one would begin to count its steps anew.
+    steps = [value for name, value in again.ppo.state()[1].items() if name.endswith(".step")]
+    assert {int(step) for step in steps} == {4 * 2 * 2}
+
+
+def test_a_snapshot_does_not_change_while_training_goes_on(crossing: Demo) -> None:
+    loop, _, shelf = make(crossing)
+    loop.run(after(loop, 1))
+    before = {name: tensor.clone() for name, tensor in shelf.saved[0].model.items()}
+    loop.run(after(loop, 1))
+    for name, tensor in shelf.saved[0].model.items():
+        assert torch.equal(tensor, before[name])
+
+
+class Faulty(Alone):
+    """A group in which some sums go wrong: `faults` are the numbers of gradients."""
+
+    def __init__(self, faults: Sequence[int], *, lost: bool) -> None:
+        self.faults, self.lost, self.gradients = faults, lost, 0
+
+    def sum(self, tensor: Tensor) -> None:
+        if tensor.numel() < 1000:
+            return
+        if self.gradients in self.faults:
+            if self.lost:
+                self.gradients += 1
+                raise MemberLost("gone")
+            tensor[7] = float("nan")
+        self.gradients += 1
+
+
+def test_an_update_whose_gradient_is_not_finite_leaves_no_trace(crossing: Demo) -> None:
+    loop, diary, _ = make(crossing, group=Faulty([1], lost=False))
+    before = weights(loop).clone()
+    loop.run(after(loop, 1))
+    assert diary.progress[-1].rejected_updates == 1
+    assert "rejected" in diary.notes[0]
+    assert torch.isfinite(weights(loop)).all()
+    assert not torch.equal(weights(loop), before)
+
+
+def test_an_update_that_fails_three_times_ends_the_run_with_its_weights_as_before(
+    crossing: Demo,
+) -> None:
+    loop, _, _ = make(crossing, group=Faulty(range(100), lost=False))
+    before = weights(loop).clone()
+    with pytest.raises(NoProgress, match=r"learningRate") as error:
+        loop.run(after(loop, 1))
+    assert error.value.exit_code == 66
+    assert torch.equal(weights(loop), before)
+    assert loop.counters.update == 0
+
+
+def test_a_lost_member_in_the_middle_of_an_update_costs_nothing(crossing: Demo) -> None:
+    undisturbed, _, _ = make(crossing, group=Faulty([], lost=True))
+    disturbed, _, _ = make(crossing, group=Faulty([2], lost=True))
+    for loop in (undisturbed, disturbed):
+        loop.run(after(loop, 2))
+    assert torch.equal(weights(undisturbed), weights(disturbed))
+
+
+def test_the_budget_ends_the_run(crossing: Demo) -> None:
+    loop, diary, _ = make(crossing, budget={"frames": 600})
+    stopped = loop.run(lambda: False)
+    assert stopped.budget_spent
+    assert not stopped.goal_met
+    assert diary.progress[-1].frames == 3 * 8 * 8 * 4  # the first update at or over it
+
+
+def test_playing_on_begins_at_the_start_without_the_demos_limits(crossing: Demo) -> None:
+    loop, diary, _ = make(crossing)
+    loop._playing_on = True
+    assert loop._choose(0, 0, np.random.default_rng()).frame == 0
+    assert not loop._choose(0, 0, np.random.default_rng()).limits
+    loop.run(after(loop, 2))
+    assert diary.progress[-1].guide_loss == 0
+
+
+def test_the_last_start_has_something_left_to_earn(crossing: Demo) -> None:
+    start = last_start(crossing, 4)
+    final = crossing.scores[-1]
+    assert crossing.scores[start] < final
+    assert start + 4 >= len(crossing) or crossing.scores[start + 4] == final
+
+
+def test_progress_tells_what_happened(crossing: Demo) -> None:
+    loop, diary, _ = make(crossing)
+    loop.run(after(loop, 3))
+    last = diary.progress[-1]
+    assert last.demo_frames == 172
+    assert last.outcomes.keys() <= {"GAME_OVER", "LIFE_LOST", "SUCCESS", "BEHIND"}
+    assert sum(last.outcomes.values()) == last.ended
+    assert set(last.phase_seconds) == {"rollout", "optimise", "record"}
+    assert last.frames_per_second > 0
+    assert 0 < last.entropy <= np.log(3) + 1e-6
