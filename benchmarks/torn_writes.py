@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
 from demoreset_api.errors import DemoResetError
 from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot

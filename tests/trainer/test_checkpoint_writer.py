@@ -1,3 +1,5 @@
+"""Saving while training goes on: no disk, however bad, stops the training or loses what was."""
+
 import os
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from demoreset_api.errors import TryAgain
 from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot
@@ -57,18 +60,22 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
     disk.go_on.set()
 
 
-def test_what_was_offered_is_on_the_disk_in_the_end(writer, tmp_path, notes):
+def test_what_was_offered_is_on_the_disk_in_the_end(
+    writer: CheckpointWriter, tmp_path: Path, notes: list[str]
+) -> None:
     assert writer.finish(snapshot(7))
     path = checkpoint.newest(tmp_path)
     assert path is not None
     assert checkpoint.read(path).model["w"].eq(7).all()
-    assert writer.saved.update == 7
-    assert writer.saved.bytes == sum(file.stat().st_size for file in path.iterdir())
+    assert writer.facts()["checkpoint_update"] == 7
+    assert writer.facts()["checkpoint_bytes"] == sum(file.stat().st_size for file in path.iterdir())
     assert writer.blocked_seconds > 0
     assert notes == []
 
 
-def test_training_goes_on_while_the_disk_is_slow(writer, tmp_path, slow_disk):
+def test_training_goes_on_while_the_disk_is_slow(
+    writer: CheckpointWriter, tmp_path: Path, slow_disk: SlowDisk
+) -> None:
     live = snapshot(1)
     writer.save(live)
     assert slow_disk.begun.wait(30)
@@ -80,7 +87,9 @@ def test_training_goes_on_while_the_disk_is_slow(writer, tmp_path, slow_disk):
     assert saved.model["w"].eq(1).all()
 
 
-def test_what_comes_while_one_is_in_flight_is_skipped(writer, tmp_path, slow_disk):
+def test_what_comes_while_one_is_in_flight_is_skipped(
+    writer: CheckpointWriter, tmp_path: Path, slow_disk: SlowDisk
+) -> None:
     for update in (1, 2, 3):
         writer.save(snapshot(update))
     slow_disk.go_on.set()
@@ -88,7 +97,9 @@ def test_what_comes_while_one_is_in_flight_is_skipped(writer, tmp_path, slow_dis
     assert updates(tmp_path) == [1, 4]
 
 
-def test_the_last_checkpoint_has_a_deadline(writer, tmp_path, slow_disk):
+def test_the_last_checkpoint_has_a_deadline(
+    writer: CheckpointWriter, tmp_path: Path, slow_disk: SlowDisk
+) -> None:
     writer.save(snapshot(1))
     assert not writer.finish(snapshot(2), patience=0.01)
     slow_disk.go_on.set()
@@ -96,37 +107,37 @@ def test_the_last_checkpoint_has_a_deadline(writer, tmp_path, slow_disk):
     assert updates(tmp_path) == [1, 2]
 
 
-def test_a_last_checkpoint_that_was_skipped_does_not_count_as_saved(writer, tmp_path, slow_disk):
-    # The one in flight ends within the patience, the last one does not.
-    write = checkpoint.write
-    writer.save(snapshot(1))
+def test_a_last_checkpoint_that_hangs_does_not_count_as_saved(
+    writer: CheckpointWriter, slow_disk: SlowDisk
+) -> None:
     slow_disk.go_on.set()
-    writer._wait(30)
+    assert writer.finish(snapshot(1))
     slow_disk.go_on.clear()
-    assert checkpoint.write is write
-    assert not writer.finish(snapshot(2), patience=0.05)
-    assert writer.saved.update == 1
+    assert not writer.finish(snapshot(2), patience=0.01)
+    assert writer.facts()["checkpoint_update"] == 1
 
 
-def test_it_is_due_after_the_interval(tmp_path, notes):
+def test_it_is_due_after_the_interval(tmp_path: Path, notes: list[str]) -> None:
     assert not CheckpointWriter(tmp_path, keep=2, interval=3600, note=notes.append).due()
     assert CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append).due()
 
 
-def test_copies_that_take_long_make_checkpoints_rarer(tmp_path, notes):
+def test_copies_that_take_long_make_checkpoints_rarer(tmp_path: Path, notes: list[str]) -> None:
     writer = CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append)
     writer._blocked = 3600.0  # an hour's copy: at most one percent of the time
     assert not writer.due()
 
 
-def test_old_ones_go_and_the_best_stays(writer, tmp_path):
+def test_old_ones_go_and_the_best_stays(writer: CheckpointWriter, tmp_path: Path) -> None:
     for update in range(1, 7):
         writer.save(snapshot(update), best=update == 2)
         writer._wait(30)
     assert updates(tmp_path) == [2, 5, 6]
 
 
-def test_a_writer_of_an_earlier_life_stops(writer, tmp_path, notes):
+def test_a_writer_of_an_earlier_life_stops(
+    writer: CheckpointWriter, tmp_path: Path, notes: list[str]
+) -> None:
     life = checkpoint.next_life(tmp_path)
     checkpoint.next_life(tmp_path)
     writer.save(snapshot(1, life))
@@ -138,30 +149,36 @@ def test_a_writer_of_an_earlier_life_stops(writer, tmp_path, notes):
     assert "training goes on" not in notes[0]
 
 
-def test_a_state_that_is_not_finite_is_told_and_pushes_nothing_out(writer, tmp_path, notes):
+def test_a_state_that_is_not_finite_is_told_and_pushes_nothing_out(
+    writer: CheckpointWriter, tmp_path: Path, notes: list[str]
+) -> None:
     assert writer.finish(snapshot(1))
     bad = snapshot(2)
     bad.model["w"][0] = torch.nan
     assert not writer.finish(bad)
     assert updates(tmp_path) == [1]
-    assert "not finite" in writer.error
+    assert "not finite" in (writer.error or "")
 
 
-def test_an_error_that_nobody_thought_of_is_told(writer, notes):
+def test_an_error_that_nobody_thought_of_is_told(
+    writer: CheckpointWriter, notes: list[str]
+) -> None:
     bad = snapshot(1)
     bad.state["update"] = object()
     assert not writer.finish(bad)
-    assert "not JSON serializable" in writer.error
+    assert "not JSON serializable" in (writer.error or "")
     assert writer.finish(snapshot(2))
     assert writer.error is None
 
 
-def test_a_folder_that_is_gone_and_comes_back(writer, tmp_path, notes):
+def test_a_folder_that_is_gone_and_comes_back(
+    writer: CheckpointWriter, tmp_path: Path, notes: list[str]
+) -> None:
     away = tmp_path.with_name("away")
     tmp_path.rename(away)
     for update in (1, 2, 3):
         assert not writer.finish(snapshot(update))
-    assert "No such file" in writer.facts()["checkpoint_error"]
+    assert "No such file" in (writer.error or "")
     away.rename(tmp_path)
     assert writer.finish(snapshot(4))
     assert writer.facts()["checkpoint_error"] is None
@@ -188,13 +205,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk, notes):
+def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk: Path, notes: list[str]) -> None:
     with CheckpointWriter(small_disk, keep=2, interval=0, note=notes.append) as writer:
         assert writer.finish(snapshot(1, floats=50_000))
         (small_disk / "filler").write_bytes(bytes(750_000))
         for update in (2, 3):
             assert not writer.finish(snapshot(update, floats=50_000))
-        assert "No space left" in writer.error
+        assert "No space left" in (writer.error or "")
         assert updates(small_disk) == [1]
         assert list(small_disk.glob(".partial-*")) == []
         (small_disk / "filler").unlink()
@@ -205,12 +222,12 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk, notes):
     assert len(notes) == 2
 
 
-def test_a_disk_that_turns_read_only_stops_nothing(small_disk, notes):
+def test_a_disk_that_turns_read_only_stops_nothing(small_disk: Path, notes: list[str]) -> None:
     with CheckpointWriter(small_disk, keep=2, interval=0, note=notes.append) as writer:
         assert writer.finish(snapshot(1))
         mount(small_disk, "-o", "remount,ro")
         assert not writer.finish(snapshot(2))
-        assert "Read-only" in writer.error
+        assert "Read-only" in (writer.error or "")
         found = checkpoint.newest(small_disk)
         assert found is not None
         assert checkpoint.read(found).update == 1
@@ -242,14 +259,14 @@ print(checkpoint.newest(folder).name, len(list(folder.iterdir())))
 """
 
 
-def test_a_quota_stops_nothing(tmp_path):  # needs no root
+def test_a_quota_stops_nothing(tmp_path: Path) -> None:  # needs no root
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "ckpt-l000001-u0000000003 2"
 
 
-def test_its_facts_are_fields_of_progress(writer):
+def test_its_facts_are_fields_of_progress(writer: CheckpointWriter) -> None:
     known = {name for name in Progress.__dataclass_fields__ if name.startswith("checkpoint_")}
     assert writer.facts().keys() == known
     assert set(writer.facts().values()) == {None}
