@@ -1,0 +1,40 @@
+"""`demoreset plot`: the graph of a run."""
+
+import argparse
+from pathlib import Path
+
+from demoreset_api.errors import UserError
+
+HELP = """Draw a run, while it goes on or afterwards; several are drawn into one graph.
+
+  demoreset plot runs/NAME
+  demoreset plot runs/seed-0 runs/seed-1 --out seeds.png
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "plot",
+        help="draw the graph of a run",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder")
+    parser.add_argument("--out", type=Path, help="a PNG; default RUN/plot.png")
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    from demoreset_trainer import plot
+
+    out = options.out or options.runs[0] / "plot.png"
+    if out.suffix != ".png":
+        raise UserError(f"--out: received {out}; it must end in .png")
+    try:
+        plot.plot(options.runs, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    print(f"written: {out}")
+    return 0

@@ -1,0 +1,204 @@
+"""A run's port: /metrics for Prometheus, /status for the operator, /healthz for the kubelet."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from demoreset_api.errors import UserError
+from demoreset_trainer.progress import Progress
+
+PATIENCE = 300.0  # seconds without a phase or update until the process counts as hung
+PREFIX = "demoreset_"
+
+# name, what it says, field of Progress
+GAUGES = (
+    ("curriculum_start_frame", "Frontier: the earliest start mastered, in frames", "start_frame"),
+    ("curriculum_demo_frames", "Length of what is learned of the demo, in frames", "demo_frames"),
+    ("curriculum_progress_ratio", "Share of the demo that the start has moved", "progress_ratio"),
+    ("curriculum_success_ratio", "Success around the frontier", "success_rate"),
+    ("goal_success_ratio", "Success of the latest episodes from the game's own start", "goal_rate"),
+    ("goal_ratio", "Success that is wanted from there", "goal"),
+    ("score_mean", "Mean score of this update's episodes from the game's own start", "score_mean"),
+    ("score_max", "Best score from the game's own start", "score_max"),
+    ("update", "Updates done", "update"),
+    ("learning_rate", "Step size, with remedies", "learning_rate"),
+    ("entropy_coefficient", "Weight of the entropy, with remedies", "entropy_coefficient"),
+    ("entropy_nats", "Entropy of the policy", "entropy"),
+    ("kl_nats", "Divergence of the policy within the update", "kl"),
+    ("clip_ratio", "Share of samples whose ratio was clipped", "clip_share"),
+    ("policy_loss", "Clipped surrogate, negated", "policy_loss"),
+    ("value_loss", "Half the squared error of the value", "value_loss"),
+    ("guide_loss", "Cross entropy to the demo, weighted by 1 - success", "guide_loss"),
+    ("explained_variance_ratio", "Share of the returns' variance explained", "explained_variance"),
+    ("gradient_norm", "Norm of the gradient before it is clipped", "gradient_norm"),
+    ("frames_per_second", "Emulator frames per second of training, lately", "frames_per_second"),
+    ("stall_rung", "Remedies in force against a plateau", "stall_rung"),
+    ("stalled", "1 when all remedies were tried in vain", "stalled"),
+    ("members", "Members of the group", "members"),
+    ("generation", "Number of the group's present composition", "generation"),
+    ("eta_seconds", "Until the start is reached, at the present pace", "eta_seconds"),
+    ("checkpoint_update", "Update of the latest checkpoint", "checkpoint_update"),
+    ("checkpoint_age_seconds", "Age of the latest checkpoint", "checkpoint_age_seconds"),
+    ("checkpoint_bytes", "Size of the latest checkpoint", "checkpoint_bytes"),
+    ("checkpoint_write_seconds", "Time that writing it took", "checkpoint_seconds"),
+)
+# name, what it says, field of Progress: totals of the run, over all its lives
+TOTALS = (
+    ("frames", "Emulator frames of the run", "frames"),
+    ("training_seconds", "Time in training", "seconds"),
+    ("rejected_updates", "Updates that were not finite and were undone", "rejected_updates"),
+)
+
+
+class Report:
+    """Serves what the loop tells.
+
+    Args:
+        port: 0 takes a free one; `port` says which.
+        host: Where it listens; all addresses by default, for a pod is asked from outside.
+
+    Raises:
+        UserError: the port is taken, or not allowed.
+    """
+
+    def __init__(self, port: int, host: str = "") -> None:
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        self._phase = "starting"
+        self._heartbeat = time.time()
+        self._registry = CollectorRegistry()
+        self._gauges = {
+            field: Gauge(PREFIX + name, text, registry=self._registry)
+            for name, text, field in GAUGES
+        }
+        self._totals = {
+            field: Counter(PREFIX + name, text, registry=self._registry)
+            for name, text, field in TOTALS
+        }
+        self._said = dict.fromkeys(self._totals, 0.0)
+        self._episodes = Counter(
+            PREFIX + "episodes", "Episodes that ended, by how", ["outcome"], registry=self._registry
+        )
+        self._phases = Counter(
+            PREFIX + "phase_seconds",
+            "Time by phase of the loop",
+            ["phase"],
+            registry=self._registry,
+        )
+        self._failing = Gauge(
+            PREFIX + "checkpoint_failing",
+            "1 while checkpoints cannot be written",
+            registry=self._registry,
+        )
+        report = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                code, kind, body = report.answer(self.path)
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Scrapes are not news."""
+
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"--port {port}: cannot be served ({reason}); choose another, or 0 for a free one"
+            ) from error
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, name="report", daemon=True).start()
+
+    def phase(self, name: str) -> None:
+        """The loop has entered a phase."""
+        self._phase, self._heartbeat = name, time.time()
+
+    def update(self, progress: Progress) -> None:
+        """An update is done."""
+        with self._lock:
+            self._progress, self._heartbeat = progress, time.time()
+            for field, gauge in self._gauges.items():
+                value = getattr(progress, field)
+                gauge.set(float("nan") if value is None else float(value))
+            for field, total in self._totals.items():
+                value = float(getattr(progress, field))
+                total.inc(max(0.0, value - self._said[field]))
+                self._said[field] = value
+            for outcome, count in progress.outcomes.items():
+                self._episodes.labels(outcome.lower()).inc(count)
+            for phase, seconds in progress.phase_seconds.items():
+                self._phases.labels(phase).inc(seconds)
+            self._failing.set(progress.checkpoint_error is not None)
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Status code, type and body for a path."""
+        match path.partition("?")[0]:
+            case "/metrics":
+                with self._lock:
+                    body = generate_latest(self._registry)
+                return 200, "text/plain; version=0.0.4; charset=utf-8", body
+            case "/status":
+                return 200, "application/json", json.dumps(self.status()).encode()
+            case "/healthz":
+                silent = time.time() - self._heartbeat
+                if silent > PATIENCE:
+                    return 503, "text/plain", f"no sign of life for {silent:.0f} s\n".encode()
+                return 200, "text/plain", b"ok\n"
+            case _:
+                return 404, "text/plain", b"there are /metrics, /status and /healthz\n"
+
+    def status(self) -> dict[str, Any]:
+        """What the operator reads (design: the worker's /status)."""
+        with self._lock:
+            p = self._progress
+        status: dict[str, Any] = {
+            "phase": self._phase,
+            "lastHeartbeat": self._heartbeat,
+            "generation": p.generation if p else 0,
+            "worldSize": p.members if p else 1,
+            "rank": 0,
+        }
+        if p is None:
+            return status
+        return status | {
+            "update": p.update,
+            "frames": p.frames,
+            "seconds": p.seconds,
+            "curriculum": {
+                "startFrame": p.start_frame,
+                "demoFrames": p.demo_frames,
+                "progress": p.progress_ratio,
+                "successRate": p.success_rate,
+                "goalRate": p.goal_rate,
+            },
+            "training": {
+                "framesPerSecond": p.frames_per_second,
+                "scoreMean": p.score_mean,
+                "scoreMax": p.score_max,
+                "entropy": p.entropy,
+                "learningRate": p.learning_rate,
+                "stallRung": p.stall_rung,
+                "stalled": p.stalled,
+                "etaSeconds": p.eta_seconds,
+            },
+            "checkpoint": {
+                "update": p.checkpoint_update,
+                "ageSeconds": p.checkpoint_age_seconds,
+                "error": p.checkpoint_error,
+            },
+        }
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()

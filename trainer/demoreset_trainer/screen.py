@@ -1,0 +1,185 @@
+"""What a person sees of a run: a live screen on a terminal, plain or JSON lines elsewhere."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Protocol, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from demoreset_trainer.progress import Progress
+
+PLAIN_EVERY, LIVE_EVERY = 5.0, 0.25  # seconds
+BAR = 60
+
+
+class Screen(Protocol):
+    """Who shows a run."""
+
+    def show(self, progress: Progress) -> None:
+        """An update is done."""
+
+    def note(self, text: str) -> None:
+        """Something happened that a person wants to know."""
+
+    def close(self) -> None:
+        """The run is over; leave the terminal as it was."""
+
+
+def make_screen(kind: str, stream: TextIO) -> Screen:
+    """`kind`: screen, plain or json; auto takes the screen on a terminal, plain lines elsewhere."""
+    if kind == "auto":
+        kind = "screen" if stream.isatty() else "plain"
+    if kind == "screen":
+        return LiveScreen(Console(file=stream))
+    return JsonLines(stream) if kind == "json" else PlainLines(stream)
+
+
+class PlainLines:
+    """A line every few seconds, and at every note."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = float("-inf")
+
+    def show(self, progress: Progress) -> None:
+        """Print a line if the latest one is old enough."""
+        if time.monotonic() - self._shown >= PLAIN_EVERY:
+            self._shown = time.monotonic()
+            print(plain_line(progress), file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class JsonLines:
+    """A line of JSON for every update and note."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, progress: Progress) -> None:
+        """Print all of it."""
+        self._print({"event": "update", **asdict(progress)})
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._print({"event": "note", "text": text})
+
+    def _print(self, content: dict[str, object]) -> None:
+        line = {"time": round(time.time(), 3), **content}
+        print(json.dumps(line), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class LiveScreen:
+    """A few lines that stay in place; notes scroll by above them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live.start()
+        self._shown = float("-inf")
+
+    def show(self, progress: Progress) -> None:
+        """Draw it, but no more often than the eye follows."""
+        if time.monotonic() - self._shown >= LIVE_EVERY:
+            self._shown = time.monotonic()
+            self._live.update(render(progress), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Print it above."""
+        self._console.print(Text(text, style="dim"))
+
+    def close(self) -> None:
+        """Leave the latest picture and give the terminal back."""
+        self._live.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def plain_line(progress: Progress) -> str:
+    """One update as one line."""
+    p = progress
+    parts = [
+        duration(p.seconds),
+        f"{p.frames / 1e6:.2f} M frames",
+        f"start {p.start_frame} of {p.demo_frames}",
+        f"success there {p.success_rate:.0%}",
+    ]
+    if p.goal_rate is not None:
+        parts.append(f"from the game's own start {p.goal_rate:.0%} (goal {p.goal:.0%})")
+    if p.eta_seconds is not None and p.start_frame:
+        parts.append(f"{duration(p.eta_seconds)} to the start")
+    parts.append(f"{p.frames_per_second:,.0f} frames/s")
+    if p.stall_rung:
+        parts.append(f"remedy {p.stall_rung}")
+    if p.checkpoint_error:
+        parts.append(f"CHECKPOINT NOT WRITTEN: {p.checkpoint_error}")
+    return "  ".join(parts)
+
+
+def render(progress: Progress) -> RenderableType:
+    """One update as a picture of 80 columns."""
+    p = progress
+    mastered = round(BAR * p.progress_ratio)
+    bar = Text(" game's start ", style="dim")
+    bar.append("░" * (BAR - mastered), style="dim")
+    bar.append("█" * mastered, style="green")
+    facts = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        facts.add_column(style="dim")
+        facts.add_column(min_width=22)
+    goal = "none yet" if p.goal_rate is None else f"{p.goal_rate:.0%} of {p.goal:.0%} wanted"
+    ahead = "reached" if p.start_frame == 0 else "not known yet"
+    if p.start_frame and p.eta_seconds is not None:
+        ahead = f"in {duration(p.eta_seconds)}"
+    of = f" of {p.budget_frames / 1e6:,.0f} M" if p.budget_frames else ""
+    score = "none yet" if p.score_max is None else f"{p.score_max:,.0f}"
+    rows = (
+        ("start", f"frame {p.start_frame} of {p.demo_frames}", "game's start", ahead),
+        ("success there", f"{p.success_rate:.0%}", "from there", goal),
+        ("frames", f"{p.frames / 1e6:.2f} M{of}", "frames/s", f"{p.frames_per_second:,.0f}"),
+        ("time", duration(p.seconds), "best score", score),
+        ("learning rate", _coefficient(p), "entropy", f"{p.entropy:.2f}"),
+        ("checkpoint", _checkpoint(p), "episodes", _outcomes(p)),
+    )
+    for row in rows:
+        facts.add_row(*row)
+    return Group(bar, facts)
+
+
+def _coefficient(p: Progress) -> str:
+    remedy = f" (remedy {p.stall_rung})" if p.stall_rung else ""
+    return f"{p.learning_rate:.1e}{' stalled' if p.stalled else remedy}"
+
+
+def _checkpoint(p: Progress) -> str:
+    if p.checkpoint_error:
+        return "NOT WRITTEN"
+    if p.checkpoint_age_seconds is None:
+        return "none yet"
+    return f"{duration(p.checkpoint_age_seconds)} ago"
+
+
+def _outcomes(p: Progress) -> str:
+    words = {"SUCCESS": "tied", "LIFE_LOST": "lost a life", "BEHIND": "behind", "GAME_OVER": "over"}
+    counts = sorted(p.outcomes.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{count} {words.get(end, end.lower())}" for end, count in counts)

@@ -1,0 +1,35 @@
+"""TensorBoard event files beside a run, where somebody wants them."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from demoreset_api.errors import UserError
+from demoreset_trainer.progress import Progress
+
+
+class TensorBoardFile:
+    """Writes every number of an update over the run's frames.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "--tensorboard needs one more package: pip install 'demoreset[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def update(self, progress: Progress) -> None:
+        """Add an update."""
+        for name, value in asdict(progress).items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._writer.add_scalar(name, value, progress.frames)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
