@@ -301,6 +301,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from demoreset_trainer import checkpoint
+print("ready", flush=True)
 sys.stdin.readline()
 print([checkpoint.next_life(Path(sys.argv[1])) for _ in range(50)])
 """
@@ -316,6 +317,9 @@ def test_two_processes_never_get_the_same_life(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
+    for process in claimants:  # torch is imported at its own pace: they start together
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in claimants:
         assert process.stdin is not None
         process.stdin.write("go\n")
@@ -323,6 +327,22 @@ def test_two_processes_never_get_the_same_life(tmp_path: Path) -> None:
     lives = [life for process in claimants for life in json.loads(process.communicate()[0])]
     assert [process.returncode for process in claimants] == [0, 0]
     assert len(set(lives)) == 100
+
+
+def test_a_process_that_pauses_while_it_takes_a_life_gets_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, others = checkpoint._latest_life, list[int]()
+
+    def look_and_pause(folder: Path) -> int:
+        seen = look(folder)
+        monkeypatch.setattr(checkpoint, "_latest_life", look)
+        others.extend(checkpoint.next_life(folder) for _ in range(2))
+        return seen
+
+    monkeypatch.setattr(checkpoint, "_latest_life", look_and_pause)
+    assert checkpoint.next_life(tmp_path) not in others
+    assert others == [1, 2]
 
 
 def test_a_writer_of_an_earlier_life_is_fenced(tmp_path: Path) -> None:

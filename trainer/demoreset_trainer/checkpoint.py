@@ -289,13 +289,13 @@ def next_life(folder: Path) -> int:
     """Take the next life of a run, as its only owner; and clear away what dead writers left."""
     for partial in folder.glob(_PARTIAL + "*"):
         shutil.rmtree(partial, ignore_errors=True)
-    life = _latest_life(folder) + 1
     while True:
-        try:
+        life = _latest_life(folder) + 1
+        with suppress(FileExistsError):
             (folder / f"life-{life:06d}").touch(exist_ok=False)
-            break
-        except FileExistsError:
-            life += 1
+            # Since our look others may have taken this life, and a later one that cleared it away.
+            if _latest_life(folder) == life:
+                break
     _flush_folder(folder)
     for old, path in _lives(folder):
         if old < life:
