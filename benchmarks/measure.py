@@ -4,6 +4,8 @@
 
 On a shared machine the speed of everything changes from minute to minute; what is compared within
 a round was measured within seconds of each other. While one plays, the others wait in a pipe.
+Work on such a machine also gets the more of it the more processes it has: so the seconds of all
+cores are counted, too, and work per second of a core compared.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,12 +33,18 @@ class Sample:
 
     done: int
     seconds: float
+    core_seconds: float = 0.0  # over all processes of the contestant
     besides: dict[str, float] = field(default_factory=dict)  # seconds of a phase, episodes, ..
 
     @property
     def rate(self) -> float:
         """Work per second."""
         return self.done / self.seconds
+
+    @property
+    def per_core(self) -> float:
+        """Work per second of a core."""
+        return self.done / self.core_seconds
 
 
 class Turn:
@@ -56,7 +64,9 @@ class Turn:
             self._besides[name] = self._besides.get(name, 0.0) + amount
         if now < self._until:
             return True
-        sample = Sample(self._done, now - self._begun, self._besides) if self._begun else None
+        sample = (
+            Sample(self._done, now - self._begun, besides=self._besides) if self._begun else None
+        )
         self._link.send(sample)
         seconds = self._link.recv()
         if not seconds:
@@ -76,29 +86,64 @@ def take_turns(
 ) -> dict[str, list[Sample]]:
     """Measure every contestant once in each round, after one round that does not count."""
     context = multiprocessing.get_context("spawn")
-    links: dict[str, Connection] = {}
+    links: dict[str, tuple[Connection, int]] = {}
     samples: dict[str, list[Sample]] = {}
     for name, (contestant, arguments) in contestants.items():
         here, there = context.Pipe()
-        context.Process(target=_serve, args=(there, contestant, arguments), name=name).start()
+        process = context.Process(target=_serve, args=(there, contestant, arguments), name=name)
+        process.start()
         there.close()
-        links[name] = here
         try:
             here.recv()  # it is ready
-            samples[name] = []
         except EOFError:
             print(f"{name}: did not start; left out (its own lines above say why)")
-            del links[name]
+            continue
+        links[name], samples[name] = (here, process.pid or 0), []
     for number in range(rounds + 1):
-        for name, link in links.items():
+        for name, (link, pid) in links.items():
+            before = _core_seconds(pid)
             link.send(seconds if number else min(seconds, 2.0))
-            sample = link.recv()
+            sample: Sample = link.recv()
             if number:
+                sample = replace(sample, core_seconds=_core_seconds(pid) - before)
                 samples[name].append(sample)
-                print(f"round {number}/{rounds}  {name:32} {sample.rate:10,.0f}/s", flush=True)
-    for link in links.values():
+                print(
+                    f"round {number}/{rounds}  {name:32}{sample.rate:10,.0f}/s on "
+                    f"{sample.core_seconds / sample.seconds:.2f} cores",
+                    flush=True,
+                )
+    for link, _ in links.values():
         link.send(0)
     return samples
+
+
+def tree(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            children.setdefault(int(stat[1]), []).append(int(entry.name))
+    found, waiting = [], [root]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def _core_seconds(root: int) -> float:
+    """What the living processes of a tree have used so far."""
+    stats = (_stat(pid) for pid in tree(root))
+    ticks = sum(int(stat[11]) + int(stat[12]) for stat in stats if stat)  # user and system
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process behind its name: state, parent, ..; none when it is gone."""
+    try:
+        # The name, in brackets, may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _serve(link: Connection, contestant: Contestant, arguments: tuple[Any, ...]) -> None:
@@ -114,14 +159,16 @@ def compare(samples: dict[str, list[Sample]], ours: str) -> list[dict[str, Any]]
     rows = []
     for name, taken in samples.items():
         rates = [sample.rate for sample in taken]
-        ratios = [
-            mine.rate / theirs.rate for mine, theirs in zip(samples[ours], taken, strict=True)
-        ]
+        pairs = list(zip(samples[ours], taken, strict=True))
+        ratios = [mine.rate / theirs.rate for mine, theirs in pairs]
+        per_core = [mine.per_core / theirs.per_core for mine, theirs in pairs]
         row: dict[str, Any] = {
             "name": name,
             "median": round(statistics.median(rates), 1),
             "rates": [round(rate, 1) for rate in rates],
             "oursIsTimes": round(statistics.median(ratios), 3),
+            "oursIsTimesPerCore": round(statistics.median(per_core), 3),
+            "coresUsed": round(statistics.median(s.core_seconds / s.seconds for s in taken), 2),
         }
         seconds = sum(sample.seconds for sample in taken)
         besides = {what for sample in taken for what in sample.besides}
@@ -136,9 +183,12 @@ def compare(samples: dict[str, list[Sample]], ours: str) -> list[dict[str, Any]]
 
 def show(rows: list[dict[str, Any]], unit: str) -> None:
     """Print the comparison."""
-    print(f"\n{'median of the rounds':34}{unit + '/s':>14}{'ours is':>12}")
+    print(f"\n{'':34}{unit + '/s':>14}{'cores':>8}{'ours is':>10}{'per core':>10}")
     for row in rows:
-        print(f"{row['name']:34}{row['median']:>14,.0f}{row['oursIsTimes']:>9.2f} x")
+        print(
+            f"{row['name']:34}{row['median']:>14,.0f}{row['coresUsed']:>8.2f}"
+            f"{row['oursIsTimes']:>8.2f} x{row['oursIsTimesPerCore']:>8.2f} x"
+        )
         for what, amount in row.get("besidesPerSecond", {}).items():
             print(f"    {what} {amount:,.3g} per second")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from measure import machine, write
+from measure import machine, tree, write
 
 LIMIT = 2 << 30
 MB = 1 << 20
@@ -33,25 +33,6 @@ class Moment:
 
     rss: tuple[int, ...] = ()
     pss: tuple[int, ...] = ()
-
-
-def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            # The command's name, in brackets, may hold spaces: the parent's id comes after it.
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        found.append(waiting.pop())
-        waiting += children.get(found[-1], [])
-    return found
 
 
 def now(root: int) -> Moment:
