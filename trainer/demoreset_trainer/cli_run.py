@@ -162,7 +162,7 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
         finally:
             # Whatever ended it, what was learned up to the latest whole update is kept.
             learned = loop.counters.update > (snapshot.update if snapshot else 0)
-            saved = writer.finish(loop.snapshot()) if learned else True
+            saved = writer.finish(loop.snapshot(), best=loop.at_best()) if learned else True
         summary = _summarise(loop, stopped, folder, signals.received)
     return _say(loop, stopped, summary, folder, options, saved, signals.received)
 

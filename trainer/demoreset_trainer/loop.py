@@ -235,7 +235,7 @@ class Loop:
                 met = False
             if met or self._saver.due():
                 with self._phase("checkpoint"):
-                    self._saver.save(self.snapshot(quorum.members), best=self._is_best())
+                    self._saver.save(self.snapshot(quorum.members), best=self.at_best())
             if met:
                 return Stopped(goal_met=True)
         return Stopped(goal_met=self.goal.met)
@@ -364,7 +364,7 @@ class Loop:
         )
         return met
 
-    def _is_best(self) -> bool:
+    def at_best(self) -> bool:
         """Whether the run has never stood better than now."""
         return self.goal.met or self.ladder.at_best
 
