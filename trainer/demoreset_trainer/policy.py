@@ -25,7 +25,7 @@ class Architecture:
     convolutions: tuple[tuple[int, int, int], ...]
     features: int
     hidden: int  # of the GRU; 0: no memory
-    layer_norm: bool = False
+    original: bool = False  # with the layer norm and the GRU of atari-reset
 
 
 def architecture(spec: PolicySpec, max_over_frames: int = 2) -> Architecture:
@@ -47,7 +47,7 @@ def architecture(spec: PolicySpec, max_over_frames: int = 2) -> Architecture:
         convolutions,
         features,
         hidden,
-        layer_norm=spec.preset is PolicyPreset.ORIGINAL,
+        original=spec.preset is PolicyPreset.ORIGINAL,
     )
 
 
@@ -69,7 +69,8 @@ class Policy(nn.Module):
             height, width = ((size - kernel) // stride + 1 for size in (height, width))
         self.convolutions = nn.Sequential(*layers)
         self.dense = _orthogonal(nn.Linear(channels * height * width, shape.features))
-        self.gru = nn.GRUCell(shape.features, shape.hidden) if shape.hidden else None
+        cell = OriginalGru if shape.original else nn.GRUCell
+        self.gru = cell(shape.features, shape.hidden) if shape.hidden else None
         seen = shape.features + shape.hidden
         self.actor = _orthogonal(nn.Linear(seen, actions), gain=0.01)
         self.critic = _orthogonal(nn.Linear(seen, 1), gain=1.0)
@@ -81,7 +82,7 @@ class Policy(nn.Module):
         with torch.autocast(observations.device.type, fast, enabled=fast != torch.float32):
             features = self.dense(self.convolutions(images).flatten(1))
         features = features.float()
-        if self.shape.layer_norm:
+        if self.shape.original:
             features = functional.layer_norm(features, features.shape[-1:])
         return torch.relu(features)
 
@@ -126,6 +127,29 @@ class Policy(nn.Module):
             features = torch.cat([torch.stack(outputs), features], 2).flatten(0, 1)
         logits = self.actor(features).view(length, slots, -1)
         return logits, self.critic(features).view(length, slots), state
+
+
+class OriginalGru(nn.Module):
+    """The GRU of atari-reset: its reset gate works on the state before the matrix product.
+
+    (Cho et al. 2014, arXiv 1406.1078, eq. 8; nn.GRUCell has it after the product.)
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(features + hidden, 2 * hidden)
+        self.candidate = nn.Linear(features + hidden, hidden)
+        for layer in (self.gates, self.candidate):
+            nn.init.normal_(layer.weight)
+            with torch.no_grad():  # every output's weights have length 1
+                layer.weight.div_(layer.weight.norm(dim=1, keepdim=True))
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor, state: Tensor) -> Tensor:
+        """The state behind, [B, S], from features [B, F] and the state before [B, S]."""
+        keep, reset = torch.sigmoid(self.gates(torch.cat([features, state], 1))).chunk(2, 1)
+        candidate = torch.tanh(self.candidate(torch.cat([features, reset * state], 1)))
+        return keep * state + (1 - keep) * candidate
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

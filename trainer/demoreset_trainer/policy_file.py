@@ -142,7 +142,7 @@ def _load_file(path: Path) -> Trained:
             convolutions,
             parts["features"],
             parts["hidden"],
-            parts["layer_norm"],
+            parts["original"],
         )
         policy = Policy(shape, len(card["actions"]))
         policy.load_state_dict(tensors)
