@@ -1,4 +1,4 @@
-"""`demoreset demo`: look at demonstrations, check, import, cut, find and film them."""
+"""`demoreset demo`: look at demonstrations, check, import, cut, find, draw and film them."""
 
 import argparse
 from pathlib import Path
@@ -10,14 +10,24 @@ from demoreset_trainer import cli_explore
 if TYPE_CHECKING:
     from demoreset_trainer.demo import Demo
 
-HELP = """A demo is one file: the action of every frame, rewards, lives, and hashes of the memory
-along the way. DEMO is a file or the name of a bundled one.
+HELP = """A demo is one file: the action of every frame, rewards, lives, and hashes of the console's
+memory along the way. DEMO is the name of a bundled one, or a file.
 
   demoreset demo info montezuma-first-key
   demoreset demo import MontezumaRevenge.demo --out montezuma.demo.safetensors
+  demoreset demo verify montezuma.demo.safetensors
   demoreset demo trim montezuma.demo.safetensors --end 764 --out two-rooms.demo.safetensors
+  demoreset demo video montezuma.demo.safetensors --to 764 --out two-rooms.gif
   demoreset demo explore freeway --score 1 --grid 20x26x16 --out crossing.demo.safetensors
 """
+VERIFY = """Replay every frame from the game's own start and compare: rewards, lives, memory.
+Exit code 1, with the first difference, where the replay is another."""
+IMPORT = """Read a demonstration as OpenAI published them (a pickle, read without running it) and
+replay it until every reward and life is as recorded; where the old emulator began otherwise, bytes
+of the console's memory are put right from the recording's own checkpoints."""
+TRIM = """Keep a demo's beginning, up to its last gain of score at or before FRAME: what comes after
+the last reward would be no part of what is learned."""
+SHOWN = 12  # rewards that `info` lists
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,46 +39,34 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    info = kinds.add_parser("info", help="what is in a demo")
+    info = kinds.add_parser("info", help="what is in a demo", description="What is in a demo.")
     info.set_defaults(func=show)
-    check = kinds.add_parser("verify", help="replay every frame and compare")
+    check = kinds.add_parser("verify", help="replay every frame and compare", description=VERIFY)
     check.set_defaults(func=verify)
-    cut = kinds.add_parser("trim", help="keep a beginning that ends at a reward")
-    cut.add_argument("--end", type=int, required=True, metavar="FRAME")
+    read = kinds.add_parser("import", help="read a published demonstration", description=IMPORT)
+    read.add_argument("source", metavar="SOURCE", type=Path, help="a .demo of atari-reset")
+    read.add_argument("--game", help="montezuma_revenge, ...; default: the file's name says it")
+    read.set_defaults(func=import_)
+    cut = kinds.add_parser("trim", help="keep a beginning that ends at a reward", description=TRIM)
+    cut.add_argument("--end", type=int, required=True, metavar="FRAME", help="at most so long")
     cut.set_defaults(func=trim)
-    picture = kinds.add_parser("plot", help="score, rewards and lives as a PNG")
+    cli_explore.register(kinds)
+    text = "Score, rewards and lives over a demo's frames, as PNG."
+    picture = kinds.add_parser("plot", help="score, rewards and lives as PNG", description=text)
     picture.set_defaults(func=plot)
-    movie = kinds.add_parser("video", help="film a demo: mp4 or GIF")
+    text = "Film a demo: mp4, or GIF by the file's name, with score and position drawn in."
+    movie = kinds.add_parser("video", help="film a demo: mp4 or GIF", description=text)
     movie.add_argument("--from", dest="start", type=int, default=0, metavar="FRAME")
-    movie.add_argument("--to", dest="end", type=int, metavar="FRAME")
+    movie.add_argument("--to", dest="end", type=int, metavar="FRAME", help="default: its end")
     movie.set_defaults(func=video)
     for kind in (info, check, cut, picture, movie):
-        kind.add_argument("demo", metavar="DEMO")
-    read = kinds.add_parser("import", help="read a demonstration that OpenAI published")
-    read.add_argument("source", metavar="SOURCE", type=Path)
-    read.add_argument("--game", help="as ale-py calls it; default by the file's name")
-    read.set_defaults(func=import_)
-    for kind in (cut, read):
+        kind.add_argument("demo", metavar="DEMO", help="a bundled demo's name, or a file")
+    for kind in (read, cut):
         kind.add_argument("--out", type=Path, required=True, metavar="DEST")
-    for kind in (picture, movie):
-        kind.add_argument("--out", type=Path, metavar="DEST")
-    for kind in (cut, read, picture, movie):
-        kind.add_argument("--force", action="store_true", help="overwrite DEST")
-    cli_explore.register(kinds)
-
-
-def _load(name: str) -> "Demo":
-    from demoreset_trainer import demo as demos
-
-    return demos.load(Path(name) if Path(name).exists() or "/" in name else demos.find(name))
-
-
-def _free(path: Path, force: bool) -> Path:
-    if path.exists() and not force:
-        raise UserError(f"{path}: is there already; --force overwrites it")
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.resolve().parent}")
-    return path
+    picture.add_argument("--out", type=Path, metavar="PNG", help="default: DEMO.png, here")
+    movie.add_argument("--out", type=Path, metavar="MP4|GIF", help="default: DEMO.mp4, here")
+    for kind in (read, cut, picture, movie):
+        kind.add_argument("--force", action="store_true", help="overwrite what is there")
 
 
 def show(options: argparse.Namespace) -> int:
@@ -78,60 +76,52 @@ def show(options: argparse.Namespace) -> int:
     from demoreset_trainer.demo import UNKNOWN_LIVES
 
     demo = _load(options.demo)
-    paid = np.flatnonzero(demo.rewards)
-    known = demo.lives[demo.lives != UNKNOWN_LIVES]
+    paid = np.flatnonzero(demo.rewards) + 1
+    known = demo.lives[demo.lives != UNKNOWN_LIVES].astype(np.int64)
     lost = int(np.maximum(0, -np.diff(known)).sum()) if len(known) else "not recorded"
-    shown = ", ".join(f"{frame + 1}: {demo.scores[frame + 1]:,}" for frame in paid[:12].tolist())
+    gaps = np.diff(np.concatenate([[0], paid]))
     rows = {
         "game": demo.game,
-        "frames": f"{len(demo):,} ({len(demo) / 60:.0f} s of play)",
+        "frames": f"{len(demo):,} ({_time(len(demo))} of play)",
         "score": f"{demo.scores[-1]:,} in {len(paid)} rewards",
-        "score at frame": (shown or "never any") + (", ..." if len(paid) > 12 else ""),
         "lives lost": lost,
-        "frame skip": demo.frame_skip,
-        "patches": f"{len(demo.patches)} bytes of memory",
-        "sha256": demo.sha256,
-        "rom": f"{demo.rom} (MD5)",
-        **demo.origin,
+        "recorded with": f"{demo.frame_skip} frames per action",
+        "longest way": f"{gaps.max(initial=0):,} frames to a reward",
+        "memory": f"{len(demo.patches):,} bytes put right on the way",
+        "ROM": f"MD5 {demo.rom}",
+        "SHA-256": demo.sha256,
+        **{_printable(key): _printable(value) for key, value in demo.origin.items()},
     }
     for name, value in rows.items():
-        print(f"{name:22} {value}")
+        print(f"{name:16} {value}")
+    if len(paid):
+        print("\n   frame    reward     score   (`trim --end FRAME` cuts at a gain)")
+    for frame in paid[:SHOWN].tolist():
+        print(f"{frame:8,} {demo.rewards[frame - 1]:+9,} {demo.scores[frame]:9,}")
+    if len(paid) > SHOWN:
+        print(f"     ... {len(paid) - SHOWN} more; `demoreset demo plot` draws all")
     return ExitCode.DONE
 
 
 def verify(options: argparse.Namespace) -> int:
     """Replay a demo; 1 where it differs."""
     from demoreset_trainer import demo as demos
+    from demoreset_trainer.emulator import emulator_version
 
     demo = _load(options.demo)
+    print(f"file      whole; SHA-256 {demo.sha256}")
+    print(f"ROM       {demo.game}'s of ale-py {emulator_version()}, MD5 {demo.rom}")
     difference = demos.verify(demo)
     if difference is not None:
-        print(f"{options.demo}: the replay differs: {difference}")
+        print(f"replay    differs at {difference}")
         return ExitCode.CRASH
+    recorded = int((demo.lives != demos.UNKNOWN_LIVES).sum())
+    print(f"rewards   equal in {len(demo):,} of {len(demo):,} frames; score {demo.scores[-1]:,}")
+    print(f"lives     equal in {recorded:,} frames" if recorded else "lives     not recorded")
     print(
-        f"{options.demo}: exact: {len(demo):,} frames, every reward and life, "
-        f"{len(demo.ram_hashes)} hashes of the memory"
+        f"memory    equal at {len(demo.ram_hashes):,} places; {len(demo.patches)} bytes put right"
     )
-    return ExitCode.DONE
-
-
-def trim(options: argparse.Namespace) -> int:
-    """Write a demo's beginning."""
-    import numpy as np
-
-    out = _free(options.out, options.force)
-    demo = _load(options.demo)
-    if not 1 <= options.end <= len(demo):
-        raise UserError(f"--end: received {options.end}; the demo has frames 1 to {len(demo)}")
-    ends = np.flatnonzero(demo.rewards[: options.end] > 0) + 1
-    if not len(ends):
-        first = np.flatnonzero(demo.rewards > 0)
-        where = f"the first comes at frame {first[0] + 1}" if len(first) else "it has none"
-        raise UserError(f"--end: received {options.end}; no reward comes before it, {where}")
-    end = int(ends[-1])
-    demo.prefix(end).save(out)
-    moved = "" if end == options.end else f" (the latest reward before {options.end})"
-    print(f"written: {out}: {end:,} frames{moved}, score {demo.scores[end]:,}")
+    print("The replay is exact.")
     return ExitCode.DONE
 
 
@@ -142,21 +132,54 @@ def import_(options: argparse.Namespace) -> int:
     out = _free(options.out, options.force)
     demo = demo_import.read(options.source, options.game)
     demo.save(out)
+    places = len(set(demo.patches[:, 0].tolist()))
+    repaired = f"{len(demo.patches):,} bytes of memory put right at {places} frames"
     print(
-        f"written: {out}: {len(demo):,} frames of {demo.game}, score {demo.scores[-1]:,}; every "
-        f"reward and life as recorded, with {len(demo.patches)} bytes of memory put right"
+        f"written: {out}: {demo.game}, {len(demo):,} frames, score {demo.scores[-1]:,}; every "
+        f"reward and life as recorded, {repaired if places else 'nothing had to be put right'}"
     )
     return ExitCode.DONE
 
 
+def trim(options: argparse.Namespace) -> int:
+    """Write a demo's beginning."""
+    from dataclasses import replace
+
+    out = _free(options.out, options.force)
+    demo = _load(options.demo)
+    end = last_gain(demo, options.end)
+    of = f"the first {end} of {len(demo)} frames"
+    replace(demo.prefix(end), origin={**demo.origin, "trimmed": of}).save(out)
+    if end != options.end:
+        print(f"frame {options.end:,} is not right after a gain; the last one before is {end:,}")
+    print(f"written: {out}: {end:,} frames, score {demo.scores[end]:,}")
+    return ExitCode.DONE
+
+
+def last_gain(demo: "Demo", end: int) -> int:
+    """The last frame, at or before `end`, that comes right after a gain of score.
+
+    Raises:
+        UserError: `end` is not in the demo, or nothing is gained before it.
+    """
+    import numpy as np
+
+    if not 1 <= end <= len(demo):
+        raise UserError(f"--end: received {end}; the demo has frames 1 to {len(demo)}")
+    gains = np.flatnonzero(demo.rewards > 0) + 1
+    if not len(gains):
+        raise UserError(f"--end: received {end}; this demo never gains any score")
+    if gains[0] > end:
+        raise UserError(f"--end: received {end}; the first gain of score ends at frame {gains[0]}")
+    return int(gains[gains <= end][-1])
+
+
 def plot(options: argparse.Namespace) -> int:
     """Draw a demo."""
+    out = _free(options.out or Path(f"{_stem(options.demo)}.png"), options.force, ".png")
+    demo = _load(options.demo)
     from demoreset_trainer import demo_plot
 
-    demo = _load(options.demo)
-    out = _free(options.out or Path(f"{_stem(options.demo)}.png"), options.force)
-    if out.suffix != ".png":
-        raise UserError(f"--out: received {out}; it must end in .png")
     demo_plot.plot(demo, _stem(options.demo), out)
     print(f"written: {out}")
     return ExitCode.DONE
@@ -164,32 +187,80 @@ def plot(options: argparse.Namespace) -> int:
 
 def video(options: argparse.Namespace) -> int:
     """Film a demo."""
+    out = _free(options.out or Path(f"{_stem(options.demo)}.mp4"), options.force, ".mp4", ".gif")
+    demo = _load(options.demo)
+    end = len(demo) if options.end is None else options.end
+    last = len(demo) - 1
+    if not 0 <= options.start <= last:
+        raise UserError(f"--from: received {options.start}; the demo has the frames 0 to {last}")
+    if not options.start < end <= len(demo):
+        first = options.start + 1
+        raise UserError(f"--to: received {end}; behind --from there are {first} to {len(demo)}")
+    pictures = _film(demo, _stem(options.demo), out, options.start, end)
+    print(f"written: {out} ({pictures:,} pictures, {_time(end - options.start)} of play)")
+    return ExitCode.DONE
+
+
+def _film(demo: "Demo", title: str, out: Path, start: int, end: int) -> int:
+    """Film frames start .. end - 1; the number of pictures."""
+    import numpy as np
+
     from demoreset_trainer.demo import replay
     from demoreset_trainer.emulator import Emulator
     from demoreset_trainer.video import VideoWriter, caption
 
-    demo = _load(options.demo)
-    out = _free(options.out or Path(f"{_stem(options.demo)}.mp4"), options.force)
-    end = len(demo) if options.end is None else options.end
-    if not 0 <= options.start < end <= len(demo):
-        raise UserError(
-            f"--from {options.start} --to {end}: the demo has frames 0 to {len(demo)}, "
-            "and --from comes before --to"
-        )
+    every = 4 if out.suffix == ".gif" else 2  # 15 and 30 pictures a second
     emulator = Emulator(demo.game)
-    with VideoWriter(out, fps=30) as film:
+    pictures = 0
+    with VideoWriter(out, fps=60 / every) as film:
+        before = np.zeros((emulator.height, emulator.width, 3), np.uint8)
         for frame, _ in replay(demo, emulator):
             if frame >= end:
                 break
-            if frame >= options.start and frame % 2 == 0:
-                lines = [f"demo {_stem(options.demo)}"]
-                lines.append(f"score {demo.scores[frame + 1]:,}   frame {frame:,} of {len(demo):,}")
-                film.add(caption(emulator.rgb(), lines))
-    print(f"written: {out}")
-    return ExitCode.DONE
+            if frame < start:
+                continue
+            screen = emulator.rgb()
+            if (frame - start) % every == every - 1 or frame == end - 1:
+                lines = [
+                    f"{title}: score {demo.scores[frame + 1]:,} of {demo.scores[-1]:,}",
+                    f"frame {frame + 1:,} of {len(demo):,}   {_time(frame + 1)}",
+                ]
+                # Some sprites are drawn in every second frame only: hence the maximum.
+                film.add(caption(np.maximum(screen, before), lines))
+                pictures += 1
+            before = screen
+    return pictures
+
+
+def _load(name: str) -> "Demo":
+    from demoreset_trainer import demo as demos
+
+    return demos.load(demos.locate(name))
+
+
+def _free(path: Path, force: bool, *suffixes: str) -> Path:
+    """A place that may be written to, told before any work is done for it."""
+    if suffixes and not path.name.endswith(suffixes):
+        raise UserError(f"--out: received {path}; it must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder")
+    if path.exists() and not force:
+        raise UserError(f"--out: {path} is there already; --force overwrites it")
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"--out: {path}: there is no folder {path.resolve().parent}")
+    return path
 
 
 def _stem(name: str) -> str:
     from demoreset_trainer.demo import SUFFIX
 
     return Path(name).name.removesuffix(SUFFIX)
+
+
+def _time(frames: int) -> str:
+    return f"{frames // 3600}:{frames // 60 % 60:02d}"
+
+
+def _printable(text: str) -> str:
+    """A text of a stranger's file, without what would move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:500])

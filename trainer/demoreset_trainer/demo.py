@@ -8,7 +8,11 @@ Positions are frames: at frame f, actions[0..f-1] have been played and actions[f
 
 import hashlib
 import json
+import os
+import shlex
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from demoreset_api.errors import UserError
-from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, rom_md5
+from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, emulator_version, rom_md5
 
 SUFFIX = ".demo.safetensors"
 FORMAT = "demoreset-demo/1"
@@ -28,6 +32,9 @@ HASH_EVERY = 100  # frames between two hashes of the RAM
 UNKNOWN_LIVES = -1
 MAX_FILE_BYTES = 256 << 20
 MAX_FRAMES = 10_000_000
+_PACKED = {"zip": b"PK\x03\x04", "gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
+# What parsing the header of a hostile file may raise.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 _PACKAGE = Path(__file__).resolve().parent
 BUNDLED = (_PACKAGE / "bundled", _PACKAGE.parents[1] / "demos")  # a wheel, a checkout
@@ -46,10 +53,10 @@ class Demo:
     """A recorded game of T frames.
 
     actions [T]: ALE's joystick codes, 0..17. rewards [T]: of each action. lives [T]: after each
-    action, UNKNOWN_LIVES where the recording lacks them. ram_hashes: of the RAM before the actions
-    0, HASH_EVERY, 2 * HASH_EVERY, .. (T // HASH_EVERY + 1 of them). patches [n, 3]: (frame,
-    address, value), bytes of RAM set before that frame's action, for recordings of emulators with
-    another start state.
+    action, UNKNOWN_LIVES where the recording lacks them. ram_hashes: of the RAM at power-on and
+    before the actions HASH_EVERY, 2 * HASH_EVERY, .. (T // HASH_EVERY + 1 of them). patches [n, 3]:
+    (frame, address, value), bytes of RAM set before that frame's action, for recordings of
+    emulators with another start state; at frame T they belong to the end, for its hash.
     """
 
     game: str
@@ -91,10 +98,22 @@ class Demo:
         return save_tensors(tensors, metadata={"demo": json.dumps(header, sort_keys=True)})
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all.
+
+        Raises:
+            UserError: the place cannot be written to.
+        """
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(self.to_bytes())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                file.write(self.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
     def prefix(self, end: int) -> "Demo":
         """The demo's first `end` frames.
@@ -112,7 +131,7 @@ class Demo:
             rewards=self.rewards[:end],
             lives=self.lives[:end],
             ram_hashes=self.ram_hashes[: end // HASH_EVERY + 1],
-            patches=self.patches[self.patches[:, 0] < end],
+            patches=self.patches[self.patches[:, 0] <= end],
         )
 
 
@@ -122,37 +141,54 @@ def load(path: Path) -> Demo:
     Raises:
         UserError: the file is missing, torn, of another kind, or its content impossible.
     """
+    return from_bytes(read_file(path, MAX_FILE_BYTES), str(path))
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The content of a file of 1 to `most` bytes.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is empty or too large.
+    """
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(
-                f"{path}: {size} bytes are too many for a demo (most: {MAX_FILE_BYTES})"
-            )
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return from_bytes(content, str(path))
+        # A pipe or a device has no end, and opening one may already wait for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise UserError(f"{path}: received {kind}; a demonstration is a file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read: {reason}") from error
+    if not content:
+        raise UserError(f"{path}: the file is empty; a demonstration has at least one frame")
+    if len(content) > most:
+        raise UserError(f"{path}: too large for a demonstration (most: {most:,} bytes)")
+    return content
 
 
 def from_bytes(content: bytes, name: str) -> Demo:
     """Parse a demo's file; `name` is what error messages call it."""
-    if content[:1] == b"\x80":
+    if content[:1] == b"\x80" and content[8:9] != b"{":  # safetensors has its header there
         raise UserError(
             f"{name}: this is a pickle, as OpenAI published demos; "
-            f"`demoreset demo import {name} --out NAME{SUFFIX}` turns it into a demo"
+            f"`demoreset demo import {shlex.quote(name)} --out NAME{SUFFIX}` turns it into a demo"
         )
+    refuse_packed(content, name)
     try:
         tensors = load_tensors(content)
         header_bytes = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + header_bytes]).get("__metadata__", {})
         header = json.loads(metadata["demo"])
-        origin = json.loads(header["origin"])
+        kind = str(header["format"])
+        game, rom = str(header["game"]), str(header["rom"])
         frame_skip = int(header["frame_skip"])
-        game, rom, kind = str(header["game"]), str(header["rom"]), header["format"]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: not a demo, or a damaged one ({error})") from error
+        origin = {str(key): str(value) for key, value in json.loads(header["origin"]).items()}
+    except (*_DAMAGED, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{name}: not a demo, or a damaged one ({reason})") from error
     if kind != FORMAT:
-        raise UserError(f"{name}: format {kind!r} is unknown; this version reads {FORMAT!r}")
+        raise UserError(f"{name}: format {kind[:40]!a} is unknown; this version reads {FORMAT!r}")
     for array, dtype in _ARRAYS.items():
         if array not in tensors or tensors[array].dtype != dtype:
             raise UserError(f"{name}: {array} is missing or not {np.dtype(dtype).name}")
@@ -160,15 +196,26 @@ def from_bytes(content: bytes, name: str) -> Demo:
         game=game,
         rom=rom,
         frame_skip=frame_skip,
-        origin={str(key): str(value) for key, value in origin.items()},
+        origin=origin,
         **{array: tensors[array] for array in _ARRAYS},
     )
     _check(demo, name)
     return demo
 
 
+def refuse_packed(content: bytes, name: str) -> None:
+    """Refuse a compressed file: nothing here unpacks one, so that none can be a bomb.
+
+    Raises:
+        UserError: it is one.
+    """
+    for kind, magic in _PACKED.items():
+        if content.startswith(magic):
+            raise UserError(f"{name}: received a {kind} file; unpack it first")
+
+
 def _check(demo: Demo, name: str) -> None:
-    frames = len(demo.actions)
+    frames = demo.actions.size
     if demo.actions.ndim != 1 or not 1 <= frames <= MAX_FRAMES:
         raise UserError(f"{name}: actions must be a list of 1 to {MAX_FRAMES} frames")
     if demo.rewards.shape != (frames,) or demo.lives.shape != (frames,):
@@ -183,15 +230,21 @@ def _check(demo: Demo, name: str) -> None:
     patches = demo.patches
     if patches.ndim != 2 or patches.shape[1] != 3:
         raise UserError(f"{name}: patches must be rows of frame, address, value")
-    low, high = np.array([0, 0, 0]), np.array([frames, RAM_BYTES, 256])
+    if int(demo.lives.min()) < UNKNOWN_LIVES:
+        raise UserError(f"{name}: lives hold {int(demo.lives.min())}; a game has 0 or more")
+    low, high = np.array([0, 0, 0]), np.array([frames + 1, RAM_BYTES, 256])
     if len(patches) and not ((patches >= low) & (patches < high)).all():
         raise UserError(f"{name}: a patch lies outside the demo or the RAM")
-    if demo.frame_skip < 1:
+    if not 1 <= demo.frame_skip <= MAX_FRAMES:
         raise UserError(f"{name}: frame_skip is {demo.frame_skip}; it must be at least 1")
-    if demo.rom != rom_md5(demo.game):
+    try:
+        rom = rom_md5(demo.game)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    if demo.rom != rom:
         raise UserError(
-            f"{name}: recorded on another ROM of {demo.game} (MD5 {demo.rom}; "
-            f"ale-py has {rom_md5(demo.game)})"
+            f"{name}: recorded on another ROM of {demo.game} (MD5 {demo.rom[:32]!a}; "
+            f"ale-py {emulator_version()} has {rom!r})"
         )
 
 
@@ -207,6 +260,21 @@ def find(name: str) -> Path:
             return path
     known = ", ".join(bundled()) or "none"
     raise UserError(f"demo.name: no bundled demo {name!r}; there are: {known}")
+
+
+def locate(name: str) -> Path:
+    """The file that a person means: a bundled demo's name, or else a path.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if name in bundled():
+        return find(name)
+    path = Path(name)
+    if path.name.endswith(SUFFIX) or os.sep in name or path.exists():
+        return path
+    known = ", ".join(bundled()) or "none"
+    raise UserError(f"{name}: no such file, and no bundled demo of that name; there are: {known}")
 
 
 def bundled() -> list[str]:
@@ -256,6 +324,10 @@ class Difference:
 def verify(demo: Demo, emulator: Emulator | None = None) -> Difference | None:
     """Replay every frame; return the first difference in reward, lives or RAM, or None."""
     emulator = emulator or Emulator(demo.game)
+    emulator.reset()
+    recorded, replayed = int(demo.ram_hashes[0]), ram_hash(emulator.ram())
+    if recorded != replayed:
+        return Difference(0, "RAM hash", recorded, replayed)
     lives = demo.lives.tolist()
     for frame, reward in replay(demo, emulator):
         if reward != demo.rewards[frame]:

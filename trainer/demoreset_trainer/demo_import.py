@@ -1,13 +1,15 @@
 """OpenAI's published demonstrations, as demos of ours.
 
-They are pickles of numpy arrays and plain containers. Nothing else is admitted: a pickle can name
-any function, and loading it would call it. They were recorded on an emulator with another start
-state: where a replay drifts, the RAM that lies in their own checkpoints puts it right.
+They are pickles of the actions (as indices into the game's own actions), rewards, lives, and every
+100 frames a state of the emulator of 2018. That emulator began a game in another state, so that a
+replay may drift; its states cannot be loaded today, but the console's RAM can be read out of them,
+and where a replay drifts, setting the bytes that differ puts it right.
 """
 
-import io
-import pickle
+import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,167 +17,204 @@ import numpy as np
 import numpy.typing as npt
 
 from demoreset_api.errors import UserError
-from demoreset_trainer.demo import MAX_FILE_BYTES, MAX_FRAMES, Demo, record
-from demoreset_trainer.emulator import RAM_BYTES, Emulator
+from demoreset_trainer import demo_pickle
+from demoreset_trainer.demo import Demo, Difference, read_file, record, refuse_packed
+from demoreset_trainer.emulator import RAM_BYTES, Emulator, rom_md5
 
-_SIMPLE = re.compile(r"[<>|=]?[biuf][1248]|bool|u?int\d+|float\d+")
-_RAM_MARK = b"M6532"  # before the RAM in the old emulator's states: a count, then one int32 a byte
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows numpy's arrays and scalars, by stand-ins that build nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        stand_ins = {"_reconstruct": _empty, "ndarray": "ndarray", "scalar": _scalar}
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy"):
-            if name in stand_ins:
-                return stand_ins[name]
-            if name == "dtype":
-                return _dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        raise UserError(
-            f"it names {module}.{name}, which a demo has no use for: a pickle can run any program, "
-            "so it was not loaded"
-        )
+MAX_BYTES = 32 << 20  # two and a half hours of play at 55 bytes a frame
+_RAM_MARK = b"M6532"  # in a state: the mark, an int32 128, and one int32 for each byte of RAM
+_ROM_MARK = re.compile(rb"\x20\x00\x00\x00([0-9a-f]{32})")  # a text of 32 letters: the ROM's MD5
+_RAM_FIRST = np.int32(RAM_BYTES).tobytes()
 
 
-def _empty(*_: object) -> npt.NDArray[Any]:
-    """An array whose content the pickle's next step sets."""
-    return np.zeros(0, np.uint8)
+@dataclass(frozen=True)
+class Recording:
+    """A published demonstration. lives [T] is None where the file has none.
 
+    rams: the RAM before the action of some frames. rom: MD5 of the ROM it was played on.
+    """
 
-def _dtype(kind: object, *_: object) -> np.dtype[Any]:
-    if not isinstance(kind, str) or not _SIMPLE.fullmatch(kind):
-        raise UserError(f"it holds arrays of {str(kind)[:20]!r}; a demo has numbers only")
-    return np.dtype(kind)
-
-
-def _scalar(kind: object, content: object) -> Any:
-    if not isinstance(kind, np.dtype) or not isinstance(content, bytes):
-        raise UserError("it holds a number that is none")
-    return np.frombuffer(content, kind, count=1)[0].item()
-
-
-def _encode(text: object, coding: object = "latin1") -> bytes:
-    if not isinstance(text, str) or coding != "latin1":
-        raise UserError("it holds text in an unknown coding")
-    return text.encode("latin1")
+    actions: npt.NDArray[np.int64]  # indices into the game's own actions
+    rewards: npt.NDArray[np.int64]
+    lives: npt.NDArray[np.int64] | None
+    rams: Mapping[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    rom: str | None = None
 
 
 def read(source: Path, game: str | None = None) -> Demo:
-    """Read a published demonstration, and replay it with every reward and life equal.
+    """Import a published demonstration: every reward and every life as recorded.
 
-    `game`: ale-py's name of it; default by the file's name (MontezumaRevenge.demo).
+    `game`: ale-py's name of it; by default the file's name says it (MontezumaRevenge.demo).
 
     Raises:
-        UserError: it cannot be read, admits no exact replay, or is not what it should be.
+        UserError: the file is not one, is of another game, or its replay cannot be made exact.
     """
-    content = _load(source)
-    game = game or re.sub(r"(?<!^)(?=[A-Z])", "_", source.name.split(".")[0]).lower()
+    recording = parse(read_file(source, MAX_BYTES), str(source))
+    game = game or _guess(source)
     codes = np.array(Emulator(game).minimal_actions, np.uint8)
-    try:
-        index = _numbers(content, "actions")
-        rewards = _numbers(content, "rewards")
-        lives = _numbers(content, "lives") if "lives" in content else None
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    if not len(index) or index.min() < 0 or index.max() >= len(codes):
+    if recording.actions.max() >= len(codes):
         raise UserError(
-            f"{source}: its actions go from {index.min(initial=0)} to {index.max(initial=0)}; "
-            f"{game} has {len(codes)}: is it a recording of another game? (--game)"
+            f"{source}: actions hold {recording.actions.max()}; {game} has the actions 0 to "
+            f"{len(codes) - 1}: is it a recording of another game? --game names it"
         )
-    # Where there is one entry more, entry i + 1 belongs to action i: all lives, Pong's rewards.
-    rewards = rewards[len(rewards) == len(index) + 1 :]
-    lives = None if lives is None else lives[len(lives) == len(index) + 1 :]
-    if len(rewards) != len(index) or (lives is not None and len(lives) != len(index)):
-        raise UserError(f"{source}: actions, rewards and lives are not equally many")
-    actions = codes[index]
-    for patches in (None, _patches(source, content, game, actions)):
-        demo = record(
-            game,
-            actions,
-            frame_skip=1,
-            patches=patches,
-            origin={"imported_from": source.name},
-        )
-        wrong = demo.rewards != rewards
-        if lives is not None:
-            wrong = wrong | (demo.lives != lives)
-        if not wrong.any():
-            return demo
-    frame = int(np.flatnonzero(wrong)[0])
-    raise UserError(
-        f"{source}: its replay differs from the recording at frame {frame} (reward "
-        f"{demo.rewards[frame]}, recorded {rewards[frame]}): it cannot be imported"
+    actions = codes[recording.actions]
+    patches, bare = _play(recording, actions, game, {})
+    if bare is not None:
+        patches, difference = _play(recording, actions, game, recording.rams)
+        if difference is not None:
+            raise UserError(_not_exact(source, recording, game, bare, difference))
+    origin = {"imported_from": source.name}
+    if recording.rom not in (None, rom_md5(game)):
+        origin["rom_of_recording"] = str(recording.rom)
+    return record(
+        game, actions, frame_skip=_frame_skip(actions), patches=_rows(patches), origin=origin
     )
 
 
-def _load(source: Path) -> dict[str, Any]:
+def parse(content: bytes, name: str) -> Recording:
+    """What a published file holds; `name` is what error messages call it.
+
+    Raises:
+        UserError: it is damaged, or not one.
+    """
+    refuse_packed(content, name)
+    if content[:1] != b"\x80" or content[8:9] == b"{":
+        hint = " (it looks like a demo of ours: nothing to import)" if content[8:9] == b"{" else ""
+        raise UserError(f"{name}: not a pickle, as OpenAI published demonstrations{hint}")
+    fields = demo_pickle.read(content, name)
+    if not isinstance(fields, dict):
+        raise UserError(f"{name}: holds a {type(fields).__name__}; a dictionary is needed")
+    actions = _whole(fields, "actions", name)
+    if len(actions) == 0 or actions.min() < 0:
+        worst = f"{actions.min()} among them" if len(actions) else "none"
+        raise UserError(f"{name}: actions: received {worst}; indices from 0 are needed")
+    rams, rom = _checkpoints(fields, len(actions), name)
+    return Recording(
+        actions,
+        _per_action(_whole(fields, "rewards", name), "rewards", len(actions), name),
+        _per_action(_whole(fields, "lives", name), "lives", len(actions), name)
+        if "lives" in fields
+        else None,
+        rams,
+        rom,
+    )
+
+
+def _whole(fields: dict[str, Any], key: str, name: str) -> npt.NDArray[np.int64]:
+    if key not in fields:
+        raise UserError(f"{name}: {key} are missing")
     try:
-        size = source.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{source}: {size} bytes are too many (most: {MAX_FILE_BYTES})")
-        raw = source.read_bytes()
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read: {error.strerror}") from error
-    if raw[:1] != b"\x80":
-        raise UserError(f"{source}: not a pickle, as OpenAI published demonstrations")
+        found = demo_pickle.numbers(fields[key])
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{name}: {key}: received {error}") from None
+    strange = (found != np.rint(found)) | (np.abs(found) >= 2**31)
+    if strange.any():
+        raise UserError(f"{name}: {key}: received {found[strange][0]}; whole numbers are needed")
+    return found.astype(np.int64)
+
+
+def _per_action(
+    values: npt.NDArray[np.int64], key: str, actions: int, name: str
+) -> npt.NDArray[np.int64]:
+    """One value for each action; where there is one more, the first is of the game's own start."""
+    if len(values) not in (actions, actions + 1):
+        raise UserError(f"{name}: {key}: received {len(values)} for {actions} actions")
+    return values[len(values) - actions :]
+
+
+def _checkpoints(
+    fields: dict[str, Any], frames: int, name: str
+) -> tuple[dict[int, npt.NDArray[np.uint8]], str | None]:
+    states = fields.get("checkpoints", [])
+    places = _whole({"checkpoint_action_nr": [], **fields}, "checkpoint_action_nr", name)
+    if not isinstance(states, list) or len(states) != len(places):
+        raise UserError(f"{name}: checkpoints and checkpoint_action_nr are not equally many")
+    rams: dict[int, npt.NDArray[np.uint8]] = {}
+    rom = None
+    for place, state in zip(places.tolist(), states, strict=True):
+        if not 0 <= place <= frames:
+            raise UserError(f"{name}: checkpoint_action_nr: received {place} of {frames} actions")
+        if not isinstance(state, demo_pickle.Array) or state.numbers is None:
+            raise UserError(f"{name}: checkpoints: received a {type(state).__name__}, no array")
+        raw = state.numbers.tobytes()
+        ram = _ram(raw)
+        if ram is not None and place < frames:
+            rams[place] = ram
+        if rom is None and (found := _ROM_MARK.search(raw)):
+            rom = found[1].decode()
+    return rams, rom
+
+
+def _ram(state: bytes) -> npt.NDArray[np.uint8] | None:
+    """The console's RAM in an old state; None where it is not found."""
+    first = state.find(_RAM_MARK + _RAM_FIRST) + len(_RAM_MARK) + len(_RAM_FIRST)
+    last = first + 4 * RAM_BYTES
+    if first < len(_RAM_MARK) + len(_RAM_FIRST) or last > len(state):
+        return None
+    ram = np.frombuffer(state[first:last], "<i4")
+    return ram.astype(np.uint8) if ((ram >= 0) & (ram < 256)).all() else None
+
+
+def _guess(source: Path) -> str:
+    """ale-py's name of the game in a file's name: MontezumaRevenge.demo is montezuma_revenge."""
+    game = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", source.name.split(".")[0]).lower()
     try:
-        content = _Unpickler(io.BytesIO(raw)).load()
+        rom_md5(game)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    except Exception as error:  # a hostile pickle can make the machinery raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{source}: damaged, or not a demonstration ({reason})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: holds {type(content).__name__}, not a demonstration")
-    return content
+        raise UserError(
+            f"{source}: its name does not say the game; --game does (montezuma_revenge, ...)"
+        ) from error
+    return game
 
 
-def _numbers(content: dict[str, Any], name: str) -> npt.NDArray[np.int64]:
-    if name not in content:
-        raise UserError(f"it has no {name}")
-    try:
-        numbers = np.asarray(content[name])
-        exact = numbers.astype(np.int64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"its {name} are not numbers") from error
-    if numbers.ndim != 1 or len(numbers) > MAX_FRAMES + 1 or (exact != numbers).any():
-        raise UserError(f"its {name} are not a list of at most {MAX_FRAMES} whole numbers")
-    return exact
+def _play(
+    recording: Recording,
+    actions: npt.NDArray[np.uint8],
+    game: str,
+    rams: Mapping[int, npt.NDArray[np.uint8]],
+) -> tuple[list[tuple[int, int, int]], Difference | None]:
+    """Replay a recording, with its RAM set where `rams` has it.
 
-
-def _patches(
-    source: Path, content: dict[str, Any], game: str, actions: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.int32]:
-    """Bytes of RAM that differ from the recording's at its own checkpoints."""
-    rams = _rams(source, content, len(actions))
+    Returns (frame, address, value) of each byte that had to be set, and the first difference.
+    """
     emulator = Emulator(game)
     emulator.reset()
-    patches = []
+    rewards = recording.rewards.tolist()
+    lives = None if recording.lives is None else recording.lives.tolist()
+    patches: list[tuple[int, int, int]] = []
     for frame, action in enumerate(actions.tolist()):
         if frame in rams:
-            for address in np.flatnonzero(emulator.ram() != rams[frame]).tolist():
-                value = int(rams[frame][address])
-                emulator.poke(address, value)
-                patches.append((frame, address, value))
-        emulator.act(action)
+            ram = rams[frame]
+            for address in np.flatnonzero(emulator.ram() != ram).tolist():
+                emulator.poke(address, int(ram[address]))
+                patches.append((frame, address, int(ram[address])))
+        reward = emulator.act(action)
+        if reward != rewards[frame]:
+            return patches, Difference(frame, "reward", rewards[frame], reward)
+        if lives is not None and lives[frame] != emulator.lives():
+            return patches, Difference(frame, "lives", lives[frame], emulator.lives())
+    return patches, None
+
+
+def _not_exact(
+    source: Path, recording: Recording, game: str, bare: Difference, patched: Difference
+) -> str:
+    best = max(bare, patched, key=lambda difference: difference.frame)
+    rom = f" (recorded on the ROM {recording.rom})" if recording.rom else ""
+    if recording.rams:
+        why = f"{best}, and the RAM of its {len(recording.rams)} checkpoints does not repair it"
+    else:
+        why = f"{best}, and it has no checkpoints to repair it with"
+    return (
+        f"{source}: does not replay as {game}{rom}: {why}; if it is another game, --game names it"
+    )
+
+
+def _frame_skip(actions: npt.NDArray[np.uint8]) -> int:
+    """Frames per action of the recording: the widest grid, up to 8, that all changes lie on."""
+    grid = math.gcd(*(np.flatnonzero(np.diff(actions)) + 1).tolist())
+    return grid if 1 <= grid <= 8 else 1
+
+
+def _rows(patches: list[tuple[int, int, int]]) -> npt.NDArray[np.int32]:
     return np.array(patches, np.int32).reshape(-1, 3)
-
-
-def _rams(source: Path, content: dict[str, Any], frames: int) -> dict[int, npt.NDArray[np.uint8]]:
-    """The RAM at each of the recording's checkpoints, by frame."""
-    states = content.get("checkpoints", [])
-    try:
-        places = [int(place) for place in content.get("checkpoint_action_nr", [])]
-        found = {}
-        for place, state in zip(places, states, strict=True):
-            raw = np.asarray(state, np.uint8).tobytes()
-            first = raw.index(_RAM_MARK) + len(_RAM_MARK) + 4
-            ram = np.frombuffer(raw, "<i4", count=RAM_BYTES, offset=first)
-            if 0 <= place < frames:
-                found[place] = ram.astype(np.uint8)
-        return found
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: its checkpoints cannot be read ({error})") from error

@@ -1,37 +1,68 @@
 """The picture of a demo: score, rewards and lives over its frames."""
 
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from demoreset_api.errors import UserError
 from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot(demo: Demo, title: str, out: Path) -> None:
-    """Draw a demo into a PNG."""
-    figure, (score, rewards, lives) = plt.subplots(
-        3, 1, figsize=(10, 7), sharex=True, height_ratios=(3, 1, 1), constrained_layout=True
-    )
-    score.set_title(title, loc="left")
+    """Draw a demo into a PNG: whole, or not there.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    figure = draw(demo, title)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        figure.savefig(partial, format="png", dpi=110)
+        partial.replace(out)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def draw(demo: Demo, title: str) -> Figure:
+    """A figure with three panels, one below the other."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    score, rewards, lives = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
+    score.set_title(f"{title}: {demo.scores[-1]:,} points in {len(demo):,} frames", loc="left")
     score.step(np.arange(len(demo) + 1), demo.scores, where="post")
     score.set_ylabel("score")
     paid = np.flatnonzero(demo.rewards)
-    rewards.vlines(paid + 1, 0, demo.rewards[paid])
+    gains = demo.rewards[paid] > 0
+    for chosen, colour in ((gains, "C2"), (~gains, "C3")):
+        at = paid[chosen]
+        rewards.vlines(at + 1, 0, demo.rewards[at], color=colour)
+        rewards.plot(at + 1, demo.rewards[at], ".", color=colour)
     rewards.axhline(0, color="black", linewidth=0.5)
-    rewards.set_ylabel("rewards")
-    if (demo.lives != UNKNOWN_LIVES).any():
-        lives.step(np.arange(1, len(demo) + 1), demo.lives, where="post")
-    else:
-        lives.text(0.5, 0.5, "not recorded", transform=lives.transAxes, ha="center")
-    lives.set_ylabel("lives")
+    rewards.set_ylabel("reward")
+    _lives(lives, demo)
     lives.set_xlabel("frame (60 a second)")
+    lives.set_xlim(0, len(demo))
     for panel in (score, rewards, lives):
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    return figure
+
+
+def _lives(panel: "Axes", demo: Demo) -> None:
+    known = demo.lives != UNKNOWN_LIVES
+    if known.any():
+        shown = np.where(known, demo.lives.astype(np.float64), np.nan)
+        panel.step(np.arange(1, len(demo) + 1), shown, where="post", color="C1")
+        panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
+    panel.set_ylabel("lives")
