@@ -1,0 +1,242 @@
+"""Learning: frames and minutes until the goal, over seeds, and the honest controls.
+
+    python benchmarks/learning.py default --seeds 5
+    python benchmarks/learning.py "no curriculum" "uniform starts" "guide alone" --frames 2000000
+    python benchmarks/learning.py --demo pe.demo.safetensors --end 1009 default --minutes 60
+
+Each run goes through the same loop, in this process, and adds a line to results/learning.jsonl;
+`--show` prints the table of all lines. Times are wall clock, so let nothing else run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demoreset_trainer.machine import cores, settle_threads
+
+settle_threads()
+
+import torch
+
+from demoreset_api.spec import RunSpec
+from demoreset_trainer import demo as demos
+from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.curriculum import Guidance, Result
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.group import Alone
+from demoreset_trainer.loop import Loop, rules
+from demoreset_trainer.play import play
+from demoreset_trainer.policy import Policy, architecture
+from demoreset_trainer.progress import Progress
+from demoreset_trainer.slots import Begin, Slots
+from demoreset_trainer.states import start_states
+from measure import RESULTS, machine
+
+STICKY = {"environment": {"stickyProbability": 0.25}}
+# What is changed in the spec. The last four are controls, whose starts never move.
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no guide": {"curriculum": {"guide": 0}},
+    "original": {"curriculum": {"mode": "Original"}},
+    "sticky": STICKY,
+    "recurrent": {"policy": {"recurrent": True}},
+    "no curriculum": {"curriculum": {"guide": 0}},
+    "uniform starts": {"curriculum": {"guide": 0}},
+    "guide alone": {},
+    "random policy": {},
+}
+
+
+class Fixed:
+    """A control: starts that never move. Its frontier says where most of them are."""
+
+    def __init__(self, demo: Demo, frame_skip: int, *, uniform: bool) -> None:
+        self._starts = len(demo) // frame_skip
+        self._skip, self._uniform = frame_skip, uniform
+        self._last = 0.0
+        self.frontier = 0
+
+    def choose(self, slot: int, random: np.random.Generator) -> int:
+        return int(random.integers(self._starts)) * self._skip if self._uniform else 0
+
+    def record(self, results: Sequence[Result]) -> None:
+        if results:
+            self._last = sum(result.success for result in results) / len(results)
+
+    def success_rate(self) -> float:
+        return self._last
+
+    def guidance(self) -> Guidance:
+        return Guidance(0, self._starts, np.ones(self._starts))
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Diary:
+    """Watch and saver of a run that is not kept."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.told = name, time.monotonic()
+        self.latest: Progress | None = None
+        self.earliest = 10**9
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def update(self, progress: Progress) -> None:
+        self.latest = progress
+        self.earliest = min(self.earliest, progress.start_frame)
+        if time.monotonic() - self.told > 15:
+            self.told = time.monotonic()
+            p = progress
+            print(
+                f"  {self.name}: {p.seconds:.0f} s, {p.frames / 1e6:.2f} M frames, start "
+                f"{p.start_frame}, success {p.success_rate:.2f}, from the start {p.goal_rate}",
+                flush=True,
+            )
+
+    def note(self, text: str) -> None:
+        print(f"  {self.name}: {text}", flush=True)
+
+    def due(self) -> bool:
+        return False
+
+    def save(self, snapshot: Snapshot, *, best: bool) -> None:
+        pass
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def learn(
+    demo: Demo, name: str, condition: str, seed: int, frames: int, seconds: float
+) -> dict[str, Any]:
+    changes = CONDITIONS[condition]
+    spec = RunSpec.model_validate(
+        {
+            "demo": {"name": "x"},
+            "seed": seed,
+            "goal": {"successRate": 0.95},
+            "budget": {"frames": frames},
+            **changes,
+        }
+    )
+    torch.set_num_threads(cores())
+    torch.manual_seed(seed)
+    shape = architecture(spec.policy)
+    states = start_states(demo, shape.view, spec.environment.frame_skip)
+    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
+    policy = Policy(shape, len(codes))
+
+    def make(count: int) -> Slots:
+        return Slots(demo, rules(spec), shape.view, slots=count, processes=cores())
+
+    diary = Diary(f"{name}, {condition}, seed {seed}")
+    loop = Loop(
+        spec,
+        demo,
+        states,
+        policy,
+        make,
+        codes,
+        group=Alone(),
+        watch=diary,
+        saver=diary,
+        life=1,
+    )
+    if condition in ("no curriculum", "uniform starts", "guide alone"):
+        loop.curriculum = Fixed(demo, 4, uniform=condition == "uniform starts")
+    load = os.getloadavg()[0]
+    begun = time.monotonic()
+    if condition != "random policy":
+        loop.run(lambda: time.monotonic() - begun > seconds)
+    with make(32) as slots:
+        begins = [Begin(0, 1000 + number) for number in range(100)]
+        played = play(slots, policy, begins, seed=seed)
+    latest = diary.latest
+    return {
+        "demo": name,
+        "condition": condition,
+        "guide": loop.guide_weight if condition != "random policy" else 0,
+        "seed": seed,
+        "goalMet": loop.goal.met,
+        "seconds": round(latest.seconds, 1) if latest else 0,
+        "frames": latest.frames if latest else 0,
+        "startReachedSeconds": loop.counters.start_reached_seconds,
+        "startReachedFrames": loop.counters.start_reached_frames,
+        "earliestStart": diary.earliest if latest else None,
+        "demoFrames": len(demo),
+        "success100": sum(episode.success for episode in played) / 100,
+        "loadBefore": round(load, 2),
+        "machine": machine(),
+        "last": asdict(latest) if latest else None,
+    }
+
+
+def show(path: Path) -> None:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        groups.setdefault((entry["demo"], entry["condition"]), []).append(entry)
+    print("| demo | condition | guide | seeds | goal met | median min (all) | median M frames |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (demo, condition), entries in groups.items():
+        minutes = [entry["seconds"] / 60 for entry in entries]
+        met = sum(entry["goalMet"] for entry in entries)
+        frames = statistics.median(entry["frames"] for entry in entries) / 1e6
+        print(
+            f"| {demo} | {condition} | {entries[0]['guide']} | {len(entries)} | {met} | "
+            f"{statistics.median(minutes):.1f} ({', '.join(f'{m:.1f}' for m in minutes)}) | "
+            f"{frames:.2f} |"
+        )
+        rates = ", ".join(f"{entry['success100']:.0%}" for entry in entries)
+        starts = ", ".join(str(entry["earliestStart"]) for entry in entries)
+        print(f"  success of 100: {rates}; earliest start: {starts}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("conditions", nargs="*", metavar="CONDITION", help=", ".join(CONDITIONS))
+    parser.add_argument("--demo", default="montezuma-first-key", help="a bundled one, or a file")
+    parser.add_argument("--end", type=int, help="learn this many frames of it")
+    parser.add_argument("--name", help="what the table calls it")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=12_000_000)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--out", type=Path, default=RESULTS / "learning.jsonl")
+    parser.add_argument("--show", action="store_true")
+    options = parser.parse_args()
+    unknown = set(options.conditions) - set(CONDITIONS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(CONDITIONS)}")
+    path = Path(options.demo)
+    demo = demos.load(path if path.exists() else demos.find(options.demo))
+    if options.end:
+        demo = demo.prefix(options.end)
+    name = options.name or path.name.removesuffix(demos.SUFFIX)
+    for condition in options.conditions:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            entry = learn(demo, name, condition, seed, options.frames, options.minutes * 60)
+            with options.out.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            print({key: entry[key] for key in list(entry)[:12]}, flush=True)
+    if options.show:
+        show(options.out)
+
+
+if __name__ == "__main__":
+    main()
