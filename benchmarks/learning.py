@@ -181,7 +181,7 @@ def learn(
         "demoFrames": len(demo),
         "success100": sum(episode.success for episode in played) / 100,
         "loadBefore": round(load, 2),
-        "machine": machine(),
+        "machine": machine(("demoreset", "torch", "ale-py", "numpy")),
         "last": asdict(latest) if latest else None,
     }
 

@@ -30,9 +30,9 @@ def demonstration() -> tuple[demos.Demo, str]:
     beside = Path(__file__).resolve().parents[2] / "shared" / "demos"
     file = Path(os.environ.get("DEMORESET_PUBLISHED_DEMOS") or beside) / PUBLISHED
     if file.exists():
-        from demoreset_trainer.demo_import import import_published
+        from demoreset_trainer import demo_import
 
-        return import_published(file), "published"
+        return demo_import.read(file), "published"
     nothing = np.zeros(FRAMES, np.uint8)
     return demos.record("montezuma_revenge", nothing, frame_skip=SKIP), "nothing is done"
 

@@ -3,11 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_after_an_update(folder: Path, number: int, code: int) -> None:
-    command = [sys.executable, "-m", "demoreset_trainer.cli", "run", "-f", CROSSING]
+    command = [sys.executable, "-m", "demoreset_trainer.cli", "run", "-f", str(CROSSING)]
     process = subprocess.Popen(
-        [*command, "--dir", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--dir", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     before = lines(folder)
     deadline = time.monotonic() + 120
@@ -169,15 +172,13 @@ def test_a_spent_budget_ends_with_its_own_code_and_says_how_far_it_came(tmp_path
 
 
 @pytest.fixture
-def torn(trained: Path, tmp_path: Path) -> Iterator[Path]:
+def torn(trained: Path, tmp_path: Path) -> Path:
     """A copy of the run whose checkpoints are all torn."""
-    import shutil
-
     folder = tmp_path / "torn"
     shutil.copytree(trained, folder)
     for path in (folder / "checkpoints").glob("ckpt-*/model.safetensors"):
         os.truncate(path, path.stat().st_size // 2)
-    yield folder
+    return folder
 
 
 def test_checkpoints_that_are_all_torn_need_a_person(torn: Path) -> None:
