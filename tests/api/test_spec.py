@@ -1,0 +1,88 @@
+"""The spec of a run: defaults for all but the demo, and the same names in a file and in Python."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from demoreset_api import errors
+from demoreset_api.spec import ApiModel, DemoResetRun, RunSpec
+
+ROOT = Path(__file__).parents[2]
+
+
+def models(model: type[BaseModel] = DemoResetRun) -> list[type[BaseModel]]:
+    found = [model]
+    for field in model.model_fields.values():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += models(kind)
+    return found
+
+
+def test_only_the_demo_must_be_said() -> None:
+    spec = RunSpec.model_validate({"demo": {"name": "x"}})
+    assert spec == RunSpec.model_validate(spec.model_dump(by_alias=True))
+
+
+def test_every_field_is_described() -> None:
+    for model in models():
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            assert field.description[-1] in ".", f"{model.__name__}.{name}"
+
+
+def test_unknown_fields_are_errors_everywhere_but_in_the_metadata() -> None:
+    for model in models():
+        expected = "ignore" if model.__name__ == "Metadata" else "forbid"
+        assert model.model_config["extra"] == expected, model.__name__
+        assert issubclass(model, ApiModel)
+
+
+def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
+    spec = RunSpec.model_validate({"demo": {"name": "x"}})
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.seed = 3
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"demo": {"name": "x", "path": "y"}},
+        {"demo": {"name": "X"}},
+        {"demo": {"name": "x", "sha256": "0"}},
+        {"demo": {"name": "x"}, "goal": {"successRate": 0}},
+        {"demo": {"name": "x"}, "goal": {"after": "Sleep"}},
+        {"demo": {"name": "x"}, "curriculum": {"threshold": 1}},
+        {"demo": {"name": "x"}, "ppo": {"gamma": float("inf")}},
+        {"demo": {"name": "x"}, "environment": {"slots": 0}},
+        {"demo": {"name": "x"}, "budget": {"frames": -1}},
+    ],
+)
+def test_what_cannot_be_is_refused(spec: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        RunSpec.model_validate(spec)
+
+
+def test_each_error_has_an_exit_code_and_a_supervisor_can_tell_them_apart() -> None:
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.DemoResetError)
+    ]
+    codes = [kind.exit_code for kind in kinds]
+    assert len(set(codes)) == len(codes) == 5
+    drawn = re.findall(r"(\w+) \((\d+)\)", errors.__doc__ or "")
+    assert {(kind.__name__, str(int(kind.exit_code))) for kind in kinds[1:]} == set(drawn)
+
+
+def test_every_bundled_run_file_is_valid() -> None:
+    yaml = pytest.importorskip("yaml")
+    files = sorted((ROOT / "demos").glob("*.yaml"))
+    assert files
+    for file in files:
+        run = DemoResetRun.model_validate(yaml.safe_load(file.read_text()))
+        assert run.metadata.name == file.stem
+        assert run.spec.budget.frames is not None
