@@ -43,7 +43,7 @@ def test_unknown_fields_are_errors_everywhere_but_in_the_metadata() -> None:
 def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
     spec = RunSpec.model_validate({"demo": {"name": "x"}})
     with pytest.raises(ValidationError, match="frozen"):
-        spec.seed = 3
+        spec.seed = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_each_error_has_an_exit_code_and_a_supervisor_can_tell_them_apart() -> N
     ]
     codes = [kind.exit_code for kind in kinds]
     assert len(set(codes)) == len(codes) == 5
-    drawn = re.findall(r"(\w+) \((\d+)\)", errors.__doc__ or "")
+    drawn = re.findall(r"── (\w+) \((\d+)\)", errors.__doc__ or "")
     assert {(kind.__name__, str(int(kind.exit_code))) for kind in kinds[1:]} == set(drawn)
 
 
