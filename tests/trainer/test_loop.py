@@ -154,6 +154,17 @@ def test_a_snapshot_does_not_change_while_training_goes_on(crossing: Demo) -> No
         assert torch.equal(tensor, before[name])
 
 
+def test_a_met_goal_stays_met_and_another_goal_is_a_new_one(crossing: Demo) -> None:
+    loop, _, _ = make(crossing)
+    loop.run(after(loop, 1))
+    loop.goal.met = True
+    snapshot = loop.snapshot()
+    for goal, met in (({}, True), ({"successRate": 0.99}, False)):
+        again, _, _ = make(crossing, goal=goal)
+        again.load(snapshot)
+        assert again.goal.met is met
+
+
 class Faulty(Alone):
     """A group in which some sums go wrong: `faults` are the numbers of gradients."""
 

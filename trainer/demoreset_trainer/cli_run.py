@@ -111,10 +111,13 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
         runfile.check_same_run(snapshot.state, spec, demo, folder)
-        if snapshot.state["goal"]["met"] and not snapshot.state["playing_on"]:
+        same_goal = snapshot.state["spec"]["goal"] == spec.goal.model_dump(
+            mode="json", by_alias=True
+        )
+        if snapshot.state["goal"]["met"] and same_goal and not snapshot.state["playing_on"]:
             print(
                 f"{folder}: the goal is met already, after {snapshot.frames:,} frames; "
-                f"`demoreset evaluate {folder}` or --fresh to begin anew"
+                f"`demoreset evaluate {folder}`, --set spec.goal.successRate=... or --fresh"
             )
             return ExitCode.DONE
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -187,6 +187,8 @@ class Loop:
         self.counters = Counters(**counters)
         self.curriculum.load(state["curriculum"])
         self.goal.load(state["goal"])
+        if state["spec"]["goal"] != self.spec.goal.model_dump(mode="json", by_alias=True):
+            self.goal.met = False  # another goal
         self.ladder.load(state["stall"])
         # The episodes that ran when it was saved are lost; their numbers are not used again.
         episodes = np.array(state["episodes"], np.int64) + 2
