@@ -1,0 +1,217 @@
+"""What a run tells: the port, the metrics file, the screen, the graph."""
+
+import io
+import json
+import math
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from demoreset_api.errors import UserError
+from demoreset_trainer import metrics, plot, report
+from demoreset_trainer.metrics import MetricsFile
+from demoreset_trainer.progress import Progress
+from demoreset_trainer.report import Report
+from demoreset_trainer.screen import duration, make_screen, plain_line, render
+
+PROGRESS = Progress(
+    update=7,
+    frames=57_344,
+    seconds=65.4,
+    episodes=300,
+    start_frame=89,
+    demo_frames=356,
+    success_rate=0.25,
+    goal_rate=None,
+    goal=0.9,
+    ended=3,
+    outcomes={"SUCCESS": 2, "LIFE_LOST": 1},
+    learning_rate=4e-4,
+    entropy=1.25,
+    frames_per_second=9000.0,
+    phase_seconds={"rollout": 0.5},
+    eta_seconds=120.0,
+)
+
+
+@pytest.fixture
+def served() -> Iterator[Report]:
+    served = Report(0, "127.0.0.1")
+    yield served
+    served.close()
+
+
+def get(served: Report, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{served.port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(served: Report) -> dict[str, float]:
+    found = {}
+    for family in text_string_to_metric_families(get(served, "/metrics")[1]):
+        for sample in family.samples:
+            labels = "".join(f"{{{value}}}" for value in sample.labels.values())
+            found[sample.name + labels] = sample.value
+    return found
+
+
+def test_metrics_say_where_the_run_is(served: Report) -> None:
+    served.update(PROGRESS)
+    told = samples(served)
+    assert told["demoreset_curriculum_start_frame"] == 89
+    assert told["demoreset_curriculum_progress_ratio"] == 0.75
+    assert told["demoreset_frames_total"] == 57_344
+    assert told["demoreset_episodes_total{success}"] == 2
+    assert told["demoreset_checkpoint_failing"] == 0
+    assert math.isnan(told["demoreset_goal_success_ratio"])
+
+
+def test_counters_follow_the_runs_totals_and_add_up_what_has_none(served: Report) -> None:
+    served.update(PROGRESS)
+    served.update(replace(PROGRESS, update=8, frames=60_000, checkpoint_error="full"))
+    told = samples(served)
+    assert told["demoreset_frames_total"] == 60_000
+    assert told["demoreset_episodes_total{success}"] == 4
+    assert told["demoreset_phase_seconds_total{rollout}"] == 1.0
+    assert told["demoreset_checkpoint_failing"] == 1
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists(served: Report) -> None:
+    served.update(PROGRESS)
+    families = text_string_to_metric_families(get(served, "/metrics")[1])
+    told = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in families
+        if not family.name.endswith("_created")
+    }
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(demoreset_\w+)[{`]", page, re.MULTILINE)
+    assert sorted(rows) == sorted(told)
+
+
+def test_status_is_json_from_the_first_moment(served: Report) -> None:
+    assert json.loads(get(served, "/status")[1])["phase"] == "starting"
+    served.phase("rollout")
+    served.update(PROGRESS)
+    status = json.loads(get(served, "/status")[1])
+    assert status["phase"] == "rollout"
+    assert status["update"] == 7
+    assert status["curriculum"]["startFrame"] == 89
+    assert status["worldSize"] == 1
+
+
+def test_health_is_lost_when_the_loop_is_silent(
+    served: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert get(served, "/healthz") == (200, "ok\n")
+    monkeypatch.setattr(report, "PATIENCE", -1.0)
+    code, text = get(served, "/healthz")
+    assert code == 503
+    assert "no sign of life" in text
+    assert get(served, "/")[0] == 404
+
+
+def test_a_port_that_is_taken_is_a_mistake_of_the_user(served: Report) -> None:
+    with pytest.raises(UserError, match=rf"--port {served.port}: .*0 for a free one"):
+        Report(served.port, "127.0.0.1")
+    with pytest.raises(UserError, match="--port 99999"):
+        Report(99999, "127.0.0.1")
+
+
+def write(path: Path, updates: range, resumed: int | None = None) -> None:
+    with MetricsFile(path, resumed) as file:
+        for update in updates:
+            file.append(replace(PROGRESS, update=update, frames=update * 8192))
+
+
+def test_a_run_that_goes_on_cuts_what_was_lost(tmp_path: Path) -> None:
+    path = tmp_path / metrics.NAME
+    write(path, range(1, 6))
+    write(path, range(4, 7), resumed=3)
+    assert [line["update"] for line in metrics.read(path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / metrics.NAME
+    write(path, range(1, 4))
+    path.write_text(path.read_text()[:-20])
+    assert [line["update"] for line in metrics.read(path)] == [1, 2]
+    write(path, range(3, 4), resumed=2)
+    assert [line["update"] for line in metrics.read(path)] == [1, 2, 3]
+
+
+def test_a_new_run_begins_with_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / metrics.NAME
+    write(path, range(1, 4))
+    write(path, range(1, 2))
+    assert [line["update"] for line in metrics.read(path)] == [1]
+
+
+def picture(progress: Progress) -> str:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(render(progress))
+    return console.export_text()
+
+
+def test_the_screen_fits_80_columns_and_shows_what_matters() -> None:
+    text = picture(PROGRESS)
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("frame 89 of 356", "25%", "in 2 min 00 s", "1 min 05 s", "2 tied, 1 lost a life"):
+        assert part in text
+    assert text.splitlines()[0].count("█") == 45  # three quarters of the bar are mastered
+
+
+def test_the_screen_tells_of_a_disk_that_is_full() -> None:
+    assert "NOT WRITTEN" in picture(replace(PROGRESS, checkpoint_error="no space left"))
+    assert "no space left" in plain_line(replace(PROGRESS, checkpoint_error="no space left"))
+
+
+def test_at_the_start_it_says_how_far_the_goal_is() -> None:
+    reached = replace(PROGRESS, start_frame=0, goal_rate=0.5)
+    assert "50% of 90% wanted" in picture(reached)
+    assert "reached" in picture(reached)
+    assert "from the game's own start 50% (goal 90%)" in plain_line(reached)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_off_a_terminal_there_are_plain_lines_or_json() -> None:
+    plain, structured = io.StringIO(), io.StringIO()
+    for kind, stream in (("auto", plain), ("json", structured)):
+        screen = make_screen(kind, stream)
+        screen.show(PROGRESS)
+        screen.show(PROGRESS)
+        screen.note("moved")
+        screen.close()
+    assert plain.getvalue().splitlines() == [plain_line(PROGRESS), "moved"]  # one every few seconds
+    lines = [json.loads(line) for line in structured.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["update", "update", "note"]
+    assert lines[0]["start_frame"] == 89
+
+
+def test_the_graph_shows_several_runs(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / metrics.NAME, range(1, 9))
+    out = tmp_path / "graph.png"
+    plot.plot([tmp_path / "a", tmp_path / "b"], out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"nowhere.*give a run's folder"):
+        plot.plot([tmp_path / "nowhere"], out)
