@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -82,9 +82,19 @@ Contestant = Callable[..., None]
 
 
 def take_turns(
-    contestants: dict[str, tuple[Contestant, tuple[Any, ...]]], *, rounds: int, seconds: float
+    contestants: dict[str, tuple[Contestant, tuple[Any, ...]]],
+    *,
+    rounds: int,
+    seconds: float,
+    only: Sequence[str] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Measure every contestant once in each round, after one round that does not count."""
+    """Measure every contestant once in each round, after one round that does not count.
+
+    The first contestant is ours; `only` names those of the others that take part.
+    """
+    ours = next(iter(contestants))
+    if only is not None:
+        contestants = {name: contestants[name] for name in (ours, *only)}
     context = multiprocessing.get_context("spawn")
     links: dict[str, tuple[Connection, int]] = {}
     samples: dict[str, list[Sample]] = {}
@@ -224,6 +234,7 @@ def arguments(what: str, *, seconds: float) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--seconds", type=float, default=seconds, help="of one turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the others, these alone")
     parser.add_argument("--out", type=Path, help="the result as JSON; default: results/")
     return parser
 

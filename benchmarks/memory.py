@@ -1,8 +1,9 @@
 """Memory of a training at its peak, summed over all its processes.
 
 RSS counts a page that processes share once for each of them; PSS divides it among them, and their
-sum is what the machine has to spare. By default a run of the bundled first key is watched for some
-time; anything after `--` is watched instead, until it ends:
+sum is what the machine has to spare. By default a short run is watched that passes through all that
+a run does: it learns the first frames of the bundled first key, confirms its goal in environments
+of their own, saves every few seconds, and plays on. Anything after `--` is watched instead:
 
     python benchmarks/memory.py -- make demo
 """
@@ -16,12 +17,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from demoreset_api.errors import ExitCode
 from measure import machine, tree, write
 
+END_FRAME = 32
 LIMIT = 2 << 30
 MB = 1 << 20
 PACKAGES = ("demoreset", "torch", "ale-py", "numpy", "opencv-python-headless")
@@ -64,25 +66,25 @@ def watch(command: list[str], seconds: float | None, interval: float) -> tuple[M
         while process.poll() is None:
             most_rss = max(most_rss, now(process.pid), key=lambda at: sum(at.rss))
             time.sleep(interval)
-    elif process.returncode:
+    elif process.returncode not in (ExitCode.DONE, ExitCode.BUDGET_SPENT):
         sys.exit(f"{command[0]}: ended with {process.returncode}; nothing is written")
     return most_rss, most_pss
 
 
-def training(demo: Path | None, folder: Path) -> list[str]:
-    """The command of a run that does not end by itself."""
-    spec: dict[str, Any] = {
-        "demo": {"path": str(demo.resolve())} if demo else {"name": "montezuma-first-key"},
-        "goal": {"successRate": 1.0, "episodes": 1_000_000},
-        "checkpoint": {"intervalSeconds": 5},
-    }
-    file = folder / "run.yaml"
+def training(folder: Path, frames: int) -> list[str]:
+    """The command of a run that soon meets its goal and goes on."""
     run = {
         "apiVersion": "demoreset.dev/v1alpha1",
         "kind": "DemoResetRun",
         "metadata": {"name": "memory"},
-        "spec": spec,
+        "spec": {
+            "demo": {"name": "montezuma-first-key", "endFrame": END_FRAME},
+            "goal": {"after": "PlayOn"},
+            "checkpoint": {"intervalSeconds": 5},
+            "budget": {"frames": frames},
+        },
     }
+    file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(run))
     command = [sys.executable, "-m", "demoreset_trainer.cli", "run", "-f", str(file)]
     return [*command, "--dir", str(folder / "run"), "--log", "plain"]
@@ -92,21 +94,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60, help="of the run (%(default)s)")
+    parser.add_argument("--frames", type=int, default=300_000, help="of the run (%(default)s)")
+    parser.add_argument("--seconds", type=float, help="stop it then, with SIGTERM")
     parser.add_argument("--interval", type=float, default=0.25, help="between readings")
-    parser.add_argument("--demo", type=Path, help="what the run learns")
     parser.add_argument("--out", type=Path, help="the result as JSON; default: results/")
     parser.add_argument("command", nargs="*", help="watched instead of a run")
     options = parser.parse_args()
     os.environ["PYTHONUNBUFFERED"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        command = options.command or training(options.demo, Path(folder))
-        seconds = None if options.command else options.seconds
-        rss, pss = watch(command, seconds, options.interval)
+        command = options.command or training(Path(folder), options.frames)
+        rss, pss = watch(command, options.seconds, options.interval)
     result = {
         "machine": machine(PACKAGES),
         "watched": "given command" if options.command else "demoreset run",
-        "seconds": seconds,
+        "frames": None if options.command else options.frames,
         "processes": len(rss.rss),
         "peakRssBytes": sum(rss.rss),
         "peakPssBytes": sum(pss.pss),

@@ -144,6 +144,7 @@ def main() -> None:
             },
             rounds=options.rounds,
             seconds=options.seconds,
+            only=options.only,
         )
         rows = compare(samples, OURS)
         show(rows, "decisions")

@@ -341,6 +341,7 @@ def main() -> None:
         },
         rounds=options.rounds,
         seconds=options.seconds,
+        only=options.only,
     )
     rows = compare(samples, OURS)
     show(rows, "frames")
