@@ -129,7 +129,6 @@ def learn(
         {
             "demo": {"name": "x"},
             "seed": seed,
-            "goal": {"successRate": 0.95},
             "budget": {"frames": frames},
             **changes,
         }

@@ -21,13 +21,14 @@ class GoalWatch:
     def __init__(self, goal: Goal) -> None:
         self._goal = goal
         self._latest: deque[bool] = deque(maxlen=WINDOW)
+        self._since = 0  # episodes since the latest confirmation
         self.met = False
 
     def record(self, results: Iterable[Result]) -> None:
         """Take in an update's results."""
-        self._latest.extend(
-            result.success for result in results if result.start == 0 and not result.explored
-        )
+        new = [result.success for result in results if result.start == 0 and not result.explored]
+        self._latest.extend(new)
+        self._since += len(new)
 
     @property
     def rate(self) -> float | None:
@@ -40,22 +41,23 @@ class GoalWatch:
         latest = list(self._latest)[-EVIDENCE:]
         return (
             not self.met
-            and len(latest) == EVIDENCE
+            and self._since >= EVIDENCE
             and sum(latest) >= self._goal.success_rate * EVIDENCE
         )
 
     def confirm(self, successes: Sequence[bool]) -> bool:
         """Decide by the episodes of one policy; after a failure new evidence is needed."""
         self.met = sum(successes) >= self._goal.success_rate * len(successes)
-        self._latest.clear()
-        self._latest.extend(successes[-WINDOW:] if self.met else ())
+        self._latest.extend(successes)
+        self._since = 0
         return self.met
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON."""
-        return {"latest": list(self._latest), "met": self.met}
+        return {"latest": list(self._latest), "since": self._since, "met": self.met}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self._latest = deque(state["latest"], maxlen=WINDOW)
+        self._since = int(state["since"])
         self.met = bool(state["met"])

@@ -37,6 +37,7 @@ from demoreset_trainer.stall import Ladder
 from demoreset_trainer.states import StartStates
 
 MOST_ATTEMPTS = 3  # of one update, before the run gives up
+CALM = 0.25  # of the learning rate is left when every episode from the game's own start succeeds
 CONFIRMING = 32  # slots that play a confirmation
 MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
 
@@ -270,6 +271,7 @@ class Loop:
         """One update, or none at all: after a failure everything is as it was before."""
         spec = self.spec
         remedy = self.ladder.remedy
+        learning_rate = spec.ppo.learning_rate * remedy.learning_rate * self._calm()
         guide = 0.0 if self._playing_on else self.guide_weight
         rejected = 0
         while rejected < MOST_ATTEMPTS:
@@ -280,7 +282,7 @@ class Loop:
                     self._minibatches(quorum, rejected),
                     self._lessons(guide),
                     self._group,
-                    learning_rate=spec.ppo.learning_rate * remedy.learning_rate,
+                    learning_rate=learning_rate,
                     entropy=spec.ppo.entropy * remedy.entropy,
                     guide=guide,
                     members=quorum.members,
@@ -297,6 +299,16 @@ class Loop:
             f"update {self.counters.update} failed {MOST_ATTEMPTS} times: its loss is not finite; "
             "lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
         )
+
+    def _calm(self) -> float:
+        """What the learning rate is multiplied with near the goal: smaller steps keep it.
+
+        Without it a policy that succeeded in 92 % of the episodes from the game's own start fell
+        to 50 % within ten updates.
+        """
+        if self.curriculum.frontier or self._playing_on:
+            return 1.0
+        return 1 - (1 - CALM) * (self.goal.rate or 0.0)
 
     def _minibatches(self, quorum: Quorum, rejected: int) -> Iterator[np.ndarray[Any, Any]]:
         """Columns of the rollout: each epoch cuts all slots of the run anew.
@@ -400,7 +412,7 @@ class Loop:
                 outcomes=dict(Counter(End(result.end).name for result in results)),
                 score_mean=float(np.mean(from_start)) if from_start else None,
                 score_max=counters.score_max,
-                learning_rate=spec.ppo.learning_rate * ladder.remedy.learning_rate,
+                learning_rate=spec.ppo.learning_rate * ladder.remedy.learning_rate * self._calm(),
                 entropy_coefficient=spec.ppo.entropy * ladder.remedy.entropy,
                 stall_rung=ladder.rung,
                 stalled=ladder.stalled,
