@@ -151,12 +151,13 @@ def read_file(path: Path, most: int) -> bytes:
         UserError: there is none, it cannot be read, or it is empty or too large.
     """
     try:
+        facts = path.stat()
         # A pipe or a device has no end, and opening one may already wait for ever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a folder" if path.is_dir() else "no regular file"
+        if not stat.S_ISREG(facts.st_mode):
+            kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
             raise UserError(f"{path}: received {kind}; a demonstration is a file")
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(min(facts.st_size, most) + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read: {reason}") from error
@@ -271,10 +272,12 @@ def locate(name: str) -> Path:
     if name in bundled():
         return find(name)
     path = Path(name)
-    if path.name.endswith(SUFFIX) or os.sep in name or path.exists():
+    if name and (name.endswith(SUFFIX) or os.sep in name or path.exists()):
         return path
     known = ", ".join(bundled()) or "none"
-    raise UserError(f"{name}: no such file, and no bundled demo of that name; there are: {known}")
+    raise UserError(
+        f"{name or 'DEMO'}: no such file, and no bundled demo of that name; there are: {known}"
+    )
 
 
 def bundled() -> list[str]:

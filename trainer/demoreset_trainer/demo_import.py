@@ -51,16 +51,17 @@ def read(source: Path, game: str | None = None) -> Demo:
     """
     recording = parse(read_file(source, MAX_BYTES), str(source))
     game = game or _guess(source)
-    codes = np.array(Emulator(game).minimal_actions, np.uint8)
+    emulator = Emulator(game)
+    codes = np.array(emulator.minimal_actions, np.uint8)
     if recording.actions.max() >= len(codes):
         raise UserError(
             f"{source}: actions hold {recording.actions.max()}; {game} has the actions 0 to "
             f"{len(codes) - 1}: is it a recording of another game? --game names it"
         )
     actions = codes[recording.actions]
-    patches, bare = _play(recording, actions, game, {})
+    patches, bare = _play(recording, actions, emulator, {})
     if bare is not None:
-        patches, difference = _play(recording, actions, game, recording.rams)
+        patches, difference = _play(recording, actions, emulator, recording.rams)
         if difference is not None:
             raise UserError(_not_exact(source, recording, game, bare, difference))
     origin = {"imported_from": source.name}
@@ -170,14 +171,13 @@ def _guess(source: Path) -> str:
 def _play(
     recording: Recording,
     actions: npt.NDArray[np.uint8],
-    game: str,
+    emulator: Emulator,
     rams: Mapping[int, npt.NDArray[np.uint8]],
 ) -> tuple[list[tuple[int, int, int]], Difference | None]:
     """Replay a recording, with its RAM set where `rams` has it.
 
     Returns (frame, address, value) of each byte that had to be set, and the first difference.
     """
-    emulator = Emulator(game)
     emulator.reset()
     rewards = recording.rewards.tolist()
     lives = None if recording.lives is None else recording.lives.tolist()

@@ -26,12 +26,13 @@ _NAMES = {
     ("_codecs", "encode"): "bytes",  # how protocol 2 writes bytes
     **{(module, "_reconstruct"): "array" for module in _NUMPY},
     **{(module, "scalar"): "number" for module in _NUMPY},
+    ("numpy._core.numeric", "_frombuffer"): "whole array",  # protocol 5
 }
 _KINDS = {f"{letter}{size}" for letter in "iuf" for size in (1, 2, 4, 8)} - {"f1"} | {"b1"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8"),
 }
 
 
@@ -193,6 +194,8 @@ def _made(role: str, arguments: tuple[Any, ...]) -> Any:
             raise _Refused(f"it holds arrays of {code[:20]!a}")
         case "number", (_Kind() as kind, bytes(raw)) if len(raw) == kind.dtype.itemsize:
             return np.frombuffer(raw, kind.dtype)[0].item()
+        case "whole array", (bytes(raw) | bytearray(raw), _Kind() as kind, (int(count),), *_):
+            return Array(_numbers_of(raw, kind, count))
         case "bytes", (str(text), "latin1"):
             return text.encode("latin1")
     raise ValueError(f"a {role} made of something else")
@@ -204,13 +207,17 @@ def _complete(value: object, state: tuple[Any, ...]) -> None:
         case _Kind(), (int(), str(order), None, None, None, *_) if order in ("<", ">", "|", "="):
             value.order = order if order == ">" else "<"
         case Array(), (int(), (int(count),), _Kind() as kind, bool(), bytes(raw)):
-            if count < 0 or count * kind.dtype.itemsize != len(raw):
-                raise ValueError(f"an array of {count} numbers in {len(raw)} bytes")
-            value.numbers = np.frombuffer(raw, kind.dtype)
+            value.numbers = _numbers_of(raw, kind, count)
         case Array(), (int(), tuple(shape), *_) if len(shape) != 1:
             raise ValueError(f"an array of {len(shape)} dimensions")
         case _:
             raise ValueError(f"{type(value).__name__} with a state of another kind")
+
+
+def _numbers_of(raw: bytes | bytearray, kind: _Kind, count: int) -> npt.NDArray[Any]:
+    if count * kind.dtype.itemsize != len(raw):
+        raise ValueError(f"an array of {count} numbers in {len(raw)} bytes")
+    return np.frombuffer(bytes(raw), kind.dtype)
 
 
 def numbers(value: object) -> npt.NDArray[np.float64]:

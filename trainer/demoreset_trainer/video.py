@@ -1,6 +1,7 @@
 """Films: pictures in, mp4 (H.264) or GIF out; no ffmpeg on the machine is needed."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +36,7 @@ class VideoWriter:
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._fps = Fraction(fps).limit_denominator(1000)
         self._stream: Any = None
-        self._palette: Any = None
+        self._gif = _Gif() if path.suffix == ".gif" else None
         try:
             self._container = av.open(str(self._partial), "w")
         except OSError as error:
@@ -44,62 +45,88 @@ class VideoWriter:
     def add(self, picture: Picture) -> None:
         """Add a picture; all of a film have the same even height and width."""
         if self._stream is None:
-            self._begin(picture)
-        frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        if self._palette is not None:
-            self._palette.push(frame)
-            frame = self._palette.pull()
-            frame.pts = None  # the stream counts
+            codec, pixels = _CODECS[self._path.suffix]
+            self._stream = self._container.add_stream(codec, rate=self._fps)
+            self._stream.height, self._stream.width = picture.shape[:2]
+            self._stream.pix_fmt = pixels
+        if self._gif is not None:
+            self._gif.keep(picture)
+            return
         try:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             self._container.mux(self._stream.encode(frame))
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
 
-    def _begin(self, picture: Picture) -> None:
-        codec, pixels = _CODECS[self._path.suffix]
-        height, width = picture.shape[:2]
-        self._stream = self._container.add_stream(codec, rate=self._fps)
-        self._stream.height, self._stream.width = height, width
-        self._stream.pix_fmt = pixels
-        if self._path.suffix == ".gif":
-            self._palette = _palette(width, height, self._fps)
+    def _finish(self) -> None:
+        if self._stream is None:
+            raise UserError(f"{self._path}: a film needs at least one picture")
+        for frame in self._gif.frames() if self._gif is not None else ():
+            self._container.mux(self._stream.encode(frame))
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        self._partial.replace(self._path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if self._stream is not None and kind is None:
-                self._container.mux(self._stream.encode())
-            self._container.close()
             if kind is None:
-                if self._stream is None:
-                    raise UserError(f"{self._path}: a film needs at least one picture")
-                self._partial.replace(self._path)
+                self._finish()
         except OSError as error:
-            if kind is None:
-                raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
+            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
         finally:
+            with suppress(OSError):
+                self._container.close()
             with suppress(OSError):
                 self._partial.unlink(missing_ok=True)
 
 
-def _palette(width: int, height: int, fps: Fraction) -> Any:
-    """A filter that gives each picture a palette of its own: an Atari shows few colours at once."""
-    graph = av.filter.Graph()
-    pixels = av.VideoFormat("rgb24")
-    source = graph.add_buffer(width=width, height=height, format=pixels, time_base=1 / fps)
-    split = graph.add("split")
-    generate = graph.add("palettegen", "stats_mode=single")
-    use = graph.add("paletteuse", "new=1:dither=none")
-    sink = graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(use, 0, 0)
-    split.link_to(generate, 1, 0)
-    generate.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    return graph
+class _Gif:
+    """The pictures of a GIF until its end, when the colours of all are known.
+
+    An Atari has 128 colours, so that one table of 256 is exact. With a table for each picture, the
+    encoder can no longer leave out what did not change (and mistakes one picture for another).
+    """
+
+    def __init__(self) -> None:
+        self._pictures: list[bytes] = []  # compressed: some 5 kB each
+        self._shape: tuple[int, ...] = ()
+        self._counts: dict[int, int] = {}
+
+    def keep(self, picture: Picture) -> None:
+        packed = _packed(picture)
+        self._shape = packed.shape
+        colours, counts = np.unique(packed, return_counts=True)
+        for colour, count in zip(colours.tolist(), counts.tolist(), strict=True):
+            self._counts[colour] = self._counts.get(colour, 0) + count
+        self._pictures.append(zlib.compress(packed.tobytes(), 1))
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """The pictures as numbers of one table; a colour too many becomes the nearest in it."""
+        colours = np.array(sorted(self._counts), np.uint32)
+        commonest = sorted(self._counts, key=lambda colour: -self._counts[colour])[:256]
+        table = np.array(commonest, np.uint32)
+        distance = _channels(colours)[:, None].astype(int) - _channels(table)[None]
+        nearest = np.square(distance).sum(2).argmin(1).astype(np.uint8)
+        palette = np.full((256, 4), 255, np.uint8)  # alpha, red, green, blue
+        palette[: len(table), 1:] = _channels(table)
+        for picture in self._pictures:
+            packed = np.frombuffer(zlib.decompress(picture), np.uint32).reshape(self._shape)
+            numbers = nearest[np.searchsorted(colours, packed)]
+            indexed: Any = (numbers, palette)  # missing in its types
+            yield av.VideoFrame.from_ndarray(indexed, format="pal8")
+
+
+def _packed(picture: Picture) -> npt.NDArray[np.uint32]:
+    weights = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    packed: npt.NDArray[np.uint32] = (picture * weights).sum(2, dtype=np.uint32)
+    return packed
+
+
+def _channels(packed: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+    return np.stack([packed >> 16, packed >> 8, packed], -1).astype(np.uint8)
 
 
 def caption(screen: Picture, lines: Sequence[str]) -> Picture:
