@@ -311,6 +311,14 @@ def test_a_bomb_takes_little_memory(tmp_path: Path, program: bytes) -> None:
     assert peak < 30 << 20
 
 
+def test_so_many_instructions_are_no_demonstration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_pickle, "MAX_INSTRUCTIONS", 1000)
+    path = write(tmp_path / "Freeway.demo", b"\x80\x04]" + b"\x94" * 999 + b".")
+    assert "most: 1,000 instructions" in refusal(path)
+
+
 def test_a_pickle_cut_anywhere_is_refused(tmp_path: Path) -> None:
     short = {"actions": [1, 1], "rewards": [np.float64(0)] * 2, "checkpoints": [np.arange(3)]}
     whole = pickle.dumps(short, 4)

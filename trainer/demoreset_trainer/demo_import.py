@@ -21,7 +21,7 @@ from demoreset_trainer import demo_pickle
 from demoreset_trainer.demo import Demo, Difference, read_file, record, refuse_packed
 from demoreset_trainer.emulator import RAM_BYTES, Emulator, rom_md5
 
-MAX_BYTES = 32 << 20  # two and a half hours of play at 55 bytes a frame
+MAX_BYTES = 32 << 20  # two and a half hours of play, at 55 bytes a frame
 _RAM_MARK = b"M6532"  # in a state: the mark, an int32 128, and one int32 for each byte of RAM
 _ROM_MARK = re.compile(rb"\x20\x00\x00\x00([0-9a-f]{32})")  # a text of 32 letters: the ROM's MD5
 _RAM_FIRST = np.int32(RAM_BYTES).tobytes()

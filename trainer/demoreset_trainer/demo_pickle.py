@@ -29,6 +29,7 @@ _NAMES = {
     ("numpy._core.numeric", "_frombuffer"): "whole array",  # protocol 5
 }
 _KINDS = {f"{letter}{size}" for letter in "iuf" for size in (1, 2, 4, 8)} - {"f1"} | {"b1"}
+MAX_INSTRUCTIONS = 5_000_000  # two hours of play have as many; the worst take some 100 bytes each
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
@@ -71,8 +72,10 @@ def read(content: bytes, name: str) -> Any:
     machine = _Machine()
     place = 0
     try:
-        for instruction, argument, position in pickletools.genops(content):
+        for count, (instruction, argument, position) in enumerate(pickletools.genops(content)):
             place = position or 0
+            if count == MAX_INSTRUCTIONS:
+                raise UserError(f"{name}: too large a pickle (most: {count:,} instructions)")
             if instruction.name == "STOP":
                 return machine.pop(object)
             machine.step(instruction.name, argument)
