@@ -128,7 +128,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         **settings: Any,
     ) -> None:
         if isinstance(demo, str):
-            demo = Path(demo) if "/" in demo or demo.endswith(demos.SUFFIX) else demos.find(demo)
+            demo = demos.locate(demo)
         self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
         self.rules = rules or Rules(**settings)
         self.view = view or View()
