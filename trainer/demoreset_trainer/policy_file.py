@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 
 from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
@@ -174,7 +174,7 @@ def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) ->
         for name, tensor in trained.policy.state_dict().items()
     }
     partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"card": text})
+    partial.write_bytes(save_tensors(tensors, metadata={"card": text}))
     partial.replace(path)
     beside = path.with_name(path.name.removesuffix(".safetensors") + ".json")
     beside.write_text(text + "\n")
