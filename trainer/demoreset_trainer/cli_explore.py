@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demoreset_api.errors import ExitCode, UserError
+from demoreset_api.errors import ExitCode, TryAgain, UserError
 
 if TYPE_CHECKING:
     from demoreset_trainer.explore import Archive, Grid
@@ -22,6 +22,7 @@ keeps the archive; the same command goes on with it.
   demoreset demo explore montezuma_revenge --score 100 --out key.demo.safetensors
 """
 SAVE_EVERY, TELL_EVERY = 60.0, 5.0  # seconds
+POLISHED = 400  # decisions of all ways that are cut shorter; the work grows with their square
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -52,22 +53,27 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import explore_file
     from demoreset_trainer.emulator import rom_md5
-    from demoreset_trainer.explore import Archive, explore, interruptible
+    from demoreset_trainer.explore import Archive, damage, explore, interruptible
     from demoreset_trainer.machine import cores
 
     rom_md5(options.game)  # an unknown game is told at once
     out: Path = options.out
     if out.exists() and not options.force:
         raise UserError(f"--out: {out} is there already; --force overwrites it")
-    for flag in ("score", "decisions", "processes"):
+    for flag, least in (("score", 1), ("decisions", 1), ("processes", 1), ("seed", 0)):
         value = getattr(options, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag}: received {value}; at least 1 is needed")
+        if value is not None and value < least:
+            raise UserError(f"--{flag}: received {value}; at least {least} is needed")
     grid = _grid(options.grid)
     place = options.archive or out.with_name(f"{out.name}.archive")
+    for flag, path in (("out", out), ("archive", place)):
+        if not path.resolve().parent.is_dir():
+            raise UserError(f"--{flag}: there is no folder {path.resolve().parent}")
     archive = Archive(options.game, options.seed, options.score, grid)
     if place.exists():
         archive = _same(explore_file.read(place), archive, place)
+        if wrong := damage(archive):
+            raise UserError(f"{place}: damaged: {wrong}; choose another --archive")
         print(f"going on with {place}: {archive.decisions:,} decisions", file=sys.stderr)
     begun = told = saved = time.monotonic()
     with interruptible() as stopping:
@@ -83,9 +89,9 @@ def run(options: argparse.Namespace) -> int:
                 told = now
                 print(_line(archive, options.decisions, now - begun), file=sys.stderr)
             if now - saved >= SAVE_EVERY:
-                explore_file.write(archive, place)
+                _keep(archive, place)
                 saved = time.monotonic()
-        explore_file.write(archive, place)
+        _keep(archive, place)
         if stopping():
             print(f"stopped; the same command goes on with {place}", file=sys.stderr)
             return ExitCode.INTERRUPTED
@@ -121,6 +127,15 @@ def _same(found: "Archive", wanted: "Archive", place: Path) -> "Archive":
     return found
 
 
+def _keep(archive: "Archive", place: Path) -> None:
+    from demoreset_trainer import explore_file
+
+    try:
+        explore_file.write(archive, place)
+    except OSError as error:
+        raise TryAgain(f"{place}: cannot be written: {error.strerror}") from error
+
+
 def _line(archive: "Archive", decisions: int, seconds: float) -> str:
     found = f"{len(archive.candidates[0])} decisions" if archive.candidates else "not yet"
     return (
@@ -138,9 +153,12 @@ def _write_demo(archive: "Archive", options: argparse.Namespace) -> None:
     from demoreset_trainer.explore import FRAME_SKIP
     from demoreset_trainer.shorten import Course, choose
 
-    print("cutting it shorter and smoothing it", file=sys.stderr)
+    print("cutting it shorter and smoothing it; a long way takes minutes", file=sys.stderr)
     course = Course(archive.game, options.score)
-    way, survival = choose(course, [list(way) for way in archive.candidates])
+    ways = [list(way) for way in archive.candidates if course.walk(way) is not None]
+    if not ways:
+        raise UserError("--archive: damaged: none of its ways reaches the score; choose another")
+    way, survival = choose(course, ways[: max(1, POLISHED // len(ways[0]))])
     codes = np.array(Emulator(archive.game).minimal_actions, np.uint8)
     command = (
         f"demoreset demo explore {archive.game} --score {options.score} "

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from demoreset_api.errors import DemoResetError
 from demoreset_trainer.emulator import Emulator
 
 FRAME_SKIP = 4
@@ -98,9 +99,7 @@ class Archive:
     decisions: int = 0
     cells: dict[Key, Cell] = field(default_factory=dict)
     ways: list[tuple[int, bytes]] = field(default_factory=list)
-    candidates: list[bytes] = field(
-        default_factory=list
-    )  # ways to the wanted score, shortest first
+    candidates: list[bytes] = field(default_factory=list)  # ways to `wanted`, shortest first
     first_at: int | None = None  # decisions spent when the wanted score was first reached
 
     def way(self, node: int) -> bytes:
@@ -158,8 +157,8 @@ class Explorer:
             emulator.grey_into(self._screen)
             key = self._key(self._screen)
             rank = score, -(length + len(actions))
-            seen = found.get(key)
-            if rank > self.known.get(key, (-1, 0)) and (
+            known, seen = self.known.get(key), found.get(key)
+            if (known is None or rank > known) and (
                 seen is None or rank > (seen.score, -(length + seen.steps))
             ):
                 found[key] = Found(key, score, len(actions), emulator.save())
@@ -182,6 +181,25 @@ def _work(link: Connection, game: str, wanted: int | None, grid: Grid) -> None:
             return
 
 
+def damage(archive: Archive) -> str | None:
+    """What makes an archive from a file unfit to go on with, or None. Tries every state."""
+    emulator = Emulator(archive.game)
+    for node, (parent, _) in enumerate(archive.ways):
+        if not NOTHING <= parent < node:
+            return f"way {node} begins at way {parent}"
+    for actions in (*(actions for _, actions in archive.ways), *archive.candidates):
+        if max(actions, default=0) >= len(emulator.minimal_actions):
+            return f"action {max(actions)}; the game has {len(emulator.minimal_actions)}"
+    for cell in archive.cells.values():
+        if not isinstance(cell.chosen, int) or cell.chosen < 0:
+            return f"a cell was chosen {cell.chosen} times"
+        try:
+            emulator.restore(cell.state)
+        except Exception:  # whatever the emulator makes of foreign bytes
+            return "a state that is not the emulator's"
+    return None
+
+
 class Crew:
     """Processes that play the items of a round. Its pipes carry our own messages only."""
 
@@ -201,13 +219,23 @@ class Crew:
         signal.signal(signal.SIGINT, before)
 
     def play(self, news: dict[Key, tuple[int, int]], items: Sequence[_Item]) -> list[Report]:
-        """The reports of the items, in their order."""
+        """The reports of the items, in their order.
+
+        Raises:
+            DemoResetError: a process is gone.
+        """
         crew = len(self._links)
-        for number, link in enumerate(self._links):
-            link.send((news, items[number::crew]))
         reports: list[Any] = [None] * len(items)
-        for number, link in enumerate(self._links):
-            reports[number::crew] = link.recv()
+        try:
+            for number, link in enumerate(self._links):
+                link.send((news, items[number::crew]))
+            for number, link in enumerate(self._links):
+                reports[number::crew] = link.recv()
+        except (EOFError, OSError) as error:
+            raise DemoResetError(
+                "a process of the exploration ended by itself (out of memory?); the same command "
+                "goes on from the archive as it was saved last"
+            ) from error
         return reports
 
     def __enter__(self) -> Self:
@@ -276,7 +304,8 @@ def _take_in(
             if cell is not None and better.rank <= cell.rank:
                 continue
             better.node = len(archive.ways)
-            better.chosen = cell.chosen if cell is not None else 0
+            if cell is not None and not _is_new_place(archive, cell, found):
+                better.chosen = cell.chosen
             archive.ways.append((node, report.actions[: found.steps]))
             archive.cells[found.key] = better
             news[found.key] = better.rank
@@ -285,6 +314,15 @@ def _take_in(
                 archive.first_at = archive.decisions
             _keep_candidate(archive, node, length, report)
     return news
+
+
+def _is_new_place(archive: Archive, cell: Cell, found: Found) -> bool:
+    """Whether a cell, reached with more score, is to be explored as if it were new.
+
+    It looks the same with the key taken, but the door opens now. Beyond the wanted score nothing
+    is left to find.
+    """
+    return cell.score < found.score and (archive.wanted is None or found.score < archive.wanted)
 
 
 def _keep_candidate(archive: Archive, node: int, length: int, report: Report) -> None:
