@@ -9,4 +9,8 @@ from importlib.util import find_spec
 if find_spec("gymnasium") is not None:
     from gymnasium.envs.registration import register
 
-    register("DemoReset-v0", entry_point="demoreset_trainer.env:DemoResetEnv")
+    register(
+        "DemoReset-v0",
+        entry_point="demoreset_trainer.env:DemoResetEnv",
+        vector_entry_point="demoreset_trainer.vector:DemoResetVectorEnv",
+    )

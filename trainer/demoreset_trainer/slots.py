@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from demoreset_api.errors import DemoResetError
 from demoreset_trainer.demo import Demo, from_bytes
-from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
+from demoreset_trainer.env import DemoResetEnv, End, Rules
 from demoreset_trainer.states import View
 
 _STEP, _RESET = b"s", b"r"
@@ -81,7 +81,7 @@ class Slots:
 
     Between `reset` or `wait` and the next `send` the arrays are the caller's: it writes `action`,
     and for every slot that ended `next` by `plan`. `observation` [slots, ...] is what every slot
-    sees now; `last_observation` what an episode that was truncated in this step saw at its end.
+    sees now; `last_observation` what an episode that ended in this step saw last.
 
     Raises:
         SlotsDied: from `wait` and `reset`, when a process is gone.
@@ -228,8 +228,7 @@ def _run(
                 if ended is not End.NONE:
                     score[slot], frame[slot] = env.score, env.frame
                     success[slot] = env.succeeded
-                    if ended in TRUNCATED:
-                        last[slot] = env.observation
+                    last[slot] = env.observation
                     begin(slot, env)
                 observation[slot] = env.observation
         try:

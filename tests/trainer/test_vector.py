@@ -1,0 +1,103 @@
+"""The vector environment: gymnasium's own semantics over our slots."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+import demoreset_trainer  # noqa: F401  (registers the environment)
+from demoreset_api.errors import UserError
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.vector import DemoResetVectorEnv
+
+PAGE = Path(__file__).parents[2] / "docs" / "environment.md"
+UP, NOOP = 1, 0
+
+
+@pytest.fixture(scope="module")
+def envs(freeway: Demo) -> Iterator[DemoResetVectorEnv]:
+    envs = DemoResetVectorEnv(freeway, 3, processes=2)
+    yield envs
+    envs.close()
+
+
+def test_every_slot_plays_as_one_environment_does(freeway: Demo, envs: DemoResetVectorEnv) -> None:
+    starts = [0, 40, 120]
+    observations, info = envs.reset(seed=3, options={"start": np.array(starts)})
+    assert info["start"].tolist() == starts
+    alone = [DemoResetEnv(freeway) for _ in starts]
+    for env, start, observation in zip(alone, starts, observations, strict=True):
+        assert np.array_equal(env.reset(options={"start": start})[0], observation)
+    for _ in range(8):
+        batch = envs.step(np.full(3, UP))
+        for slot, env in enumerate(alone):
+            single = env.step(UP)
+            assert np.array_equal(batch[0][slot], single[0])
+            assert [part[slot] for part in batch[1:4]] == list(single[1:4])
+
+
+def test_an_episode_that_ends_is_followed_by_the_next_in_the_same_step(
+    envs: DemoResetVectorEnv,
+) -> None:
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    first, _ = envs.reset(seed=0, options={"start": 160})
+    for _ in range(40):
+        observations, _, terminated, truncated, infos = envs.step(np.full(3, UP))
+        if terminated.any():
+            break
+    assert infos["_final_info"].tolist() == (terminated | truncated).tolist()
+    slot = int(np.flatnonzero(terminated)[0])
+    assert infos["final_info"]["success"][slot]
+    assert infos["final_info"]["start"][slot] == 160
+    assert infos["final_info"]["end"][slot] == "SUCCESS"
+    assert infos["final_info"]["score"][slot] == 1
+    assert np.array_equal(observations[slot], first[slot])  # the same start again
+    assert not np.array_equal(infos["final_obs"][slot], observations[slot])
+
+
+def test_a_curriculum_chooses_every_start(freeway: Demo) -> None:
+    asked = []
+
+    def choose(slot: int, random: np.random.Generator) -> int:
+        asked.append(slot)
+        return int(random.integers(30, 43)) * 4
+
+    envs = DemoResetVectorEnv(freeway, 2, processes=1, choose_start=choose)
+    seen = []
+    for _ in range(2):
+        _, info = envs.reset(seed=5)
+        starts = [info["start"].tolist()]
+        for _ in range(60):
+            *_, infos = envs.step(np.full(2, UP))
+            if infos:
+                starts.append(infos["final_info"]["start"][infos["_final_info"]].tolist())
+        seen.append(starts)
+    envs.close()
+    assert seen[0] == seen[1]  # by the seed
+    assert len({start for starts in seen[0] for start in starts}) > 3
+    assert set(asked) == {0, 1}
+
+
+def test_a_start_outside_the_demo_is_named(envs: DemoResetVectorEnv) -> None:
+    for start in (3, 172, -4):
+        with pytest.raises(UserError, match=f"start: received {start}; it must be a multiple of 4"):
+            envs.reset(options={"start": start})
+
+
+def test_gymnasium_makes_it(freeway: Demo) -> None:
+    envs = gymnasium.make_vec("DemoReset-v0", num_envs=2, demo=freeway, processes=1)
+    assert envs.reset(seed=0)[0].shape == (2, 4, 64, 64)
+    assert isinstance(envs.unwrapped, DemoResetVectorEnv)
+    envs.close()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def test_the_documentations_examples_run(block: str) -> None:
+    if "stable_baselines3" in block:
+        pytest.importorskip("stable_baselines3")
+    exec(block.replace("1_000_000", "256"), {"__name__": "__main__"})

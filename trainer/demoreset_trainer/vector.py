@@ -1,0 +1,161 @@
+"""Many slots as a gymnasium vector environment, for learners that are not ours.
+
+envs = gymnasium.make_vec(
+"DemoReset-v0", num_envs=64, demo="montezuma-first-key",
+vector_kwargs={"choose_start": lambda slot, random: 300},
+)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from demoreset_api.errors import UserError
+from demoreset_trainer import demo as demos
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
+from demoreset_trainer.machine import cores
+from demoreset_trainer.slots import Begin, Slots
+from demoreset_trainer.states import View
+
+Images = npt.NDArray[np.uint8]
+ChooseStart = Callable[[int, np.random.Generator], int]  # (slot, random) to a frame of the demo
+
+
+class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[Any]]):
+    """`num_envs` slots in processes; an episode that ends is followed by the next in the same step.
+
+    Infos of a step in which episodes ended: `final_obs` (what each saw last), and `final_info` with
+    arrays `start`, `frame`, `score`, `success`, `end`; `_final_obs` and `_final_info` say where.
+
+    Args:
+        demo: As for `DemoResetEnv`.
+        num_envs: Slots.
+        processes: Default: the cores that this process may use.
+        choose_start: Asked for the start of every episode; it must be a multiple of the frame
+            skip. Default: the start that `reset` was given, or the game's own.
+        rules: What an episode is; single fields can be given as keywords, too.
+        view: What an observation is.
+        **settings: Fields of `Rules`.
+    """
+
+    def __init__(
+        self,
+        demo: Demo | Path | str,
+        num_envs: int = 1,
+        *,
+        processes: int | None = None,
+        choose_start: ChooseStart | None = None,
+        rules: Rules | None = None,
+        view: View | None = None,
+        **settings: Any,
+    ) -> None:
+        if isinstance(demo, str):
+            demo = demos.locate(demo)
+        self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
+        rules, view = rules or Rules(**settings), view or View()
+        one = DemoResetEnv(self.demo, rules=rules, view=view)
+        self.metadata = {**one.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.num_envs = num_envs
+        self.single_observation_space = one.observation_space
+        self.single_action_space = one.action_space
+        self.observation_space = batch_space(one.observation_space, num_envs)
+        self.action_space = batch_space(one.action_space, num_envs)
+        self.action_codes = one.action_codes
+        self._skip = rules.frame_skip
+        self._choose = choose_start
+        self._starts = np.zeros(num_envs, np.int64)
+        self._limits = True
+        self._episodes = np.zeros(num_envs, np.int64)
+        self._seed = 0
+        self._planned = np.zeros(num_envs, np.int64)  # starts of the next episodes
+        self._running = np.zeros(num_envs, np.int64)  # and of those that are played
+        self._slots = Slots(self.demo, rules, view, slots=num_envs, processes=processes or cores())
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Images, dict[str, Any]]:
+        """Begin an episode in every slot.
+
+        `options["start"]`: a frame, or one for each slot; `options["limits"]` False: only the
+        emulator ends episodes.
+
+        Raises:
+            UserError: a start is not a decision boundary inside the demo.
+        """
+        if isinstance(seed, list):
+            seed = next((one for one in seed if one is not None), None)
+        if seed is not None:
+            self._seed = seed
+            self._episodes[:] = 0
+        options = options or {}
+        self._starts[:] = options.get("start", 0)
+        self._limits = bool(options.get("limits", True))
+        begins = [self._begin(slot) for slot in range(self.num_envs)]
+        self._slots.reset(begins)
+        self._planned[:] = [begin.start for begin in begins]
+        for slot in range(self.num_envs):
+            self._enter(slot)
+        return self._slots.observation.copy(), {"start": self._running.copy()}
+
+    def _begin(self, slot: int) -> Begin:
+        seeds = np.random.SeedSequence([self._seed, slot, int(self._episodes[slot])])
+        random = np.random.Generator(np.random.Philox(seeds))
+        start = int(self._starts[slot]) if self._choose is None else self._choose(slot, random)
+        if start % self._skip or not 0 <= start < len(self.demo):
+            raise UserError(
+                f"start: received {start}; it must be a multiple of {self._skip} "
+                f"from 0 to {len(self.demo) - 1}"
+            )
+        return Begin(start, int(random.integers(2**62)), self._limits)
+
+    def _enter(self, slot: int) -> None:
+        """The slot's episode has begun: say where its next one will."""
+        self._running[slot] = self._planned[slot]
+        self._episodes[slot] += 1
+        begin = self._begin(slot)
+        self._slots.plan(slot, begin)
+        self._planned[slot] = begin.start
+
+    def step(
+        self, actions: npt.NDArray[np.int64]
+    ) -> tuple[Images, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+        """Play one decision in every slot."""
+        slots = self._slots
+        slots.action[:] = actions
+        slots.send()
+        slots.wait()
+        ended = slots.end != End.NONE
+        truncated = np.isin(slots.end, list(TRUNCATED))
+        infos: dict[str, Any] = {}
+        if ended.any():
+            infos = {
+                "final_obs": slots.last_observation.copy(),
+                "_final_obs": ended,
+                "final_info": {
+                    "start": self._running.copy(),
+                    "score": slots.score.copy(),
+                    "frame": slots.frame.copy(),
+                    "success": slots.success.copy(),
+                    "end": np.array([End(end).name for end in slots.end.tolist()]),
+                },
+                "_final_info": ended,
+            }
+            for slot in np.flatnonzero(ended).tolist():
+                self._enter(slot)
+        return (
+            slots.observation.copy(),
+            slots.reward.astype(np.float64),
+            ended & ~truncated,
+            truncated,
+            infos,
+        )
+
+    def close_extras(self, **_: Any) -> None:
+        """End the processes."""
+        self._slots.close()
