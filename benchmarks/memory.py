@@ -2,8 +2,8 @@
 
 RSS counts a page that processes share once for each of them; PSS divides it among them, and their
 sum is what the machine has to spare. By default a short run is watched that passes through all that
-a run does: it learns the first frames of the bundled first key, confirms its goal in environments
-of their own, saves every few seconds, and plays on. Anything after `--` is watched instead:
+a run does: it learns Freeway's first crossing, confirms its goal in environments of their own,
+saves every few seconds, and plays on. Anything after `--` is watched instead:
 
     python benchmarks/memory.py -- make demo
 """
@@ -23,7 +23,6 @@ import yaml
 from demoreset_api.errors import ExitCode
 from measure import machine, tree, write
 
-END_FRAME = 32
 LIMIT = 2 << 30
 MB = 1 << 20
 PACKAGES = ("demoreset", "torch", "ale-py", "numpy", "opencv-python-headless")
@@ -78,7 +77,7 @@ def training(folder: Path, frames: int) -> list[str]:
         "kind": "DemoResetRun",
         "metadata": {"name": "memory"},
         "spec": {
-            "demo": {"name": "montezuma-first-key", "endFrame": END_FRAME},
+            "demo": {"name": "freeway-crossing"},
             "goal": {"after": "PlayOn"},
             "checkpoint": {"intervalSeconds": 5},
             "budget": {"frames": frames},

@@ -9,17 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demoreset_api.errors import ExitCode, UserError
+from demoreset_api.errors import ExitCode
 from demoreset_trainer import cli, demo, explore_file
 from demoreset_trainer.explore import Archive, Grid, damage, explore
 
 ROOT = Path(__file__).parents[2]
 FINE = Grid(20, 26, 16)
 CROSSING = ("freeway", "--score", "1", "--decisions", "3000", "--grid", "20x26x16")
-
-BEFORE_A_FIND = pytest.mark.xfail(
-    reason="explore_file.read refuses an archive without candidates", raises=UserError
-)
 
 
 def explored(archive: Archive, decisions: int, processes: int = 1) -> Archive:
@@ -59,14 +55,12 @@ def test_an_archive_from_a_file_goes_on_as_in_one_go(crossing: Path, tmp_path: P
     assert content(more, tmp_path) == content(once, tmp_path)
 
 
-@BEFORE_A_FIND
 def test_an_archive_that_found_nothing_yet_is_read_again(tmp_path: Path) -> None:
     archive = explored(Archive("freeway", 0, 99), 500)
     written = content(archive, tmp_path)
     assert content(explore_file.read(tmp_path / "content.archive"), tmp_path) == written
 
 
-@BEFORE_A_FIND
 def test_ctrl_c_keeps_what_was_found_so_far(tmp_path: Path) -> None:
     out = tmp_path / "key.demo.safetensors"
     command = [sys.executable, "-m", "demoreset_trainer.cli", "demo", "explore"]

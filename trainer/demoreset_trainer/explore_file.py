@@ -73,7 +73,7 @@ def read(path: Path) -> Archive:
         for name in ("keys", "states", "ways", "candidates"):
             ends = tensors[f"{name}_ends"].tolist()
             whole = tensors[name].tobytes()
-            lists[name] = [whole[low:high] for low, high in zip([0, *ends[:-1]], ends, strict=True)]
+            lists[name] = [whole[low:high] for low, high in zip([0, *ends][:-1], ends, strict=True)]
         archive = Archive(
             header["game"],
             int(header["seed"]),

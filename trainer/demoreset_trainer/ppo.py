@@ -183,7 +183,7 @@ class Ppo:
             if lesson is not None and guide:
                 guide_loss = self._guide_loss(lesson)
                 loss = loss + guide / members * guide_loss
-                guide_losses += guide_loss.item()
+                guide_losses += guide_loss.detach().item()
             if spec.l2:
                 squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
                 loss = loss + spec.l2 / 2 / members * squares
