@@ -1,0 +1,184 @@
+"""Slots in processes give what single environments give, stepped one after the other."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
+from demoreset_trainer.slots import IDLE, Begin, Slots, SlotsDied
+from demoreset_trainer.states import View
+
+COUNT = 5
+STEPS = 60
+RULES = Rules(sticky_probability=0.25, lag_frames=8, max_frames=60, extra_frames=5)
+VIEW = View(stack=2)
+
+
+def begin(slot: int, episode: int) -> Begin:
+    """Any fixed plan: starts near the crossing's end, near its middle, and at the game's own."""
+    start = (0, 160, 136, 168)[(slot + episode) % 4]
+    return Begin(start, seed=100 * slot + episode, limits=(slot + episode) % 3 > 0)
+
+
+def actions() -> npt.NDArray[np.uint8]:
+    """Of every step and slot; slot 2 rests for a while."""
+    drawn = np.random.default_rng(0).choice([0, 1, 1, 1, 2], size=(STEPS, COUNT)).astype(np.uint8)
+    drawn[10:20, 2] = IDLE
+    return drawn
+
+
+Step = dict[str, npt.NDArray[np.generic]]
+
+
+def single(demo: Demo) -> list[Step]:
+    """What happens, by environments that are stepped one after the other."""
+    envs = [DemoResetEnv(demo, rules=RULES, view=VIEW) for _ in range(COUNT)]
+    episodes = [0] * COUNT
+
+    def enter(slot: int) -> None:
+        planned = begin(slot, episodes[slot])
+        envs[slot].reseed(planned.seed)
+        envs[slot].reset(options={"start": planned.start, "limits": planned.limits})
+
+    for slot in range(COUNT):
+        enter(slot)
+    history = []
+    for row in actions():
+        step = blank()
+        for slot, action in enumerate(row.tolist()):
+            env = envs[slot]
+            if action != IDLE:
+                seen, reward, terminated, truncated, info = env.step(action)
+                step["reward"][slot] = reward
+                if terminated or truncated:
+                    step["end"][slot] = End[info["end"]]
+                    step["score"][slot], step["frame"][slot] = info["score"], info["frame"]
+                    step["success"][slot] = info["success"]
+                    if truncated:
+                        step["last"][slot] = seen
+                    episodes[slot] += 1
+                    enter(slot)
+            step["observation"][slot] = env.observation
+        history.append(step)
+    return history
+
+
+def blank() -> dict[str, npt.NDArray[np.generic]]:
+    images = np.zeros((COUNT, *VIEW.shape), np.uint8)
+    numbers = np.zeros((5, COUNT))
+    names = ("reward", "end", "score", "frame", "success")
+    return dict(zip(names, numbers, strict=True)) | {"last": images, "observation": images.copy()}
+
+
+def together(slots: Slots) -> list[Step]:
+    """What happens, in processes. What is not an ended episode's is void, and not looked at."""
+    episodes = [0] * COUNT
+    slots.reset([begin(slot, 0) for slot in range(COUNT)])
+    for slot in range(COUNT):
+        slots.plan(slot, begin(slot, 1))
+    history = []
+    for row in actions():
+        slots.action[:] = row
+        slots.send()
+        slots.wait()
+        step = blank()
+        step["reward"], step["end"] = slots.reward.copy(), slots.end.copy()
+        step["observation"] = slots.observation.copy()
+        for slot in np.flatnonzero(slots.end).tolist():
+            step["score"][slot], step["frame"][slot] = slots.score[slot], slots.frame[slot]
+            step["success"][slot] = slots.success[slot]
+            if slots.end[slot] in TRUNCATED:
+                step["last"][slot] = slots.last_observation[slot]
+            episodes[slot] += 1
+            slots.plan(slot, begin(slot, episodes[slot] + 1))
+        history.append(step)
+    return history
+
+
+@pytest.fixture(scope="module")
+def expected(freeway: Demo) -> list[Step]:
+    return single(freeway)
+
+
+@pytest.fixture(scope="module")
+def two(freeway: Demo) -> Iterator[Slots]:
+    with Slots(freeway, RULES, VIEW, slots=COUNT, processes=2) as slots:
+        yield slots
+
+
+def compare(history: list[Step], expected: list[Step]) -> None:
+    for number, (step, wanted) in enumerate(zip(history, expected, strict=True)):
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(step[name], array, err_msg=f"{name} at {number}")
+
+
+def test_the_comparison_sees_all_that_may_happen(expected: list[Step]) -> None:
+    ends = {int(end) for step in expected for end in step["end"]}
+    assert ends >= {End.NONE, End.SUCCESS, End.BEHIND, End.FRAMES}
+    assert sum(np.count_nonzero(step["end"]) for step in expected) > 2 * COUNT
+
+
+def test_processes_give_what_single_environments_give(two: Slots, expected: list[Step]) -> None:
+    compare(together(two), expected)
+
+
+def test_a_reset_in_the_middle_begins_everything_anew(two: Slots, expected: list[Step]) -> None:
+    slots = two
+    slots.reset([begin(slot, 3) for slot in range(COUNT)])
+    slots.action[:] = 1
+    slots.send()
+    slots.wait()
+    compare(together(slots), expected)
+
+
+def test_the_number_of_processes_changes_nothing(freeway: Demo, expected: list[Step]) -> None:
+    with Slots(freeway, RULES, VIEW, slots=COUNT, processes=1) as slots:
+        assert len(slots.pids) == 1
+        compare(together(slots), expected)
+
+
+def test_an_idle_slot_waits(two: Slots) -> None:
+    slots = two
+    slots.reset([begin(slot, 0) for slot in range(COUNT)])
+    before = slots.observation.copy()
+    slots.action[:] = [1, IDLE, 1, IDLE, 1]
+    for _ in range(3):
+        slots.send()
+        slots.wait()
+    idle = [1, 3]
+    np.testing.assert_array_equal(slots.observation[idle], before[idle])
+    assert not slots.reward[idle].any()
+    assert not slots.end[idle].any()
+    assert (slots.observation[[0, 2, 4]] != before[[0, 2, 4]]).any()
+
+
+def test_a_lost_process_is_named_and_the_rest_still_ends(freeway: Demo) -> None:
+    slots = Slots(freeway, RULES, VIEW, slots=3, processes=8)
+    try:
+        assert len(slots.pids) == 3  # never more than slots
+        slots.reset([Begin(0, slot) for slot in range(3)])
+        os.kill(slots.pids[1], signal.SIGKILL)
+        slots.action[:] = 0
+        slots.send()
+        with pytest.raises(SlotsDied, match=r"process slots-1-1 is gone \(exit code -9\)"):
+            slots.wait()
+        pids = slots.pids
+    finally:
+        slots.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_an_error_in_a_process_is_a_lost_process(
+    freeway: Demo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Slots(freeway, RULES, VIEW, slots=2, processes=1) as slots:
+        with pytest.raises(SlotsDied, match="its own lines above say why"):
+            slots.reset([Begin(0, 0), Begin(2, 0)])
+        assert "start: received 2" in capfd.readouterr().err
