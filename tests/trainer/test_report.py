@@ -4,6 +4,12 @@ import io
 import json
 import math
 import re
+import resource
+import signal
+import socket
+import struct
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,12 +20,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from demoreset_api.errors import UserError
+from demoreset_api.errors import TryAgain, UserError
 from demoreset_trainer import metrics, plot, report
+from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import Report
-from demoreset_trainer.screen import duration, make_screen, plain_line, render
+from demoreset_trainer.screen import LiveScreen, duration, make_screen, plain_line, render
 
 PROGRESS = Progress(
     update=7,
@@ -77,6 +84,37 @@ def test_metrics_say_where_the_run_is(served: Report) -> None:
     assert math.isnan(told["demoreset_goal_success_ratio"])
 
 
+def test_before_the_first_update_nothing_is_said_that_is_not_known(served: Report) -> None:
+    # A start of 0 would say that a run has arrived which only goes on from its checkpoint.
+    assert list(samples(served)) == ["demoreset_heartbeat_timestamp_seconds"]
+
+
+def test_a_checkpoint_grows_older_while_the_loop_hangs(
+    served: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.update(replace(PROGRESS, checkpoint_age_seconds=5.0))
+    told = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: told + 1000)
+    assert samples(served)["demoreset_checkpoint_age_seconds"] == pytest.approx(1005, abs=5)
+    checkpoint = json.loads(get(served, "/status")[1])["checkpoint"]
+    assert checkpoint["ageSeconds"] == pytest.approx(1005, abs=5)
+
+
+def test_a_client_that_goes_away_does_not_write_over_the_screen(
+    served: Report, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            reset = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            client.send(b"GET /met")  # torn off in the middle of the request
+    assert get(served, "/healthz")[0] == 200
+    for thread in threading.enumerate():
+        if "process_request" in thread.name:
+            thread.join()
+    assert capfd.readouterr().err == ""
+
+
 def test_counters_follow_the_runs_totals_and_add_up_what_has_none(served: Report) -> None:
     served.update(PROGRESS)
     served.update(replace(PROGRESS, update=8, frames=60_000, checkpoint_error="full"))
@@ -98,6 +136,9 @@ def test_every_metric_is_documented_and_every_documented_one_exists(served: Repo
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(demoreset_\w+)[{`]", page, re.MULTILINE)
     assert sorted(rows) == sorted(told)
+    outcomes = re.search(r"^\| `demoreset_episodes_total.*$", page, re.MULTILINE)
+    assert outcomes is not None
+    assert all(f"`{end.name.lower()}`" in outcomes[0] for end in End if end is not End.NONE)
 
 
 def test_status_is_json_from_the_first_moment(served: Report) -> None:
@@ -114,6 +155,8 @@ def test_status_is_json_from_the_first_moment(served: Report) -> None:
 def test_health_is_lost_when_the_loop_is_silent(
     served: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert get(served, "/healthz") == (200, "starting\n")
+    served.phase("rollout")
     assert get(served, "/healthz") == (200, "ok\n")
     monkeypatch.setattr(report, "PATIENCE", -1.0)
     code, text = get(served, "/healthz")
@@ -158,6 +201,37 @@ def test_a_new_run_begins_with_an_empty_file(tmp_path: Path) -> None:
     assert [line["update"] for line in metrics.read(path)] == [1]
 
 
+def test_a_full_disk_costs_lines_and_neither_the_run_nor_the_file(tmp_path: Path) -> None:
+    path = tmp_path / metrics.NAME
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = MetricsFile(path)
+    try:
+        file.append(replace(PROGRESS, update=1))
+        # Half of the next line fits, and nothing of the one after that.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size * 3 // 2, hard))
+        file.append(replace(PROGRESS, update=2))
+        file.append(replace(PROGRESS, update=3))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        file.append(replace(PROGRESS, update=4))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
+        file.append(replace(PROGRESS, update=5))
+        file.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        with pytest.raises(TryAgain, match=r"metrics\.jsonl: cannot be written now"):
+            MetricsFile(path, resume_update=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [line["update"] for line in metrics.read(path)] == [1, 4]
+
+
+def test_bytes_that_are_no_text_are_left_out_of_the_metrics(tmp_path: Path) -> None:
+    path = tmp_path / metrics.NAME
+    path.write_bytes(b'\xff\xfe\x00\n{"update": 3}\n')
+    assert metrics.read(path) == [{"update": 3}]
+
+
 def picture(progress: Progress) -> str:
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(render(progress))
@@ -170,6 +244,36 @@ def test_the_screen_fits_80_columns_and_shows_what_matters() -> None:
     for part in ("frame 89 of 356", "25%", "in 2 min 00 s", "1 min 05 s", "2 tied, 1 lost a life"):
         assert part in text
     assert text.splitlines()[0].count("█") == 45  # three quarters of the bar are mastered
+
+
+def test_the_screen_keeps_its_height_and_its_words_with_large_numbers() -> None:
+    large = replace(
+        PROGRESS,
+        frames=1_234_567_890,
+        budget_frames=2_000_000_000,
+        seconds=360_000,
+        start_frame=48_000,
+        demo_frames=53_061,
+        outcomes={"LIFE_LOST": 12_345, "SUCCESS": 4_567, "BEHIND": 789},
+        score_max=1_234_567.0,
+        goal_rate=0.5,
+        stall_rung=2,
+    )
+    text = picture(large)
+    assert len(text.splitlines()) == len(picture(PROGRESS).splitlines())
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("learning rate", "success there", "game's start  in", "12345 lost a life"):
+        assert part in text
+
+
+def test_what_stays_on_the_terminal_is_the_latest_update() -> None:
+    written = io.StringIO()
+    screen = LiveScreen(Console(file=written, width=80, force_terminal=True))
+    screen.show(PROGRESS)
+    screen.show(replace(PROGRESS, start_frame=44))  # too soon after the first to be drawn at once
+    assert "frame 44 of 356" not in written.getvalue()
+    screen.close()
+    assert "frame 44 of 356" in written.getvalue()
 
 
 def test_the_screen_tells_of_a_disk_that_is_full() -> None:
@@ -213,5 +317,9 @@ def test_the_graph_shows_several_runs(tmp_path: Path) -> None:
     out = tmp_path / "graph.png"
     plot.plot([tmp_path / "a", tmp_path / "b"], out)
     assert out.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "begun").mkdir()
+    write(tmp_path / "begun" / metrics.NAME, range(0))
+    with pytest.raises(UserError, match=r"begun: no update is done yet"):
+        plot.plot([tmp_path / "begun"], out)
     with pytest.raises(UserError, match=r"nowhere.*give a run's folder"):
         plot.plot([tmp_path / "nowhere"], out)

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 
+from demoreset_api.errors import UserError
 from demoreset_trainer import metrics
 
 matplotlib.use("Agg")
@@ -28,9 +29,12 @@ def plot(folders: Sequence[Path], out: Path) -> None:
     """Draw the runs in `folders`, one colour each, into a PNG.
 
     Raises:
-        UserError: a folder has no metrics.
+        UserError: a folder has no metrics, or none yet.
     """
-    runs = [(folder.name, metrics.read(folder / metrics.NAME)) for folder in folders]
+    runs = [(str(folder), metrics.read(folder / metrics.NAME)) for folder in folders]
+    for name, lines in runs:
+        if not lines:
+            raise UserError(f"{name}: no update is done yet; draw it after the first")
     figure, axes = plt.subplots(3, 2, figsize=(11, 9), sharex=True, constrained_layout=True)
     for panel, (title, field, share) in zip(axes.flat, PANELS, strict=True):
         panel.set_title(title, fontsize=10, loc="left")
@@ -41,7 +45,9 @@ def plot(folders: Sequence[Path], out: Path) -> None:
         if share:
             panel.set_ylim(-0.02, 1.02)
         else:
-            panel.set_ylim(bottom=0)
+            if field != "score_mean":  # some games take points away
+                panel.set_ylim(bottom=0)
+            panel.ticklabel_format(axis="y", scilimits=(-3, 7))  # learning rates are small
     axes[0, 0].axhline(0, color="black", linewidth=0.8)
     axes[0, 0].annotate("the game's own start", (0, 0), (4, 4), textcoords="offset points", size=8)
     for panel in axes[-1]:

@@ -1,12 +1,18 @@
 """A run's port: /metrics for Prometheus, /status for the operator, /healthz for the kubelet."""
 
 import json
+import socketserver
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from demoreset_api.errors import UserError
 from demoreset_trainer.progress import Progress
@@ -54,8 +60,25 @@ TOTALS = (
 )
 
 
-class Report:
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without asking the name service who we are: that can take seconds in a pod."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is not news, and must not write over the screen."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+class Report(Collector):
     """Serves what the loop tells.
+
+    Before the first update there are no metrics but the heartbeat: a start of 0 would say that the
+    run has arrived, and a counter that goes from 0 to a resumed run's total that it just did that.
 
     Args:
         port: 0 takes a free one; `port` says which.
@@ -70,33 +93,16 @@ class Report:
         self._progress: Progress | None = None
         self._phase = "starting"
         self._heartbeat = time.time()
+        self._told = time.monotonic()
+        self._episodes: dict[str, float] = {}  # by outcome
+        self._phases: dict[str, float] = {}  # seconds by phase
         self._registry = CollectorRegistry()
-        self._gauges = {
-            field: Gauge(PREFIX + name, text, registry=self._registry)
-            for name, text, field in GAUGES
-        }
-        self._totals = {
-            field: Counter(PREFIX + name, text, registry=self._registry)
-            for name, text, field in TOTALS
-        }
-        self._said = dict.fromkeys(self._totals, 0.0)
-        self._episodes = Counter(
-            PREFIX + "episodes", "Episodes that ended, by how", ["outcome"], registry=self._registry
-        )
-        self._phases = Counter(
-            PREFIX + "phase_seconds",
-            "Time by phase of the loop",
-            ["phase"],
-            registry=self._registry,
-        )
-        self._failing = Gauge(
-            PREFIX + "checkpoint_failing",
-            "1 while checkpoints cannot be written",
-            registry=self._registry,
-        )
+        self._registry.register(self)
         report = self
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = 10  # seconds that a client may be silent
+
             def do_GET(self) -> None:
                 code, kind, body = report.answer(self.path)
                 self.send_response(code)
@@ -109,13 +115,12 @@ class Report:
                 """Scrapes are not news."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
                 f"--port {port}: cannot be served ({reason}); choose another, or 0 for a free one"
             ) from error
-        self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="report", daemon=True).start()
 
@@ -127,25 +132,51 @@ class Report:
         """An update is done."""
         with self._lock:
             self._progress, self._heartbeat = progress, time.time()
-            for field, gauge in self._gauges.items():
-                value = getattr(progress, field)
-                gauge.set(float("nan") if value is None else float(value))
-            for field, total in self._totals.items():
-                value = float(getattr(progress, field))
-                total.inc(max(0.0, value - self._said[field]))
-                self._said[field] = value
+            self._told = time.monotonic()
             for outcome, count in progress.outcomes.items():
-                self._episodes.labels(outcome.lower()).inc(count)
+                name = outcome.lower()
+                self._episodes[name] = self._episodes.get(name, 0) + count
             for phase, seconds in progress.phase_seconds.items():
-                self._phases.labels(phase).inc(seconds)
-            self._failing.set(progress.checkpoint_error is not None)
+                self._phases[phase] = self._phases.get(phase, 0.0) + seconds
+
+    def _latest(self) -> Progress | None:
+        """The latest update; the checkpoint has grown older since, also while the loop hangs."""
+        p = self._progress
+        if p is None or p.checkpoint_age_seconds is None:
+            return p
+        age = p.checkpoint_age_seconds + time.monotonic() - self._told
+        return replace(p, checkpoint_age_seconds=age)
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, as of now."""
+        with self._lock:
+            p, episodes, phases = self._latest(), dict(self._episodes), dict(self._phases)
+        text = "Unix time of the loop's latest sign of life"
+        yield GaugeMetricFamily(PREFIX + "heartbeat_timestamp_seconds", text, self._heartbeat)
+        if p is None:
+            return
+        for name, text, field in GAUGES:
+            value = getattr(p, field)
+            yield GaugeMetricFamily(PREFIX + name, text, float("nan") if value is None else value)
+        for name, text, field in TOTALS:
+            yield CounterMetricFamily(PREFIX + name, text, getattr(p, field))
+        failing = p.checkpoint_error is not None
+        text = "1 while checkpoints cannot be written"
+        yield GaugeMetricFamily(PREFIX + "checkpoint_failing", text, failing)
+        for name, text, label, counts in (
+            ("episodes", "Episodes that ended, by how", "outcome", episodes),
+            ("phase_seconds", "Time by phase of the loop", "phase", phases),
+        ):
+            family = CounterMetricFamily(PREFIX + name, text, labels=[label])
+            for key, count in counts.items():
+                family.add_metric([key], count)
+            yield family
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """Status code, type and body for a path."""
         match path.partition("?")[0]:
             case "/metrics":
-                with self._lock:
-                    body = generate_latest(self._registry)
+                body = generate_latest(self._registry)
                 return 200, "text/plain; version=0.0.4; charset=utf-8", body
             case "/status":
                 return 200, "application/json", json.dumps(self.status()).encode()
@@ -153,14 +184,15 @@ class Report:
                 silent = time.time() - self._heartbeat
                 if silent > PATIENCE:
                     return 503, "text/plain", f"no sign of life for {silent:.0f} s\n".encode()
-                return 200, "text/plain", b"ok\n"
+                starting = self._progress is None and self._phase == "starting"
+                return 200, "text/plain", b"starting\n" if starting else b"ok\n"
             case _:
                 return 404, "text/plain", b"there are /metrics, /status and /healthz\n"
 
     def status(self) -> dict[str, Any]:
         """What the operator reads (design: the worker's /status)."""
         with self._lock:
-            p = self._progress
+            p = self._latest()
         status: dict[str, Any] = {
             "phase": self._phase,
             "lastHeartbeat": self._heartbeat,
@@ -194,6 +226,8 @@ class Report:
             "checkpoint": {
                 "update": p.checkpoint_update,
                 "ageSeconds": p.checkpoint_age_seconds,
+                "bytes": p.checkpoint_bytes,
+                "writeSeconds": p.checkpoint_seconds,
                 "error": p.checkpoint_error,
             },
         }

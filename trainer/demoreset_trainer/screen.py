@@ -89,9 +89,11 @@ class LiveScreen:
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
         self._shown = float("-inf")
+        self._latest: Progress | None = None
 
     def show(self, progress: Progress) -> None:
         """Draw it, but no more often than the eye follows."""
+        self._latest = progress
         if time.monotonic() - self._shown >= LIVE_EVERY:
             self._shown = time.monotonic()
             self._live.update(render(progress), refresh=True)
@@ -102,6 +104,8 @@ class LiveScreen:
 
     def close(self) -> None:
         """Leave the latest picture and give the terminal back."""
+        if self._latest is not None:
+            self._live.update(render(self._latest))  # `stop` draws it
         self._live.stop()
 
 
@@ -144,9 +148,10 @@ def render(progress: Progress) -> RenderableType:
     bar.append("░" * (BAR - mastered), style="dim")
     bar.append("█" * mastered, style="green")
     facts = Table.grid(padding=(0, 2))
-    for _ in range(2):
-        facts.add_column(style="dim")
-        facts.add_column(min_width=22)
+    for label in ("learning rate", "game's start"):  # the longest of each column
+        # No cell wraps: a picture whose height changes flickers.
+        facts.add_column(style="dim", no_wrap=True, min_width=len(label))
+        facts.add_column(min_width=22, no_wrap=True)
     goal = "none yet" if p.goal_rate is None else f"{p.goal_rate:.0%} of {p.goal:.0%} wanted"
     ahead = "reached" if p.start_frame == 0 else "not known yet"
     if p.start_frame and p.eta_seconds is not None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from demoreset_api.errors import UserError
@@ -22,14 +23,18 @@ class TensorBoardFile:
             raise UserError(
                 "--tensorboard needs one more package: pip install 'demoreset[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._make = partial(SummaryWriter, str(folder / "tensorboard"))
+        self._writer: SummaryWriter | None = None
 
     def update(self, progress: Progress) -> None:
         """Add an update."""
+        if self._writer is None:  # updates that were lost before a resume are taken out of sight
+            self._writer = self._make(purge_step=progress.frames)
         for name, value in asdict(progress).items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._writer.add_scalar(name, value, progress.frames)
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
