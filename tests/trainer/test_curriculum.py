@@ -329,3 +329,14 @@ def test_it_goes_on_from_its_state(mode: CurriculumMode) -> None:
     assert other.state() == rule.state()
     assert other.success_rate() == rule.success_rate()
     np.testing.assert_array_equal(other.guidance().weights, rule.guidance().weights)
+
+
+def test_a_window_below_one_decision_is_one_decision_wide() -> None:
+    original = make_curriculum(
+        CurriculumSpec(mode=CurriculumMode.ORIGINAL, window_frames=4),
+        last_start=800,
+        frame_skip=8,
+        slots=4,
+        rollout_length=32,
+    )
+    assert original.choose(3, np.random.default_rng(0)) in range(0, 801, 8)

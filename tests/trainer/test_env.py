@@ -397,3 +397,27 @@ def test_an_ended_episode_cannot_be_played(freeway: Demo) -> None:
     env.step(0)
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "view"),
+    [
+        ({"no_ops": 30}, View()),
+        ({"frame_skip": 1}, View()),
+        ({"frame_skip": 2}, View(max_over_frames=4)),
+    ],
+)
+def test_what_is_seen_does_not_depend_on_the_episode_before(
+    freeway: Demo, rules: dict[str, Any], view: View
+) -> None:
+    env = DemoResetEnv(freeway, view=view, **rules)
+    for seed in range(8):
+        seen = []
+        for before in (40, 160):
+            env.begin(before)
+            env.play(1)
+            env.reseed(seed)
+            env.begin(0)
+            env.play(1)
+            seen.append(env.observation.copy())
+        np.testing.assert_array_equal(seen[0], seen[1])

@@ -101,3 +101,12 @@ def test_it_goes_on_from_its_state() -> None:
     assert other.met
     other.record(results(0, 2 * WINDOW))
     assert other.rate == 0
+
+
+@pytest.mark.parametrize(("rate", "wins", "of"), [(0.55, 55, 100), (0.56, 56, 100), (0.14, 7, 50)])
+def test_a_tie_with_the_goal_meets_it_whatever_its_last_binary_digit(
+    rate: float, wins: int, of: int
+) -> None:
+    watch = GoalWatch(Goal(success_rate=rate))
+    assert not watch.confirm([True] * (wins - 1) + [False] * (of - wins + 1))
+    assert watch.confirm([True] * wins + [False] * (of - wins))

@@ -13,7 +13,7 @@ from demoreset_api.spec import RunSpec
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.env import DemoResetEnv
-from demoreset_trainer.group import Alone, Group, MemberLost
+from demoreset_trainer.group import Alone, Group, MemberLost, Quorum
 from demoreset_trainer.loop import Loop, last_start, rules
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.progress import Progress
@@ -243,6 +243,19 @@ def test_progress_tells_what_happened(crossing: Demo) -> None:
     assert last.demo_frames == 172
     assert last.outcomes.keys() <= {"GAME_OVER", "LIFE_LOST", "SUCCESS", "BEHIND"}
     assert sum(last.outcomes.values()) == last.ended
-    assert set(last.phase_seconds) == {"rollout", "optimise", "record"}
+    assert set(last.phase_seconds) == {"rollout", "optimise", "record", "checkpoint"}
     assert last.frames_per_second > 0
     assert 0 < last.entropy <= np.log(3) + 1e-6
+
+
+def test_a_member_writes_the_episodes_of_its_own_slots(crossing: Demo) -> None:
+    class Second(Alone):
+        """The second of two members, whose other one is silent."""
+
+        def quorum(self, update: int) -> Quorum:
+            return Quorum(generation=1, rank=1, members=2)
+
+    loop, _, _ = make(crossing, group=Second())
+    loop.run(after(loop, 6))
+    assert not loop._episodes[:4].any()
+    assert loop._episodes[4:].any()

@@ -428,7 +428,9 @@ def test_members_together_learn_what_one_learns(blocks: list[range]) -> None:
     spec = PpoSpec(l2=1e-2)
     r = rollout(MEMORY, slots=6)
     lesson = make_lesson(MEMORY)
-    minibatches = [np.array(x) for x in ([5, 0, 2], [0, 1, 2, 3, 4], [0, 2, 4])]
+    minibatches = [
+        np.array(x) for x in ([5, 0, 2], [0, 1, 2, 3, 4], [4, 5])
+    ]  # in one of them some have none
     settings: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.02, "guide": 0.4}
     alone = Ppo(make(MEMORY), spec)
     expected = alone.update(r, minibatches, [lesson] * 3, Alone(), **settings)

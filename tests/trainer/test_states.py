@@ -126,3 +126,18 @@ def test_without_a_writable_cache_there_is_a_temporary_one(
     assert len(states) == 3
     (cache,) = tmp_path.glob("demoreset-cache-*")
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("game", ["qbert", "tetris", "montezuma_revenge"])
+def test_a_state_goes_on_exactly_in_an_emulator_that_has_not_played(game: str) -> None:
+    demo = record(game, np.full(120, 5, np.uint8), frame_skip=4)
+    states = start_states(demo, View(), 4)
+    for first in (0, 10):
+        restored, watched = Emulator(game), Emulator(game)
+        restored.restore(states.state(first))
+        watched.reset()
+        for number, action in enumerate(demo.actions.tolist()):
+            watched.act(action)
+            if number >= 4 * first:
+                restored.act(action)
+        np.testing.assert_array_equal(restored.ram(), watched.ram())

@@ -175,7 +175,7 @@ class Original:
         self._share = 0.8 if spec.window_share is None else spec.window_share
         self._skip = frame_skip
         self._starts = last_start // frame_skip + 1
-        window = (spec.window_frames or 320) // frame_skip
+        window = max(1, (spec.window_frames or 320) // frame_skip)
         per_point = -(-slots // window)
         self._point = np.arange(slots) // per_point  # decisions below the maximum
         self._width = int(self._point[-1]) + 1

@@ -66,13 +66,15 @@ class Emulator:
         self.height, self.width = ale.getScreenDims()
         # Taken once: some games let the seed or the frames played before set their initial state.
         self._power_on = ale.cloneState()
+        # Without a frame played, some games (qbert, tetris) take over only part of a state.
+        ale.act(0)
+        self.reset()
         self.act = ale.act  # frame by frame, the hot path: no wrapper in between
         self.lives = ale.lives
         self.game_over = ale.game_over
 
     def reset(self) -> None:
         """Go to the game's own start."""
-        self._ale.reset_game()
         self._ale.restoreState(self._power_on)
 
     def save(self) -> bytes:

@@ -186,6 +186,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self._last_code = int(self.demo.actions[start - 1]) if start else NOOP
         self._played = 0
         self.emulator.restore(self.states.state(start // skip))
+        self._camera.forget()
         self._stack[:] = self.states.observation(start // skip, self.view)
         self._lives = self.emulator.lives()
         if start == 0 and rules.no_ops:

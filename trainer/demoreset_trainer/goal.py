@@ -42,12 +42,13 @@ class GoalWatch:
         return (
             not self.met
             and self._since >= EVIDENCE
-            and sum(latest) >= self._goal.success_rate * EVIDENCE
+            and sum(latest) / EVIDENCE >= self._goal.success_rate
         )
 
     def confirm(self, successes: Sequence[bool]) -> bool:
         """Decide by the episodes of one policy; after a failure new evidence is needed."""
-        self.met = sum(successes) >= self._goal.success_rate * len(successes)
+        # The quotient, since 0.55 * 100 is a little more than 55.
+        self.met = sum(successes) / len(successes) >= self._goal.success_rate
         self._latest.extend(successes)
         self._since = 0
         return self.met

@@ -218,7 +218,6 @@ class Loop:
             budget = self.spec.budget.frames
             if budget is not None and self.counters.frames >= budget:
                 return Stopped(goal_met=self.goal.met, budget_spent=True)
-            self._phases = {}
             with self._phase("rollout"):
                 rollout, results = collector.collect(self.counters.update)
             with self._phase("optimise"):
@@ -232,6 +231,7 @@ class Loop:
                     met = self._confirm(quorum)
                 self.counters.seconds = time.monotonic() - begun
             self._tell(results, statistics, quorum)
+            self._phases = {}  # a checkpoint counts to the update after it
             if met and self.spec.goal.after is After.PLAY_ON:
                 self._playing_on = True
                 self._watch.note("goal met: playing on from the game's own start, for score")
@@ -340,7 +340,7 @@ class Loop:
         for result in results:
             if result.start == 0:
                 counters.score_max = max(result.score, counters.score_max or result.score)
-        self._episodes[: len(collector.episodes)] = collector.episodes
+        self._episodes[collector.block.start : collector.block.stop] = collector.episodes
         if self._playing_on:
             return
         self.curriculum.record(results)
@@ -368,7 +368,13 @@ class Loop:
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(goal.episodes)]
         if self._apart is None:
             self._apart = self._open.enter_context(self._make_slots(min(len(mine), CONFIRMING)))
-        played = play(self._apart, self._policy, [begins[i] for i in mine], seed=self.spec.seed)
+        played = play(
+            self._apart,
+            self._policy,
+            [begins[i] for i in mine],
+            seed=self.spec.seed,
+            watch=lambda _: self._watch.phase("confirm"),  # a sign of life
+        )
         successes = self._group.gather([episode.success for episode in played])
         met = self.goal.confirm(successes)
         self._watch.note(

@@ -117,7 +117,7 @@ class Policy(nn.Module):
         length, slots = observations.shape[:2]
         features = self.features(observations.flatten(0, 1))
         if self.gru is not None:
-            features = features.view(length, slots, -1)
+            features = features.view(length, slots, self.shape.features)
             outputs = []
             fresh = begins.unsqueeze(2)
             for t in range(length):
@@ -125,7 +125,7 @@ class Policy(nn.Module):
                 state = self.gru(features[t], state)
                 outputs.append(state)
             features = torch.cat([torch.stack(outputs), features], 2).flatten(0, 1)
-        logits = self.actor(features).view(length, slots, -1)
+        logits = self.actor(features).view(length, slots, self.actor.out_features)
         return logits, self.critic(features).view(length, slots), state
 
 

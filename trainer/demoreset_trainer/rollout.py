@@ -62,7 +62,7 @@ class Collector:
         explore_every: int,
         episodes: npt.NDArray[np.int64],
     ) -> None:
-        self._slots, self._block, self._total = slots, block, total
+        self._slots, self.block, self._total = slots, block, total
         self._policy, self._burn_in, self._choose = policy, burn_in, choose
         self._seed, self._skip, self._length = seed, frame_skip, length
         self._explore = explore_frames // frame_skip
@@ -84,7 +84,7 @@ class Collector:
         self._enter(np.arange(count))
 
     def _begin(self, i: int, episode: int) -> Begin:
-        slot = self._block[i]
+        slot = self.block[i]
         seeds = np.random.SeedSequence([self._seed, slot, episode])
         random = np.random.Generator(np.random.Philox(seeds))
         start = self._choose(slot, episode, random)
@@ -106,7 +106,7 @@ class Collector:
     def collect(self, update: int) -> tuple[Rollout, list[Result]]:
         """Play one rollout; its results come in the order of their slots and episodes."""
         slots, policy, history, length = self._slots, self._policy, self._history, self._length
-        count = len(self._block)
+        count = len(self.block)
         # The latest decisions of the rollout before are this one's burn-in.
         if history:
             for kept in (self._observations, self._begins, self._states):
@@ -171,7 +171,7 @@ class Collector:
             np.random.Philox(np.random.SeedSequence([self._seed, self._total, update]))
         )
         table = random.random((self._length, self._total), dtype=np.float32)
-        return table[:, self._block.start : self._block.stop]
+        return table[:, self.block.start : self.block.stop]
 
     def _exploring(self) -> npt.NDArray[np.bool_]:
         exploring: npt.NDArray[np.bool_] = self.episodes % self._explore_every == 0
@@ -199,12 +199,12 @@ class Collector:
 
     def _last_values(self, state: Tensor) -> npt.NDArray[np.float32]:
         """Values behind the rollout; of no account where an episode has just begun."""
-        return self._values(self._slots.observation, state, np.arange(len(self._block)))
+        return self._values(self._slots.observation, state, np.arange(len(self.block)))
 
     def _result(self, i: int) -> Result:
         slots = self._slots
         return Result(
-            slot=self._block[i],
+            slot=self.block[i],
             episode=int(self.episodes[i]),
             start=int(self._starts[i]),
             success=bool(slots.success[i]),

@@ -23,7 +23,7 @@ from demoreset_trainer.demo import Demo, replay
 from demoreset_trainer.emulator import Emulator, emulator_version
 
 Image = npt.NDArray[np.uint8]
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ class Camera:
         else:
             screen[:] = self._emulator.rgb()
         self._next = (self._next + 1) % len(self._screens)
+
+    def forget(self) -> None:
+        """Keep no screen: another episode begins."""
+        self._screens[:] = 0
 
     def fill(self) -> None:
         """Keep the screen of this frame and nothing else."""
