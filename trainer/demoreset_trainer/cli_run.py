@@ -48,6 +48,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("--port", type=int, help="serve /metrics, /status and /healthz here")
     parser.add_argument(
+        "--host", default="127.0.0.1", help="address of --port; default 127.0.0.1, this machine"
+    )
+    parser.add_argument(
         "--log",
         choices=("auto", "screen", "plain", "json"),
         default="auto",

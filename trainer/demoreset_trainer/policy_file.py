@@ -206,4 +206,6 @@ def export_onnx(trained: Trained, path: Path) -> None:
             output_names=["logits", "values", "next_state"],
             dynamic_shapes=({0: batch}, {0: batch}),
             dynamo=True,
+            external_data=False,
+            verbose=False,
         )

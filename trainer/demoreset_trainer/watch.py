@@ -17,13 +17,13 @@ class Watchers:
 
     Args:
         folder: The run's.
-        options: port, log, tensorboard.
+        options: port, host, log, tensorboard.
         resumed: The update that the run goes on from.
     """
 
     def __init__(self, folder: Path, options: argparse.Namespace, resumed: int | None) -> None:
         self._metrics = MetricsFile(folder / "metrics.jsonl", resumed)
-        self._report = Report(options.port) if options.port is not None else None
+        self._report = Report(options.port, options.host) if options.port is not None else None
         self._screen = make_screen(options.log, sys.stdout)
         self._tensorboard = TensorBoardFile(folder) if options.tensorboard else None
         if self._report is not None:
