@@ -15,7 +15,7 @@ install: .venv/installed  ## a virtual environment with the command `demoreset`
 		|| { echo "Python 3.11 or later is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[trainer]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[trainer,elastic]'
 	@touch $@
 
 .venv/tested: .venv/installed

@@ -1,6 +1,7 @@
 """What one update tells the world: plain values, made by `loop`, shown by `report` and `screen`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,17 @@ class Progress:
     # The machine
     frames_per_second: float = 0.0  # over the latest updates
     phase_seconds: dict[str, float] = field(default_factory=dict)  # of this update
+    rejected_updates: int = 0  # of the whole run: not finite, gone back to the copy
+    # The group. Totals are of the whole run, over all its lives
     members: int = 1
     generation: int = 0
-    rejected_updates: int = 0  # of the whole run: not finite, gone back to the copy
+    rank: int = 0  # of the member that tells this; the first one, 0, writes checkpoints
+    roster: list[dict[str, Any]] = field(default_factory=list)  # each: id, pid, host, update
+    recoveries: dict[str, int] = field(default_factory=dict)  # by cause
+    recovery_seconds: dict[str, float] = field(default_factory=dict)  # by cause
+    rolled_back: int = 0  # updates that a lost member interrupted; done again by the others
+    frames_discarded: int = 0  # played by members before they were lost, and never learned from
+    goodput: float = 1.0  # share of the time that was not spent on recoveries
     # What lies ahead
     budget_frames: int | None = None
     eta_seconds: float | None = None  # until the start is reached; None while unknown
