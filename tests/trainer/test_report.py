@@ -1,11 +1,9 @@
-"""What a run tells: the port, the metrics file, the screen, the graph."""
+"""What a run tells: the port, the screen, the graph."""
 
 import io
 import json
 import math
 import re
-import resource
-import signal
 import socket
 import struct
 import threading
@@ -20,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.errors import UserError
 from demoreset_trainer import metrics, plot, report
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
@@ -172,64 +170,10 @@ def test_a_port_that_is_taken_is_a_mistake_of_the_user(served: Report) -> None:
         Report(99999, "127.0.0.1")
 
 
-def write(path: Path, updates: range, resumed: int | None = None) -> None:
-    with MetricsFile(path, resumed) as file:
+def write(path: Path, updates: range) -> None:
+    with MetricsFile(path) as file:
         for update in updates:
             file.append(replace(PROGRESS, update=update, frames=update * 8192))
-
-
-def test_a_run_that_goes_on_cuts_what_was_lost(tmp_path: Path) -> None:
-    path = tmp_path / metrics.NAME
-    write(path, range(1, 6))
-    write(path, range(4, 7), resumed=3)
-    assert [line["update"] for line in metrics.read(path)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / metrics.NAME
-    write(path, range(1, 4))
-    path.write_text(path.read_text()[:-20])
-    assert [line["update"] for line in metrics.read(path)] == [1, 2]
-    write(path, range(3, 4), resumed=2)
-    assert [line["update"] for line in metrics.read(path)] == [1, 2, 3]
-
-
-def test_a_new_run_begins_with_an_empty_file(tmp_path: Path) -> None:
-    path = tmp_path / metrics.NAME
-    write(path, range(1, 4))
-    write(path, range(1, 2))
-    assert [line["update"] for line in metrics.read(path)] == [1]
-
-
-def test_a_full_disk_costs_lines_and_neither_the_run_nor_the_file(tmp_path: Path) -> None:
-    path = tmp_path / metrics.NAME
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    file = MetricsFile(path)
-    try:
-        file.append(replace(PROGRESS, update=1))
-        # Half of the next line fits, and nothing of the one after that.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size * 3 // 2, hard))
-        file.append(replace(PROGRESS, update=2))
-        file.append(replace(PROGRESS, update=3))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        file.append(replace(PROGRESS, update=4))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
-        file.append(replace(PROGRESS, update=5))
-        file.close()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-        with pytest.raises(TryAgain, match=r"metrics\.jsonl: cannot be written now"):
-            MetricsFile(path, resume_update=4)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert [line["update"] for line in metrics.read(path)] == [1, 4]
-
-
-def test_bytes_that_are_no_text_are_left_out_of_the_metrics(tmp_path: Path) -> None:
-    path = tmp_path / metrics.NAME
-    path.write_bytes(b'\xff\xfe\x00\n{"update": 3}\n')
-    assert metrics.read(path) == [{"update": 3}]
 
 
 def picture(progress: Progress) -> str:

@@ -1,6 +1,13 @@
-"""A run's metrics on disk: one line of JSON per update, over all lives of the run."""
+"""A run's metrics on disk: one line of JSON per update, over all lives of the run.
+
+The first member of the group writes; when it is lost another one is the first, perhaps in another
+process that shares the volume. So lines are only ever appended, each with a single write, and what
+is taken back is cut off the end of the same file: a file that was put in its place would leave the
+others writing to one that nobody reads.
+"""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -14,38 +21,57 @@ NAME = "metrics.jsonl"
 class MetricsFile:
     """Appends to a run's metrics.
 
+    A run that goes back to a checkpoint does updates again, and their old lines were lost with the
+    process that made them. They are cut when this process appends its first line, or one that is
+    not later than its own latest: from there on the run is told anew. A line that merely comes
+    late, from a process that was frozen while others went on, cuts nothing.
+
     Args:
         path: The file.
-        resume_update: The update that the run goes on from: later lines belong to updates that
-            were lost with the process that made them, and are cut away.
+        resume_update: The update that the run goes on from, where this process is all of the run:
+            then later lines are cut at once. A process that may be one of several does not know,
+            and gives None.
 
     Raises:
-        TryAgain: the disk is full, read-only, or away.
+        TryAgain: the disk is read-only, or away.
     """
 
     def __init__(self, path: Path, resume_update: int | None = None) -> None:
-        lines = []
-        if path.exists():
-            last = 0 if resume_update is None else resume_update
-            lines = [json.dumps(line) + "\n" for line in read(path) if line["update"] <= last]
-        partial = path.with_name(f".{path.name}.partial")
+        self._path = path
+        self._latest: int | None = None  # update that this process appended
         try:
-            partial.write_text("".join(lines))
-            partial.replace(path)
-            self._file = path.open("ab", buffering=0)  # nothing is left to be written by `close`
+            self._file = path.open("a+b", buffering=0)  # nothing is left to be written by `close`
+            if resume_update is not None:
+                self._cut(resume_update + 1)
         except OSError as error:
             raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error
-        self._torn = False
 
     def append(self, progress: Progress) -> None:
         """Add an update; a disk that is full costs the line, not the run."""
         line = json.dumps(asdict(progress)).encode() + b"\n"
-        if self._torn:  # half of an earlier line may be there: it must not spoil this one
-            line = b"\n" + line
         try:
-            self._torn = self._file.write(line) != len(line)
+            if self._latest is None or progress.update <= self._latest:
+                self._cut(progress.update)
+            self._latest = progress.update
+            if not self._ends_whole():  # half of somebody's line must not spoil this one
+                line = b"\n" + line
+            self._file.write(line)
         except OSError:
-            self._torn = True
+            return
+
+    def _cut(self, update: int) -> None:
+        """End the file before its first line of `update` or a later one."""
+        whole = 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            entry = _parse(line)
+            if entry is not None and entry["update"] >= update:
+                self._file.truncate(whole)
+                return
+            whole += len(line)
+
+    def _ends_whole(self) -> bool:
+        size = os.fstat(self._file.fileno()).st_size
+        return size == 0 or os.pread(self._file.fileno(), 1, size - 1) == b"\n"
 
     def close(self) -> None:
         """Close the file."""
@@ -59,23 +85,28 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that was torn by a crash is left out.
+    """The lines of a metrics file, in the order of their updates; a torn one is left out.
+
+    An update may be there twice: it was done again by the others after its first member died, or
+    a line came late. The last one counts.
 
     Raises:
         UserError: there is no such file.
     """
     try:
-        text = path.read_text(errors="replace")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give a run's folder, e.g. runs/NAME"
         ) from error
-    lines = []
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("update"), int):
-            lines.append(entry)
-    return lines
+    entries = [entry for line in content.splitlines() if (entry := _parse(line)) is not None]
+    by_update = {entry["update"]: entry for entry in entries}
+    return [by_update[update] for update in sorted(by_update)]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("update"), int) else None
