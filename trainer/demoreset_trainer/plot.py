@@ -1,6 +1,10 @@
-"""The graph of a run, or of several: where the start was, success, scores, coefficients."""
+"""The graph of a run, or of several: where the start was, success, scores, coefficients.
+
+Where a group trained there is a strip below: how many members it had, and every recovery.
+"""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 # title, field, and whether it is a share
 PANELS = (
@@ -23,6 +30,9 @@ PANELS = (
     ("entropy (nats)", "entropy", False),
     ("learning rate", "learning_rate", False),
 )
+HEIGHT, STRIP = 9.0, 1.9  # inches: the panels, the strip
+# A new generation is drawn by what made it; the last: by nothing that the run told
+MARKS = {"collective": "x", "left": "v", "joined": "^", "coordinator": "s", "other": "|"}
 
 
 def plot(folders: Sequence[Path], out: Path) -> None:
@@ -35,11 +45,16 @@ def plot(folders: Sequence[Path], out: Path) -> None:
     for name, lines in runs:
         if not lines:
             raise UserError(f"{name}: no update is done yet; draw it after the first")
-    figure, axes = plt.subplots(3, 2, figsize=(11, 9), sharex=True, constrained_layout=True)
+    grouped = any(_grouped(lines) for _, lines in runs)
+    figure = plt.figure(figsize=(11, HEIGHT + STRIP * grouped), layout="constrained")
+    above: FigureBase = figure
+    if grouped:
+        parts = figure.add_gridspec(2, 1, height_ratios=(HEIGHT, STRIP))
+        above = figure.add_subfigure(parts[0])
+        _strip(figure.add_subfigure(parts[1]).subplots(), runs)
+    axes = above.subplots(3, 2, sharex=True)
     for panel, (title, field, share) in zip(axes.flat, PANELS, strict=True):
-        panel.set_title(title, fontsize=10, loc="left")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
+        _dress(panel, title)
         for name, lines in runs:
             _draw(panel, name, lines, field)
         if share:
@@ -62,3 +77,58 @@ def _draw(panel: Axes, name: str, lines: Sequence[dict[str, Any]], field: str) -
     points = [(line["frames"] / 1e6, line[field]) for line in lines if line.get(field) is not None]
     if points:
         panel.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+
+
+def _dress(panel: Axes, title: str) -> None:
+    panel.set_title(title, fontsize=10, loc="left")
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _grouped(lines: Sequence[dict[str, Any]]) -> bool:
+    return any(line.get("members", 1) > 1 or line.get("generation", 0) > 1 for line in lines)
+
+
+def _strip(panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
+    """Members over frames, with a mark wherever the group changed."""
+    _dress(panel, "members, and the recoveries of the group")
+    most, causes = 1, set()
+    for _, lines in runs:
+        frames = [line["frames"] / 1e6 for line in lines]
+        members = [line.get("members", 1) for line in lines]
+        most = max(most, *members)
+        (steps,) = panel.step(frames, members, where="post", linewidth=1.2)
+        for cause, at in recoveries(lines).items():
+            causes.add(cause)
+            points = [(frames[i], members[i]) for i in at]
+            panel.plot(*zip(*points, strict=True), MARKS[cause], color=steps.get_color(), ms=5)
+    panel.set_ylim(0, most + 0.4)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("frames (millions)")
+    keys = [
+        Line2D([], [], color="dimgray", linestyle="none", marker=mark, markersize=5, label=cause)
+        for cause, mark in MARKS.items()
+        if cause in causes
+    ]
+    panel.legend(
+        handles=keys,
+        fontsize=8,
+        ncols=len(MARKS),
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.1,
+    )
+
+
+def recoveries(lines: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Where the group changed: indices of lines, by cause."""
+    found: dict[str, list[int]] = {}
+    for i, (before, line) in enumerate(pairwise(lines), 1):
+        counts, old = line.get("recoveries", {}), before.get("recoveries", {})
+        causes = [cause for cause in counts if counts[cause] > old.get(cause, 0)]
+        if not causes and line.get("generation") != before.get("generation"):
+            causes = ["other"]
+        for cause in causes:
+            found.setdefault(cause if cause in MARKS else "other", []).append(i)
+    return found

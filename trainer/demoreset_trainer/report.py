@@ -5,7 +5,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -46,6 +46,7 @@ GAUGES = (
     ("stalled", "1 when all remedies were tried in vain", "stalled"),
     ("members", "Members of the group", "members"),
     ("generation", "Number of the group's present composition", "generation"),
+    ("goodput_ratio", "Share of the time that was not spent on recoveries", "goodput"),
     ("eta_seconds", "Until the start is reached, at the present pace", "eta_seconds"),
     ("checkpoint_update", "Update of the latest checkpoint", "checkpoint_update"),
     ("checkpoint_age_seconds", "Age of the latest checkpoint", "checkpoint_age_seconds"),
@@ -57,7 +58,17 @@ TOTALS = (
     ("frames", "Emulator frames of the run", "frames"),
     ("training_seconds", "Time in training", "seconds"),
     ("rejected_updates", "Updates that were not finite and were undone", "rejected_updates"),
+    ("updates_rolled_back", "Updates done again after a member was lost", "rolled_back"),
+    ("frames_discarded", "Frames of lost members, never learned from", "frames_discarded"),
 )
+# name, what it says, field of Progress: totals of the run by cause
+RECOVERIES = (
+    ("recoveries", "Changes that the group recovered from", "recoveries"),
+    ("recovery_seconds", "Time that they took", "recovery_seconds"),
+)
+# A member was lost while gradients were summed; one was gone at the quorum; one came; the
+# coordinator was away. All are told from the start: what begins at 1 has no `increase`.
+CAUSES = ("collective", "left", "joined", "coordinator")
 
 
 class _Server(ThreadingHTTPServer):
@@ -96,6 +107,7 @@ class Report(Collector):
         self._told = time.monotonic()
         self._episodes: dict[str, float] = {}  # by outcome
         self._phases: dict[str, float] = {}  # seconds by phase
+        self._states: dict[str, str] = {}  # of this supervisor's members, by id
         self._registry = CollectorRegistry()
         self._registry.register(self)
         report = self
@@ -127,6 +139,11 @@ class Report(Collector):
     def phase(self, name: str) -> None:
         """The loop has entered a phase."""
         self._phase, self._heartbeat = name, time.time()
+
+    def states(self, states: Mapping[str, str]) -> None:
+        """How the members of this supervisor are, by their ids."""
+        with self._lock:
+            self._states = dict(states)
 
     def update(self, progress: Progress) -> None:
         """An update is done."""
@@ -163,9 +180,14 @@ class Report(Collector):
         failing = p.checkpoint_error is not None
         text = "1 while checkpoints cannot be written"
         yield GaugeMetricFamily(PREFIX + "checkpoint_failing", text, failing)
+        causes = dict.fromkeys(CAUSES, 0)
+        by_cause = [
+            (name, text, "cause", causes | getattr(p, field)) for name, text, field in RECOVERIES
+        ]
         for name, text, label, counts in (
             ("episodes", "Episodes that ended, by how", "outcome", episodes),
             ("phase_seconds", "Time by phase of the loop", "phase", phases),
+            *by_cause,
         ):
             family = CounterMetricFamily(PREFIX + name, text, labels=[label])
             for key, count in counts.items():
@@ -192,13 +214,15 @@ class Report(Collector):
     def status(self) -> dict[str, Any]:
         """What the operator reads (design: the worker's /status)."""
         with self._lock:
-            p = self._latest()
+            p, states = self._latest(), dict(self._states)
         status: dict[str, Any] = {
             "phase": self._phase,
             "lastHeartbeat": self._heartbeat,
             "generation": p.generation if p else 0,
             "worldSize": p.members if p else 1,
-            "rank": 0,
+            "rank": p.rank if p else 0,
+            "recoveries": sum(p.recoveries.values()) if p else 0,
+            "members": _members(p.roster if p else [], states),
         }
         if p is None:
             return status
@@ -236,3 +260,17 @@ class Report(Collector):
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _members(roster: list[dict[str, Any]], states: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The group's members; and those of this supervisor that are not in it, or not yet."""
+    members = [
+        {key: member.get(key) for key in ("id", "pid", "host", "update")}
+        | {"state": states.get(member["id"], "training")}
+        for member in roster
+    ]
+    outside = states.keys() - {member["id"] for member in roster}
+    return members + [
+        {"id": name, "pid": None, "host": None, "update": None, "state": states[name]}
+        for name in sorted(outside)
+    ]

@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,6 +15,7 @@ from demoreset_trainer.progress import Progress
 
 PLAIN_EVERY, LIVE_EVERY = 5.0, 0.25  # seconds
 BAR = 60
+ROSTER, NAME = 63, 12  # columns: the list of members, and each one's name
 
 
 class Screen(Protocol):
@@ -133,6 +135,8 @@ def plain_line(progress: Progress) -> str:
     if p.eta_seconds is not None and p.start_frame:
         parts.append(f"{duration(p.eta_seconds)} to the start")
     parts.append(f"{p.frames_per_second:,.0f} frames/s")
+    if p.members > 1:
+        parts.append(f"{p.members} members")
     if p.stall_rung:
         parts.append(f"remedy {p.stall_rung}")
     if p.checkpoint_error:
@@ -158,17 +162,50 @@ def render(progress: Progress) -> RenderableType:
         ahead = f"in {duration(p.eta_seconds)}"
     of = f" of {p.budget_frames / 1e6:,.0f} M" if p.budget_frames else ""
     score = "none yet" if p.score_max is None else f"{p.score_max:,.0f}"
-    rows = (
+    rows = [
         ("start", f"frame {p.start_frame} of {p.demo_frames}", "game's start", ahead),
         ("success there", f"{p.success_rate:.0%}", "from there", goal),
         ("frames", f"{p.frames / 1e6:.2f} M{of}", "frames/s", f"{p.frames_per_second:,.0f}"),
         ("time", duration(p.seconds), "best score", score),
         ("learning rate", _coefficient(p), "entropy", f"{p.entropy:.2f}"),
         ("checkpoint", _checkpoint(p), "episodes", _outcomes(p)),
-    )
+    ]
+    grouped = p.members > 1 or p.generation > 1
+    if grouped:
+        recovered = f"{sum(p.recoveries.values()):,}, goodput {p.goodput:.1%}"
+        generation = f"{p.members}, generation {p.generation:,}"
+        rows.append(("members", generation, "recoveries", recovered))
     for row in rows:
         facts.add_row(*row)
-    return Group(bar, facts)
+    return Group(bar, facts, _roster(p.roster)) if grouped else Group(bar, facts)
+
+
+def _roster(roster: Sequence[dict[str, Any]]) -> Text:
+    """Who trains, in one line, whatever their number: the first one first."""
+    names = short_names([member["id"] for member in roster])
+    told = [f"{name} ({member['pid']})" for name, member in zip(names, roster, strict=True)]
+    shown = len(told)
+    while shown and len(_listed(told, shown)) > ROSTER:
+        shown -= 1
+    line = Text("who".ljust(15), style="dim", no_wrap=True, overflow="ellipsis")
+    return line.append(_listed(told, shown), style="not dim")
+
+
+def _listed(told: Sequence[str], shown: int) -> str:
+    rest = len(told) - shown
+    return ", ".join([*told[:shown], *([f"{rest} more"] if rest else [])])
+
+
+def short_names(ids: Sequence[str]) -> list[str]:
+    """The ids without the words that all of them begin with; of a long one, its end."""
+    words = [name.split("-") for name in ids]
+    common = 0
+    while len(ids) > 1 and all(len(name) > common + 1 for name in words):
+        if len({name[common] for name in words}) > 1:
+            break
+        common += 1
+    names = ["-".join(name[common:]) for name in words]
+    return [name if len(name) <= NAME else "…" + name[1 - NAME :] for name in names]
 
 
 def _coefficient(p: Progress) -> str:
