@@ -14,6 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from demoreset_api import names
+from demoreset_api.errors import ExitCode
 from demoreset_trainer import metrics, plot
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
@@ -290,3 +292,14 @@ def test_recoveries_are_found_by_their_causes_and_changes_without_one_as_well(
     )
     found = plot.recoveries(metrics.read(folder / metrics.NAME))
     assert found == {"collective": [1, 5], "joined": [3], "coordinator": [4], "other": [5, 6]}
+
+
+def test_every_name_of_the_environment_is_documented_and_every_exit_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "elastic.md").read_text()
+    known = {value for name, value in vars(names).items() if name.startswith("ENV_")}
+    assert set(re.findall(r"\bDEMORESET_\w+", page)) == known
+    assert str(names.COORDINATOR_PORT) in page
+    assert names.TERMINATION_LOG in page
+    table = page[page.index("| exit code") :].partition("\n\n")[0]
+    codes = {int(code) for code in re.findall(r"\b\d+\b", table)}
+    assert codes == set(ExitCode) - {ExitCode.CRASH, ExitCode.INTERRUPTED}
