@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,19 @@ def test_a_line_that_comes_late_takes_nothing_back(path: Path) -> None:
         append(frozen, [3])  # done before it froze, told when it thawed
         append(other, [6])
     assert updates(path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_of_several_writers_at_the_same_time_are_whole(path: Path) -> None:
+    files = [MetricsFile(path) for _ in range(3)]
+    for number, file in enumerate(files):
+        append(file, [number])
+    with ThreadPoolExecutor() as threads:
+        for number, file in enumerate(files, 1):
+            threads.submit(append, file, range(number * 1000, number * 1000 + 200))
+    for file in files:
+        file.close()
+    wanted = [0, 1, 2, *range(1000, 1200), *range(2000, 2200), *range(3000, 3200)]
+    assert updates(path) == wanted
 
 
 def test_a_torn_last_line_is_left_out_and_does_not_spoil_the_next(path: Path) -> None:
