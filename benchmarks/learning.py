@@ -154,7 +154,7 @@ def learn(
         group=Alone(),
         watch=diary,
         saver=diary,
-        life=1,
+        find=lambda: (1, None),
     )
     if condition in ("no curriculum", "uniform starts", "guide alone"):
         loop.curriculum = Fixed(demo, 4, uniform=condition == "uniform starts")

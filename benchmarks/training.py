@@ -87,7 +87,7 @@ def ours(turn: Turn, file: bytes) -> None:
         group=Alone(),
         watch=watch,
         saver=saver,
-        life=1,
+        find=lambda: (1, None),
     )
 
     def stopping() -> bool:  # asked after every update

@@ -270,12 +270,29 @@ class Stall(ApiModel):
     )
 
 
-class Workers(ApiModel):
-    """The group on a cluster; one machine runs one member."""
+class Collectives(StrEnum):
+    """What adds up gradients over the members."""
 
-    min: int = Field(default=1, ge=1, description="Least members that train.")
-    max: int = Field(default=1, ge=1, description="Most members.")
+    GLOO = "Gloo"
+    NCCL = "Nccl"
+
+
+class Workers(ApiModel):
+    """The group: on a cluster so many pods, on one machine a single worker."""
+
+    min: int = Field(default=1, ge=1, description="Least members that train; fewer wait.")
+    max: int = Field(default=1, ge=1, description="Most workers.")
     gpus: int = Field(default=0, ge=0, le=16, description="GPUs of a worker.")
+    members_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Processes that train in one worker. Default: one per GPU, else one.",
+    )
+    collectives: Collectives = Field(
+        default=Collectives.GLOO,
+        description="What adds up gradients: Gloo (CPU and GPU), or Nccl (one GPU per member).",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

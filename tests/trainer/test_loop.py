@@ -9,55 +9,10 @@ import torch
 from torch import Tensor
 
 from demoreset_api.errors import NoProgress
-from demoreset_api.spec import RunSpec
-from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo, record
-from demoreset_trainer.env import DemoResetEnv
-from demoreset_trainer.group import Alone, Group, MemberLost, Quorum
-from demoreset_trainer.loop import Loop, last_start, rules
-from demoreset_trainer.policy import Policy, architecture
-from demoreset_trainer.progress import Progress
-from demoreset_trainer.slots import Slots
-from demoreset_trainer.states import start_states
-
-SMALL = {
-    "demo": {"name": "freeway-crossing"},
-    "environment": {"slots": 8, "processes": 1},
-    "ppo": {"rolloutLength": 8, "epochs": 2, "minibatches": 2},
-}
-
-
-class Diary:
-    """A watch that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.progress: list[Progress] = []
-        self.notes: list[str] = []
-
-    def phase(self, name: str) -> None:
-        pass
-
-    def update(self, progress: Progress) -> None:
-        self.progress.append(progress)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-class Shelf:
-    """A saver that keeps copies in memory, of every update."""
-
-    def __init__(self) -> None:
-        self.saved: list[Snapshot] = []
-
-    def due(self) -> bool:
-        return True
-
-    def save(self, snapshot: Snapshot, *, best: bool) -> None:
-        self.saved.append(snapshot.copy())
-
-    def facts(self) -> dict[str, Any]:
-        return {}
+from demoreset_trainer.group import Alone, MemberLost
+from demoreset_trainer.loop import Loop, last_start
+from small_run import make, weights
 
 
 @pytest.fixture(scope="module")
@@ -65,40 +20,9 @@ def crossing() -> Demo:
     return record("freeway", np.full(172, 2, np.uint8), frame_skip=4)
 
 
-def make(
-    demo: Demo, *, group: Group | None = None, **changes: dict[str, Any]
-) -> tuple[Loop, Diary, Shelf]:
-    torch.set_num_threads(1)
-    spec = RunSpec.model_validate(
-        SMALL | {k: SMALL.get(k, {}) | v for k, v in changes.items()}  # type: ignore[operator]
-    )
-    shape = architecture(spec.policy)
-    states = start_states(demo, shape.view, 4)
-    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
-    torch.manual_seed(spec.seed)
-    diary, shelf = Diary(), Shelf()
-    loop = Loop(
-        spec,
-        demo,
-        states,
-        Policy(shape, len(codes)),
-        lambda count: Slots(demo, rules(spec), shape.view, slots=count, processes=1),
-        codes,
-        group=group or Alone(),
-        watch=diary,
-        saver=shelf,
-        life=1,
-    )
-    return loop, diary, shelf
-
-
 def after(loop: Loop, updates: int) -> Callable[[], bool]:
     goal = loop.counters.update + updates
     return lambda: loop.counters.update >= goal
-
-
-def weights(loop: Loop) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in loop.ppo.policy.state_dict().values()])
 
 
 RECURRENT = {"policy": {"recurrent": True}, "ppo": {"burnIn": 4}}
@@ -243,19 +167,6 @@ def test_progress_tells_what_happened(crossing: Demo) -> None:
     assert last.demo_frames == 172
     assert last.outcomes.keys() <= {"GAME_OVER", "LIFE_LOST", "SUCCESS", "BEHIND"}
     assert sum(last.outcomes.values()) == last.ended
-    assert set(last.phase_seconds) == {"rollout", "optimise", "record", "checkpoint"}
+    assert set(last.phase_seconds) == {"quorum", "rollout", "optimise", "record", "checkpoint"}
     assert last.frames_per_second > 0
     assert 0 < last.entropy <= np.log(3) + 1e-6
-
-
-def test_a_member_writes_the_episodes_of_its_own_slots(crossing: Demo) -> None:
-    class Second(Alone):
-        """The second of two members, whose other one is silent."""
-
-        def quorum(self, update: int) -> Quorum:
-            return Quorum(generation=1, rank=1, members=2)
-
-    loop, _, _ = make(crossing, group=Second())
-    loop.run(after(loop, 6))
-    assert not loop._episodes[:4].any()
-    assert loop._episodes[4:].any()

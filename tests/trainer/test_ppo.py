@@ -362,7 +362,7 @@ class Member:
         self._rank, self._shared, self._barrier = rank, shared, barrier
 
     def quorum(self, update: int) -> Quorum:
-        return Quorum(0, self._rank, len(self._shared))
+        return Quorum(0, self._rank, tuple(str(rank) for rank in range(len(self._shared))))
 
     def sum(self, tensor: Tensor) -> None:
         self._shared[self._rank] = tensor.clone()
@@ -371,8 +371,17 @@ class Member:
         self._barrier.wait(30)
         tensor.copy_(total)
 
-    def gather(self, items: Sequence[Item]) -> list[Item]:
+    def gather(self, value: Any) -> list[Any]:
         raise NotImplementedError
+
+    def hand_over(self, quorum: Quorum, state: bytes) -> bytes:
+        raise NotImplementedError
+
+    def alive(self) -> None:
+        pass
+
+    def event(self, name: str, **facts: Any) -> None:
+        pass
 
 
 def in_threads(members: int, run: Callable[[int, Group], None]) -> None:

@@ -49,10 +49,8 @@ class Setting:
     slots: Slots = field(repr=False)
 
     def collector(self, block: range, *, explore_frames: int = EXPLORE_FRAMES) -> Collector:
-        return Collector(
+        collector = Collector(
             self.slots,
-            block,
-            TOTAL,
             self.policy,
             self.burn_in,
             choose,
@@ -62,8 +60,9 @@ class Setting:
             history=HISTORY,
             explore_frames=explore_frames,
             explore_every=EXPLORE_EVERY,
-            episodes=np.zeros(len(block), np.int64),
         )
+        collector.hold(np.array(block), np.zeros(len(block), np.int64))
+        return collector
 
 
 def copy(rollout: Rollout) -> Rollout:
@@ -73,7 +72,7 @@ def copy(rollout: Rollout) -> Rollout:
 @pytest.fixture(scope="module")
 def slots(freeway: Demo) -> Iterator[Slots]:
     view = make_policy(False).shape.view
-    with Slots(freeway, RULES, view, slots=3, processes=1) as slots:
+    with Slots(freeway, RULES, view, slots=TOTAL, processes=1) as slots:
         yield slots
 
 
@@ -284,10 +283,10 @@ def test_a_moved_curriculum_is_followed_at_once(setting: Setting) -> None:
         return Start(where)
 
     collector = Collector(
-        setting.slots, range(3), 3, setting.policy, setting.burn_in, moving,
+        setting.slots, setting.policy, setting.burn_in, moving,
         seed=0, frame_skip=4, length=LENGTH, history=0, explore_frames=0, explore_every=1,
-        episodes=np.array([5, 0, 9]),
     )  # fmt: skip
+    collector.hold(np.arange(3), np.array([5, 0, 9]))
     assert asked[:3] == [(0, 5), (1, 0), (2, 9)]
     _, results = collector.collect(0)
     assert {result.start for result in results} == {160}

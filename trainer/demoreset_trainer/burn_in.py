@@ -6,6 +6,8 @@ that run side by side, each from a few decisions before its own part (its burn-i
 memory: R2D2, Kapturowski et al. 2019, section 3), so that a long demo costs few sequential steps.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,10 +23,17 @@ BATCH = 4096  # images that run through the network at a time
 class BurnIn:
     """The hidden state before every decision of a demo; computed anew by `refresh`."""
 
-    def __init__(self, policy: Policy, states: StartStates, decisions: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        states: StartStates,
+        decisions: int,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         self._policy = policy
         self._states = states
         self._length = decisions
+        self._alive = alive
         self.hidden = torch.zeros(len(states), policy.shape.hidden)
 
     @torch.no_grad()
@@ -41,6 +50,7 @@ class BurnIn:
             first = firsts[low : low + per_batch]
             index = first[None] + np.arange(-self._length, CHUNK)[:, None]  # [time, chunks]
             inside = index.clip(0, count - 1)
+            self._alive()
             images = self._states.observations(inside.reshape(-1), view)
             observations = torch.from_numpy(images).view(*index.shape, *view.shape).to(device)
             features = policy.features(observations.flatten(0, 1)).view(*index.shape, -1)

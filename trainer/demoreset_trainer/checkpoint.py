@@ -8,6 +8,7 @@ checkpoints of a run whose members died and came back, and fences those that com
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -96,11 +97,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     target = folder / snapshot.name
     if target.exists():  # the same update of the same life is the same state
         return target
-    files = {
-        MODEL: save_tensors(snapshot.model),
-        OPTIMIZER: save_tensors(snapshot.optimizer),
-        STATE: json.dumps(snapshot.state).encode(),
-    }
+    files = _files(snapshot)
     manifest = {
         "schema": SCHEMA,
         "life": snapshot.life,
@@ -123,6 +120,40 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return target
+
+
+def pack(snapshot: Snapshot, extra: dict[str, Any]) -> bytes:
+    """A snapshot, and JSON beside it, as bytes for another member: the files in a row."""
+    files = _files(snapshot.copy())
+    header = {name: getattr(snapshot, name) for name in ("life", "update", "frames", "members")} | {
+        "sizes": [len(content) for content in files.values()],
+        "extra": extra,
+    }
+    encoded = json.dumps(header).encode()
+    return b"".join([len(encoded).to_bytes(8, "big"), encoded, *files.values()])
+
+
+def unpack(content: bytes) -> tuple[Snapshot, dict[str, Any]]:
+    """What `pack` was given."""
+    behind = 8 + int.from_bytes(content[:8], "big")
+    header = json.loads(content[8:behind])
+    sizes, extra = header.pop("sizes"), header.pop("extra")
+    bounds = [behind, *(behind + end for end in itertools.accumulate(sizes))]
+    model, optimizer, state = (content[low:high] for low, high in itertools.pairwise(bounds))
+    return Snapshot(
+        model=load_tensors(model),
+        optimizer=load_tensors(optimizer),
+        state=json.loads(state),
+        **header,
+    ), extra
+
+
+def _files(snapshot: Snapshot) -> dict[str, bytes]:
+    return {
+        MODEL: save_tensors(snapshot.model),
+        OPTIMIZER: save_tensors(snapshot.optimizer),
+        STATE: json.dumps(snapshot.state).encode(),
+    }
 
 
 def _facts(content: bytes) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from typing import NoReturn
 from demoreset_api.errors import DemoResetError, ExitCode
 from demoreset_trainer.machine import settle_threads
 
-COMMANDS = ("cli_run", "cli_evaluate", "cli_video", "cli_export", "cli_demo", "cli_plot")
+COMMANDS = (
+    "cli_run",
+    "cli_member",
+    "cli_evaluate",
+    "cli_video",
+    "cli_export",
+    "cli_demo",
+    "cli_plot",
+)
 
 DESCRIPTION = """Teach an agent an Atari game from one demonstration.
 

@@ -1,15 +1,13 @@
 """`demoreset run`: train from a run file, in a folder that the same command goes on with."""
 
 import argparse
-import json
-import os
 import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demoreset_api.errors import ExitCode, UserError
+from demoreset_api.errors import ExitCode
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun
@@ -94,22 +92,15 @@ def run(options: argparse.Namespace) -> int:
 def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Namespace) -> int:
     """Put a run together, train it, and say how it ended."""
     signals = _Signals()
-    import torch
-
     from demoreset_trainer import checkpoint, runfile
+    from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
-    from demoreset_trainer.env import DemoResetEnv
     from demoreset_trainer.group import Alone
-    from demoreset_trainer.loop import Loop, rules
-    from demoreset_trainer.machine import cores
-    from demoreset_trainer.policy import Policy, architecture
-    from demoreset_trainer.slots import Slots
-    from demoreset_trainer.states import start_states
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
     demo = runfile.load_demo(spec, file)
-    checkpoints = _make_folder(folder)
+    checkpoints = runfile.make_folder(folder)
     newest = checkpoint.newest(checkpoints)
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
@@ -123,16 +114,8 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
                 f"`demoreset evaluate {folder}`, --set spec.goal.successRate=... or --fresh"
             )
             return ExitCode.DONE
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(cores())
-    torch.manual_seed(spec.seed)
-    shape = architecture(spec.policy, spec.environment.max_over_frames)
-    states = start_states(demo, shape.view, spec.environment.frame_skip)
-    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
-    policy = Policy(shape, len(codes)).to(device)
     life = checkpoint.next_life(checkpoints)
-    _write_json(folder / runfile.SPEC, wanted.model_dump(mode="json", by_alias=True))
-    demo.save(folder / runfile.DEMO)
+    runfile.keep(wanted, demo, folder)
     with (
         Watchers(folder, options, snapshot.update if snapshot else None) as watchers,
         CheckpointWriter(
@@ -142,26 +125,15 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
             note=watchers.note,
         ) as writer,
     ):
-        loop = Loop(
+        loop = assemble(
             spec,
             demo,
-            states,
-            policy,
-            lambda count: Slots(
-                demo,
-                rules(spec),
-                shape.view,
-                slots=count,
-                processes=spec.environment.processes or cores(),
-            ),
-            codes,
             group=Alone(),
             watch=watchers,
             saver=writer,
-            life=life,
+            find=lambda: (life, snapshot),
         )
         if snapshot is not None:
-            loop.load(snapshot)
             watchers.note(f"going on from {newest} ({snapshot.frames:,} frames)")
         try:
             stopped = loop.run(signals.stopping)
@@ -173,22 +145,11 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
     return _say(loop, stopped, summary, folder, options, saved, signals.received)
 
 
-def _make_folder(folder: Path) -> Path:
-    checkpoints = folder / "checkpoints"
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        if not os.access(checkpoints, os.W_OK):
-            raise PermissionError(13, "no permission to write")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
-        ) from error
-    return checkpoints
-
-
 def _summarise(
     loop: "Loop", stopped: "Stopped", folder: Path, received: int | None
 ) -> dict[str, Any]:
+    from demoreset_trainer import runfile
+
     counters = loop.counters
     summary = {
         "goalMet": stopped.goal_met,
@@ -209,14 +170,8 @@ def _summarise(
         "version": version("demoreset"),
         "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    _write_json(folder / "summary.json", summary)
+    runfile.write_json(folder / "summary.json", summary)
     return summary
-
-
-def _write_json(path: Path, content: object) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _say(

@@ -45,10 +45,14 @@ class GoalWatch:
             and sum(latest) / EVIDENCE >= self._goal.success_rate
         )
 
+    def enough(self, successes: Sequence[bool]) -> bool:
+        """Whether these episodes meet the goal."""
+        # The quotient, since 0.55 * 100 is a little more than 55.
+        return sum(successes) / len(successes) >= self._goal.success_rate
+
     def confirm(self, successes: Sequence[bool]) -> bool:
         """Decide by the episodes of one policy; after a failure new evidence is needed."""
-        # The quotient, since 0.55 * 100 is a little more than 55.
-        self.met = sum(successes) / len(successes) >= self._goal.success_rate
+        self.met = self.enough(successes)
         self._latest.extend(successes)
         self._since = 0
         return self.met

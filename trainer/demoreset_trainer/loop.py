@@ -1,31 +1,34 @@
-"""The sequence of a run: play, agree on the members, optimise, report, save; until the goal is met.
+"""The sequence of a run: agree on the members, learn from what they played, save, play.
 
-    rollout ──▶ quorum ──▶ optimise ──▶ record ──▶ confirm the goal? ──▶ save ──▶ next rollout
-                  ▲            │ not finite, or a member was lost
-                  └── copy ◀───┘
+    play ──▶ quorum ──▶ a member behind? state from one ahead ──▶ gather, optimise ──▶ commit
+              ▲                                                      │ not finite, or
+              └──────────────────── back to the copy ◀───────────────┘ a member was lost
 
-Nothing of an update is kept before it has succeeded as a whole.
+Nothing of an update is kept before it has succeeded as a whole: up to the commit the members only
+play and add up; the commit itself asks nobody.
 """
 
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from demoreset_api.errors import NoProgress
 from demoreset_api.spec import After, CurriculumMode, RunSpec
 from demoreset_trainer.burn_in import BurnIn
-from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.checkpoint import Snapshot, pack, unpack
 from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import End, Rules
 from demoreset_trainer.goal import GoalWatch
-from demoreset_trainer.group import Group, MemberLost, Quorum
+from demoreset_trainer.group import Group, Leaving, MemberLost, Quorum, deal
 from demoreset_trainer.guide import Guide
 from demoreset_trainer.play import play
 from demoreset_trainer.policy import Policy
@@ -36,6 +39,7 @@ from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.stall import Ladder
 from demoreset_trainer.states import StartStates
 
+_UPDATE_BITS = 40  # of the number that orders a run's states; above them its life
 MOST_ATTEMPTS = 3  # of one update, before the run gives up
 CALM = 0.25  # of the learning rate is left when every episode from the game's own start succeeds
 CONFIRMING = 32  # slots that play a confirmation
@@ -80,12 +84,31 @@ class Counters:
     rejected: int = 0
     start_reached_frames: int | None = None  # when the frontier first was the game's own start
     start_reached_seconds: float | None = None
+    # The group's faults: as the member saw them whose state went on
+    recoveries: dict[str, int] = field(default_factory=dict)  # by cause
+    recovery_seconds: dict[str, float] = field(default_factory=dict)
+    rolled_back: int = 0
+    frames_discarded: int = 0
+
+
+@dataclass(frozen=True)
+class Take:
+    """What a member has played since the latest update: nothing yet, when it is new.
+
+    columns: the slots of the rollout. successes: of the goal's episodes, when one is confirmed.
+    """
+
+    rollout: Rollout
+    columns: npt.NDArray[np.int64]
+    results: list[Result]
+    successes: list[bool]
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """Why the loop ended."""
+    """Whether the loop is to end, and why."""
 
+    ended: bool = True
     goal_met: bool = False
     budget_spent: bool = False
 
@@ -98,11 +121,13 @@ class Loop:
         demo: Its demonstration, cut to what is learned.
         states: The demo's start states.
         policy: On its device.
-        make_slots: Makes so many environments for this member.
+        make_slots: Makes so many environments.
         codes: The joystick codes of the policy's actions.
         group: The members.
         watch: Told how it goes.
         saver: Keeps its state.
+        find: Asked for the life and, if there is one, the checkpoint to go on from; only the first
+            of members that all are new is asked.
     """
 
     def __init__(
@@ -117,9 +142,11 @@ class Loop:
         group: Group,
         watch: Watch,
         saver: Saver,
-        life: int,
+        find: Callable[[], tuple[int, Snapshot | None]],
     ) -> None:
-        self.spec, self.demo, self.life = spec, demo, life
+        self.spec, self.demo = spec, demo
+        self.life = 0  # none yet: this member has no state of its own
+        self._find = find
         self._group, self._watch, self._saver = group, watch, saver
         self._make_slots, self._policy = make_slots, policy
         self._skip = spec.environment.frame_skip
@@ -136,7 +163,7 @@ class Loop:
         original = spec.curriculum.mode is CurriculumMode.ORIGINAL
         self.ppo = Ppo(policy, spec.ppo, success_is_neutral=original)
         burn_in_decisions = spec.ppo.burn_in if policy.shape.hidden else 0
-        self._burn_in = BurnIn(policy, states, burn_in_decisions)
+        self._burn_in = BurnIn(policy, states, burn_in_decisions, group.alive)
         # A long demo costs more than a rollout to watch: then it is watched less often.
         per_update = spec.environment.slots * spec.ppo.rollout_length
         self._refresh_every = max(1, len(states) // per_update)
@@ -144,7 +171,14 @@ class Loop:
         default_guide = 0.0 if original else 0.1
         guide = spec.curriculum.guide
         self.guide_weight = default_guide if guide is None else guide
-        self._episodes = np.zeros(spec.environment.slots, np.int64)
+        self._owners = [""] * spec.environment.slots  # the member that plays each slot
+        self._members: tuple[str, ...] = ()  # of the latest quorum
+        self._rank = 0
+        self._leaving: set[str] = set()  # members that have said so
+        self._lost_at: float | None = None  # when what a lost member interrupted began
+        self._results: list[Result] = []  # of the latest update, as are the statistics
+        self._statistics = Statistics()
+        self._episodes = np.zeros(spec.environment.slots, np.int64)  # number of the current one
         self._explore_frames = spec.curriculum.explore_frames
         if self._explore_frames is None:
             self._explore_frames = 100 if original else 0
@@ -157,14 +191,14 @@ class Loop:
 
     # State
 
-    def snapshot(self, members: int = 1) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """All that is needed to go on. Tensors are the live ones, not copies."""
         model, optimizer = self.ppo.state()
         return Snapshot(
             life=self.life,
             update=self.counters.update,
             frames=self.counters.frames,
-            members=members,
+            members=max(1, len(self._members)),
             model=model,
             optimizer=optimizer,
             state={
@@ -180,7 +214,15 @@ class Loop:
         )
 
     def load(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot."""
+        """Go on from a checkpoint: every slot begins anew."""
+        self._take_over(snapshot)
+        if snapshot.state["spec"]["goal"] != self.spec.goal.model_dump(mode="json", by_alias=True):
+            self.goal.met = False  # another goal
+        # The episodes that ran when it was saved are lost; their numbers are not used again.
+        self._episodes += 2
+        self._owners = [""] * len(self._owners)
+
+    def _take_over(self, snapshot: Snapshot) -> None:
         state = snapshot.state
         self.ppo.load(snapshot.model, snapshot.optimizer)
         known = {field.name for field in fields(Counters)}
@@ -188,13 +230,10 @@ class Loop:
         self.counters = Counters(**counters)
         self.curriculum.load(state["curriculum"])
         self.goal.load(state["goal"])
-        if state["spec"]["goal"] != self.spec.goal.model_dump(mode="json", by_alias=True):
-            self.goal.met = False  # another goal
         self.ladder.load(state["stall"])
-        # The episodes that ran when it was saved are lost; their numbers are not used again.
-        episodes = np.array(state["episodes"], np.int64) + 2
-        kept = min(len(episodes), len(self._episodes))
-        self._episodes[:kept] = episodes[:kept]
+        self._episodes[:] = 0
+        kept = min(len(state["episodes"]), len(self._episodes))
+        self._episodes[:kept] = state["episodes"][:kept]
         self._playing_on = bool(state["playing_on"])
 
     # The sequence
@@ -207,49 +246,57 @@ class Loop:
             SlotsDied: a process of environments is gone.
         """
         with ExitStack() as self._open:
-            return self._run(stopping)
+            try:
+                return self._run(stopping)
+            except Leaving:
+                return Stopped(goal_met=self.goal.met)
+            finally:
+                self._group.event("left", update=self.counters.update)
 
     def _run(self, stopping: Callable[[], bool]) -> Stopped:
-        quorum = self._group.quorum(self.counters.update)
-        self._burn_in.refresh()
-        collector = self._collector(quorum)
-        begun = time.monotonic() - self.counters.seconds
-        while not stopping():
-            budget = self.spec.budget.frames
-            if budget is not None and self.counters.frames >= budget:
-                return Stopped(goal_met=self.goal.met, budget_spent=True)
-            with self._phase("rollout"):
-                rollout, results = collector.collect(self.counters.update)
-            with self._phase("optimise"):
-                statistics, quorum = self._optimise(rollout, quorum)
-            with self._phase("record"):
-                self._record(self._group.gather(results), collector)
+        collector = self._collector()
+        self._nothing = take = Take(collector.nothing(), collector.held, [], [])
+        begun: float | None = None
+        self._stopping = stopping
+        while True:
+            quorum, learned = self._update(take)
+            if begun is None:
+                begun = time.monotonic() - self.counters.seconds
+                self._burn_in.refresh()
             self.counters.seconds = time.monotonic() - begun
-            met = False
-            if self.goal.promising and self.curriculum.frontier == 0 and not self._playing_on:
-                with self._phase("confirm"):
-                    met = self._confirm(quorum)
-                self.counters.seconds = time.monotonic() - begun
-            self._tell(results, statistics, quorum)
-            self._phases = {}  # a checkpoint counts to the update after it
-            if met and self.spec.goal.after is After.PLAY_ON:
-                self._playing_on = True
-                self._watch.note("goal met: playing on from the game's own start, for score")
-                met = False
-            if met or self._saver.due():
+            stopped = self._stopped(quorum)
+            if learned:
+                self._tell(quorum)
+                self._phases = {}  # a checkpoint counts to the update after it
+            if quorum.first and (stopped.goal_met or (learned and self._saver.due())):
                 with self._phase("checkpoint"):
-                    self._saver.save(self.snapshot(quorum.members), best=self.at_best())
-            if met:
-                return Stopped(goal_met=True)
-        return Stopped(goal_met=self.goal.met)
+                    self._saver.save(self.snapshot(), best=self.at_best())
+            if stopped.ended:
+                return stopped
+            self._deal(quorum)
+            with self._phase("rollout"):
+                mine = [slot for slot, owner in enumerate(self._owners) if owner == quorum.me]
+                held = np.array(mine, np.int64)
+                collector.hold(held, self._episodes[held])
+                successes = self._confirming(quorum)
+                rollout, results = collector.collect(self.counters.update)
+            take = Take(rollout, held, results, successes)
 
-    def _collector(self, quorum: Quorum) -> Collector:
-        """Begin new episodes in all slots of this member."""
-        block = quorum.block(self.spec.environment.slots)
+    def _stopped(self, quorum: Quorum) -> Stopped:
+        if self.goal.met and not self._playing_on:
+            if self.spec.goal.after is After.STOP:
+                return Stopped(ended=True, goal_met=True)
+            self._playing_on = True
+            self._watch.note("goal met: playing on from the game's own start, for score")
+        budget = self.spec.budget.frames
+        spent = budget is not None and self.counters.frames >= budget
+        # Others are told before one leaves, so that they play its slots in the next rollout.
+        leaving = quorum.me in self._leaving or (len(quorum.members) == 1 and self._stopping())
+        return Stopped(spent or leaving, goal_met=self.goal.met, budget_spent=spent)
+
+    def _collector(self) -> Collector:
         return Collector(
-            self._open.enter_context(self._make_slots(len(block))),
-            block,
-            self.spec.environment.slots,
+            self._new_slots(self.spec.environment.slots),
             self._policy,
             self._burn_in,
             self._choose,
@@ -259,45 +306,181 @@ class Loop:
             history=self.spec.ppo.burn_in,
             explore_frames=self._explore_frames or 0,
             explore_every=self._explore_every,
-            episodes=self._episodes[block.start : block.stop],
+            alive=self._group.alive,
         )
+
+    def _new_slots(self, count: int) -> Slots:
+        slots: Slots = self._open.enter_context(self._make_slots(count))
+        return slots.ready(self._group.alive)
+
+    def _deal(self, quorum: Quorum) -> None:
+        """Give every slot to a member; in a slot that changes hands the next episode begins."""
+        staying = [member for member in quorum.members if member not in self._leaving]
+        dealt = deal(self._owners, staying)
+        for slot, (before, now) in enumerate(zip(self._owners, dealt, strict=True)):
+            if before and before != now:
+                self._episodes[slot] += 1
+        self._owners = dealt
 
     def _choose(self, slot: int, episode: int, random: np.random.Generator) -> Start:
         if self._playing_on:
             return Start(0, limits=False)
         return Start(self.curriculum.choose(slot, random))
 
-    def _optimise(self, rollout: Rollout, quorum: Quorum) -> tuple[Statistics, Quorum]:
-        """One update, or none at all: after a failure everything is as it was before."""
-        spec = self.spec
-        remedy = self.ladder.remedy
-        learning_rate = spec.ppo.learning_rate * remedy.learning_rate * self._calm()
-        guide = 0.0 if self._playing_on else self.guide_weight
+    def _update(self, take: Take) -> tuple[Quorum, bool]:
+        """One update, or none at all; whether there was anything to learn from.
+
+        After a failure everything is as it was before.
+        """
         rejected = 0
         while rejected < MOST_ATTEMPTS:
+            with self._phase("quorum"):
+                quorum, ahead = self._agree()
+            if not ahead:  # what was played belongs to a state that is gone
+                take = self._nothing
             before = tuple(_copy(tensors) for tensors in self.ppo.state())
+            begun = time.monotonic()
             try:
-                return self.ppo.update(
-                    rollout,
-                    self._minibatches(quorum, rejected),
-                    self._lessons(guide),
-                    self._group,
-                    learning_rate=learning_rate,
-                    entropy=spec.ppo.entropy * remedy.entropy,
-                    guide=guide,
-                    members=quorum.members,
-                ), quorum
-            except MemberLost:
+                with self._phase("optimise"):
+                    shares = self._gather(take, quorum)
+                    if not any(share["slots"] for share in shares):
+                        return quorum, False
+                    met = self._judge(shares)
+                    if not met:
+                        self._statistics = self._optimise(take, quorum, rejected)
+            except MemberLost as error:
                 self.ppo.load(*before)
-                quorum = self._group.quorum(self.counters.update)
+                self.counters.rolled_back += 1
+                self._lost_at = self._lost_at or begun
+                self._group.event("lost", update=self.counters.update, reason=str(error))
+                continue
             except NotFinite as error:
                 self.ppo.load(*before)
                 rejected += 1
                 self.counters.rejected += 1
                 self._watch.note(f"update {self.counters.update} rejected: {error}")
+                self._group.event("rejected", update=self.counters.update)
+                continue
+            with self._phase("record"):
+                self._commit(shares, met)
+            return quorum, True
         raise NoProgress(
             f"update {self.counters.update} failed {MOST_ATTEMPTS} times: its loss is not finite; "
             "lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
+        )
+
+    def _agree(self) -> tuple[Quorum, bool]:
+        """Agree on the members, all with one state; whether this member's own has stayed."""
+        stayed = True
+        while True:
+            begun = time.monotonic()
+            quorum = self._group.quorum(self._step())
+            try:
+                if quorum.source is not None:
+                    stayed = self._share(quorum) and stayed
+            except MemberLost as error:
+                self._lost_at = self._lost_at or begun
+                self._group.event("lost", update=self.counters.update, reason=str(error))
+                continue
+            self._regained(quorum, begun)
+            return quorum, stayed
+
+    def _step(self) -> int:
+        """Orders the states of a run: a member of an earlier life is behind, a new one more so."""
+        return self.life << _UPDATE_BITS | self.counters.update
+
+    def _share(self, quorum: Quorum) -> bool:
+        """All take the state of one member; whether it was this one's own."""
+        own = quorum.rank == quorum.source
+        if own and not self.life:  # all are new: only the first may look at the disk
+            life, snapshot = self._find()
+            if snapshot is not None:
+                self.load(snapshot)
+            self.life = life
+        if len(quorum.members) == 1:
+            return own
+        state = pack(self.snapshot(), {"owners": self._owners}) if own else b""
+        received = self._group.hand_over(quorum, state)
+        if not own:
+            snapshot, extra = unpack(received)
+            if (snapshot.life, snapshot.update) == (self.life, self.counters.update):
+                return True  # another was behind
+            self._take_over(snapshot)
+            self.life, self._owners = snapshot.life, list(extra["owners"])
+            self._burn_in.refresh()
+        return own
+
+    def _regained(self, quorum: Quorum, asked: float) -> None:
+        """Count, by cause, what was lost or joined since the latest quorum."""
+        before, now = set(self._members), set(quorum.members)
+        if self._lost_at is not None:
+            self._recovered("collective", self._lost_at)
+        elif before - now:
+            self._recovered("left", asked)
+        elif quorum.outage:
+            self._recovered("coordinator", asked)
+        elif before and now - before:
+            self._recovered("joined", asked)
+        self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
+
+    def _recovered(self, cause: str, since: float) -> None:
+        counters, seconds = self.counters, time.monotonic() - since
+        counters.recoveries[cause] = counters.recoveries.get(cause, 0) + 1
+        counters.recovery_seconds[cause] = counters.recovery_seconds.get(cause, 0.0) + seconds
+
+    def _gather(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
+        """What every member brings to this update.
+
+        Raises:
+            MemberLost: also where states have drifted apart: those that differ go on as new ones.
+        """
+        digest = self._digest()
+        shares = self._group.gather(
+            {
+                "digest": digest,
+                "slots": len(take.columns),
+                "results": [astuple(result) for result in take.results],
+                "successes": take.successes,
+                "leaving": self._stopping(),
+            }
+        )
+        self._leaving = {
+            member for member, share in zip(quorum.members, shares, strict=True) if share["leaving"]
+        }
+        digests = [share["digest"] for share in shares]
+        if len(set(digests)) > 1:
+            finite = [one for one in digests if one >= 0] or digests
+            right = max(finite, key=finite.count)
+            if digest != right:
+                self.life = 0
+            self._watch.note(
+                f"update {self.counters.update}: the members' weights differ; made equal again"
+            )
+            raise MemberLost("the members' weights differ")
+        return shares
+
+    def _digest(self) -> int:
+        """A checksum of the weights; -1 where one is not finite."""
+        digest = 0
+        for tensor in self._policy.state_dict().values():
+            values = tensor.detach().cpu().contiguous().numpy()
+            if not np.isfinite(values).all():
+                return -1
+            digest = zlib.crc32(values, digest)
+        return digest
+
+    def _optimise(self, take: Take, quorum: Quorum, rejected: int) -> Statistics:
+        spec, remedy = self.spec, self.ladder.remedy
+        guide = 0.0 if self._playing_on else self.guide_weight
+        return self.ppo.update(
+            take.rollout,
+            self._minibatches(take.columns, rejected),
+            self._lessons(guide),
+            self._group,
+            learning_rate=spec.ppo.learning_rate * remedy.learning_rate * self._calm(),
+            entropy=spec.ppo.entropy * remedy.entropy,
+            guide=guide,
+            members=len(quorum.members),
         )
 
     def _calm(self) -> float:
@@ -310,19 +493,22 @@ class Loop:
             return 1.0
         return 1 - (1 - CALM) * (self.goal.rate or 0.0)
 
-    def _minibatches(self, quorum: Quorum, rejected: int) -> Iterator[np.ndarray[Any, Any]]:
-        """Columns of the rollout: each epoch cuts all slots of the run anew.
+    def _minibatches(
+        self, held: npt.NDArray[np.int64], rejected: int
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        """Columns of this member's rollout: each epoch cuts all slots of the run anew.
 
         After a rejected attempt otherwise than before; after a lost member as before.
         """
         spec = self.spec
         slots = spec.environment.slots
-        block = quorum.block(slots)
+        column = np.full(slots, -1)
+        column[held] = np.arange(len(held))
         for epoch in range(spec.ppo.epochs):
             random = np.random.default_rng([spec.seed, self.counters.update, epoch, rejected])
             for part in np.split(random.permutation(slots), spec.ppo.minibatches):
-                mine = part[(part >= block.start) & (part < block.stop)]
-                yield mine - block.start
+                mine = column[part]
+                yield mine[mine >= 0]
 
     def _lessons(self, guide: float) -> Iterator[Any]:
         spec = self.spec
@@ -331,20 +517,39 @@ class Loop:
         for _ in range(spec.ppo.epochs * spec.ppo.minibatches):
             yield self._guide.lesson(guidance, random) if guide else None
 
-    def _record(self, results: list[Result], collector: Collector) -> None:
-        """Take in what the update has brought."""
+    def _commit(self, shares: list[dict[str, Any]], met: bool) -> None:
+        """Take in what the update has brought; asks nobody, so that it cannot half happen."""
         spec, counters = self.spec, self.counters
+        slots = sum(share["slots"] for share in shares)
+        per_slot = spec.ppo.rollout_length * self._skip
+        results = sorted(
+            (Result(*result) for share in shares for result in share["results"]),
+            key=lambda result: (result.slot, result.episode),
+        )
+        successes = [one for share in shares for one in share["successes"]]
         counters.update += 1
-        counters.frames += spec.ppo.rollout_length * spec.environment.slots * self._skip
+        counters.frames += slots * per_slot
+        counters.frames_discarded += (spec.environment.slots - slots) * per_slot
         counters.episodes += len(results)
         for result in results:
+            self._episodes[result.slot] = result.episode + 1
             if result.start == 0:
                 counters.score_max = max(result.score, counters.score_max or result.score)
-        self._episodes[collector.block.start : collector.block.stop] = collector.episodes
+        self._results = results
+        self._group.event(
+            "commit", update=counters.update, frames=counters.frames, digest=self._digest()
+        )
         if self._playing_on:
             return
         self.curriculum.record(results)
         self.goal.record(results)
+        if len(successes) == spec.goal.episodes:
+            self.goal.confirm(successes)
+            self._watch.note(
+                f"confirmation: {sum(successes)} of {len(successes)} episodes from the game's own "
+                f"start tie the demo; the goal is {spec.goal.success_rate:.0%}"
+                + ("" if met else ": on with the training")
+            )
         if counters.update % self._refresh_every == 0:
             self._burn_in.refresh()
         if self.curriculum.frontier == 0 and counters.start_reached_frames is None:
@@ -357,32 +562,42 @@ class Loop:
         if changed:
             self._watch.note(changed)
 
-    def _confirm(self, quorum: Quorum) -> bool:
-        """Hold the policy still and play the goal's episodes from the game's own start.
+    def _judge(self, shares: list[dict[str, Any]]) -> bool:
+        """Whether the goal's episodes, if all were played, meet it."""
+        successes = [one for share in shares for one in share["successes"]]
+        return len(successes) == self.spec.goal.episodes and self.goal.enough(successes)
 
-        In slots of its own: if the training's were used, all of their episodes would begin anew at
-        the same moment, and the rollouts after a failed confirmation would be of one kind.
+    def _confirming(self, quorum: Quorum) -> list[bool]:
+        """When the goal seems near: this member's share of its episodes, from the game's own start.
+
+        In slots of their own: if the training's were used, all of their episodes would begin anew
+        at the same moment, and the rollouts after a failed confirmation would be of one kind.
         """
+        if not self.goal.promising or self.curriculum.frontier or self._playing_on:
+            return []
         goal, random = self.spec.goal, np.random.default_rng([self.spec.seed, self.counters.update])
-        mine = range(quorum.rank, goal.episodes, quorum.members)
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(goal.episodes)]
-        if self._apart is None:
-            self._apart = self._open.enter_context(self._make_slots(min(len(mine), CONFIRMING)))
-        played = play(
-            self._apart,
-            self._policy,
-            [begins[i] for i in mine],
-            seed=self.spec.seed,
-            watch=lambda _: self._watch.phase("confirm"),  # a sign of life
-        )
-        successes = self._group.gather([episode.success for episode in played])
-        met = self.goal.confirm(successes)
-        self._watch.note(
-            f"confirmation: {sum(successes)} of {len(successes)} episodes from the game's own "
-            f"start tie the demo; the goal is {goal.success_rate:.0%}"
-            + ("" if met else ": on with the training")
-        )
-        return met
+        mine = range(quorum.rank, goal.episodes, len(quorum.members))
+        if not mine:
+            return []
+        with self._phase("confirm"):
+            if self._apart is None:
+                count = min(goal.episodes, CONFIRMING)
+                self._apart = self._new_slots(count)
+            played = play(
+                self._apart,
+                self._policy,
+                [begins[i] for i in mine],
+                seed=self.spec.seed,
+                watch=lambda _: self._watch.phase("confirm"),  # a sign of life
+                alive=self._group.alive,
+            )
+        return [episode.success for episode in played]
+
+    @property
+    def first(self) -> bool:
+        """Whether this member writes the run's checkpoints."""
+        return self._rank == 0 and self.life > 0
 
     def at_best(self) -> bool:
         """Whether the run has never stood better than now."""
@@ -397,8 +612,9 @@ class Loop:
         yield
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begun
 
-    def _tell(self, results: list[Result], statistics: Statistics, quorum: Quorum) -> None:
+    def _tell(self, quorum: Quorum) -> None:
         counters, spec, ladder = self.counters, self.spec, self.ladder
+        results = self._results
         self._speed.append((counters.seconds, counters.frames))
         frontier = self.curriculum.frontier
         self._moves.append((counters.seconds, frontier))
@@ -422,17 +638,29 @@ class Loop:
                 entropy_coefficient=spec.ppo.entropy * ladder.remedy.entropy,
                 stall_rung=ladder.rung,
                 stalled=ladder.stalled,
-                **asdict(statistics),
+                **asdict(self._statistics),
                 frames_per_second=_slope(self._speed),
                 phase_seconds=dict(self._phases),
-                members=quorum.members,
-                generation=quorum.generation,
                 rejected_updates=counters.rejected,
+                members=len(quorum.members),
+                generation=quorum.generation,
+                rank=quorum.rank,
+                roster=quorum.roster,
+                recoveries=dict(counters.recoveries),
+                recovery_seconds=dict(counters.recovery_seconds),
+                rolled_back=counters.rolled_back,
+                frames_discarded=counters.frames_discarded,
+                goodput=self._goodput(),
                 budget_frames=spec.budget.frames,
                 eta_seconds=self._eta(frontier),
                 **self._saver.facts(),
             )
         )
+
+    def _goodput(self) -> float:
+        """Share of the training's time that was not spent on recoveries."""
+        lost = sum(self.counters.recovery_seconds.values())
+        return max(0.0, 1 - lost / self.counters.seconds) if self.counters.seconds else 1.0
 
     def _eta(self, frontier: int) -> float | None:
         """Seconds until the start is reached, at the pace of the latest updates."""

@@ -4,9 +4,16 @@ import math
 import os
 from pathlib import Path
 
+from demoreset_api.names import ENV_CORES
+
 
 def cores() -> int:
-    """Cores that this process may use: its affinity and its container's CPU quota, at least 1."""
+    """Cores that this process may use: its affinity and its container's CPU quota, at least 1.
+
+    A member that shares a worker with others is told its part.
+    """
+    if told := os.environ.get(ENV_CORES):
+        return max(1, int(told))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.ceil(min(allowed or 1, _quota())))
 

@@ -46,12 +46,14 @@ def play(
     seed: int = 0,
     states: Tensor | None = None,
     watch: Callable[[int], None] | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> list[Played]:
     """Play the episodes `begins`, each to its end; slot s of N plays the episodes s, s + N, ...
 
     `epsilon`: chance of a uniformly random action. `states` [episodes, S]: what a recurrent policy
-    remembers at their starts; default nothing. `watch` is told how many episodes have ended.
-    Every episode draws from its own stream, so the results do not depend on the number of slots.
+    remembers at their starts; default nothing. `watch` is told how many episodes have ended,
+    `alive` that something moves. Every episode draws from its own stream, so the results do not
+    depend on the number of slots.
     """
     count = len(slots.action)
     device = next(policy.parameters()).device
@@ -83,6 +85,7 @@ def play(
         slots.action[active] = choose(logits.cpu(), noise, act, epsilon)
         slots.send()
         slots.wait()
+        alive()
         for slot in list(active):
             if not slots.end[slot]:
                 continue

@@ -109,14 +109,14 @@ class Lesson:
 class Statistics:
     """Means over an update's samples, of all members."""
 
-    policy_loss: float
-    value_loss: float
-    guide_loss: float
-    entropy: float
-    kl: float
-    clip_share: float
-    explained_variance: float
-    gradient_norm: float
+    policy_loss: float = 0.0
+    value_loss: float = 0.0
+    guide_loss: float = 0.0
+    entropy: float = 0.0
+    kl: float = 0.0
+    clip_share: float = 0.0
+    explained_variance: float = 0.0
+    gradient_norm: float = 0.0
 
 
 class Ppo:
@@ -178,6 +178,8 @@ class Ppo:
         for columns, lesson in zip(minibatches, lessons, strict=True):
             count = torch.tensor([float(rollout.actions[:, columns].size)])
             group.sum(count)
+            if not count.item():
+                continue  # all of its slots were lost with their members
             loss, parts = self._losses(rollout, data, columns, entropy)
             loss = loss / count.item()
             if lesson is not None and guide:
@@ -193,12 +195,11 @@ class Ppo:
         totals = sums.cpu()
         group.sum(totals)
         means = dict(zip(_SUMS, (totals / samples).tolist(), strict=True))
-        targets = raw + rollout.values
-        variance = float(np.var(targets))
+        _, returns = _moments(raw + rollout.values, group)
         return Statistics(
             **means,
             guide_loss=guide_losses / len(norms),
-            explained_variance=1 - float(np.var(raw)) / variance if variance else 0.0,
+            explained_variance=1 - (deviation / returns) ** 2 if returns else 0.0,
             gradient_norm=float(np.mean(norms)),
         )
 
@@ -252,7 +253,7 @@ class Ppo:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         group.sum(flat)
-        norm = float(flat.norm())
+        norm = _norm(flat)
         if not math.isfinite(norm):
             raise NotFinite(f"the gradient's norm is {norm}")
         limit = self.spec.gradient_norm
@@ -285,6 +286,20 @@ class Ppo:
 
 
 _SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")
+
+
+_ROW = 4096
+
+
+def _norm(flat: Tensor) -> float:
+    """The Euclidean norm, to the last bit the same for members with other numbers of threads.
+
+    Each row is summed by one thread, and the rows are few enough for one.
+    """
+    whole = flat.numel() // _ROW * _ROW
+    rows = flat[:whole].view(-1, _ROW).square().sum(1)
+    rest = flat[whole:].double().square().sum()
+    return math.sqrt(float(rows.double().sum() + rest))
 
 
 def _moments(values: Floats, group: Group) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Playing: a member's slots and the policy, T decisions at a time.
+"""Playing: the slots that a member holds and the policy, T decisions at a time.
 
 Randomness belongs to slots: what slot 7 draws does not depend on which member holds it, nor on how
 many there are. Episode e of slot s draws from the stream (seed, s, e); the actions of update u come
@@ -19,7 +19,7 @@ from demoreset_trainer.curriculum import Result
 from demoreset_trainer.env import TRUNCATED
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.ppo import Rollout
-from demoreset_trainer.slots import Begin, Slots
+from demoreset_trainer.slots import IDLE, Begin, Slots
 
 EXPLORING = 0.5  # what the logits are multiplied with
 
@@ -36,20 +36,17 @@ Choose = Callable[[int, int, np.random.Generator], Start]  # (slot, episode, ran
 
 
 class Collector:
-    """Plays the slots of one member and remembers their latest decisions.
+    """Plays the slots that a member holds, and remembers their latest decisions.
 
     Args:
-        slots: The member's environments.
-        block: Their numbers in the run.
-        total: How many slots the run has.
+        slots: Environments for all slots of the run; those that are not held stand still.
         choose: Asked for the start of every episode.
+        alive: Told that the loop moves.
     """
 
     def __init__(
         self,
         slots: Slots,
-        block: range,
-        total: int,
         policy: Policy,
         burn_in: BurnIn,
         choose: Choose,
@@ -60,38 +57,95 @@ class Collector:
         history: int,
         explore_frames: int,
         explore_every: int,
-        episodes: npt.NDArray[np.int64],
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self._slots, self.block, self._total = slots, block, total
+        self._slots, self._total = slots, len(slots.action)
         self._policy, self._burn_in, self._choose = policy, burn_in, choose
         self._seed, self._skip, self._length = seed, frame_skip, length
         self._explore = explore_frames // frame_skip
         self._explore_every = explore_every
-        self._history = history = history if policy.shape.hidden else 0
+        self._alive = alive
+        self._history = history if policy.shape.hidden else 0
         self.device = next(policy.parameters()).device
-        count = len(block)
-        self.episodes = episodes.copy()  # number of each slot's current episode
-        rows, hidden = history + length, policy.shape.hidden
-        self._observations = np.zeros((rows, count, *policy.shape.view.shape), np.uint8)
+        self.held = np.zeros(0, np.int64)  # numbers of the slots, ascending
+        self._make_room(0)
+
+    def _make_room(self, count: int) -> None:
+        """Arrays for so many slots; what is in them belongs to no episode."""
+        view, rows, hidden = self._slots.view, self._history + self._length, self._hidden
+        self.episodes = np.full(count, -1, np.int64)  # number of each slot's current episode
+        self._observations = np.zeros((rows, count, *view.shape), np.uint8)
         self._begins = np.zeros((rows, count), np.bool_)
         self._states = np.zeros((rows, count, hidden), np.float32)
         self._begun = np.ones(count, np.bool_)  # an episode begins with the next decision
         self._age = np.zeros(count, np.int64)  # decisions of the current episode
         self._starts = np.zeros(count, np.int64)
-        self._state = policy.initial_state(count, self.device)
-        self._planned = [self._begin(i, int(self.episodes[i])) for i in range(count)]
-        slots.reset(self._planned)
-        self._enter(np.arange(count))
+        self._state = self._policy.initial_state(count, self.device)
+        self._planned: dict[int, Begin] = {}  # the next episode of a column
+
+    @property
+    def _hidden(self) -> int:
+        return self._policy.shape.hidden
+
+    def hold(self, held: npt.NDArray[np.int64], episodes: npt.NDArray[np.int64]) -> None:
+        """Play these slots from now on; `episodes`: the number of each one's current episode.
+
+        Where a slot plays that episode already it goes on; elsewhere the episode begins.
+        """
+        before = {
+            (slot, episode): column
+            for column, (slot, episode) in enumerate(
+                zip(self.held.tolist(), self.episodes.tolist(), strict=True)
+            )
+        }
+        running = list(zip(held.tolist(), episodes.tolist(), strict=True))
+        if running == list(before):
+            return
+        old = vars(self).copy()
+        self._make_room(len(held))
+        self.held, self.episodes = held.copy(), episodes.copy()
+        fresh = [column for column, key in enumerate(running) if key not in before]
+        kept = [column for column, key in enumerate(running) if key in before]
+        source = [before[running[column]] for column in kept]
+        for name in ("_observations", "_begins", "_states"):
+            getattr(self, name)[:, kept] = old[name][:, source]
+        for name in ("_begun", "_age", "_starts", "_state"):
+            getattr(self, name)[kept] = old[name][source]
+        self._planned = {
+            column: old["_planned"][one] for column, one in zip(kept, source, strict=True)
+        }
+        self._planned |= {column: self._begin(column, int(episodes[column])) for column in fresh}
+        self._slots.begin({int(held[column]): self._planned[column] for column in fresh})
+        self._slots.action[:] = IDLE
+        self._enter(np.array(fresh, np.int64))
+
+    def nothing(self) -> Rollout:
+        """A rollout of no slot: of a member that has not played."""
+        rows, length = self._history + self._length, self._length
+        empty = np.zeros((length, 0), np.float32)
+        return Rollout(
+            observations=np.zeros((rows, 0, *self._slots.view.shape), np.uint8),
+            begins=np.zeros((rows, 0), np.bool_),
+            states=np.zeros((rows, 0, self._hidden), np.float32),
+            actions=np.zeros((length, 0), np.int64),
+            log_probs=empty,
+            values=empty,
+            rewards=empty,
+            ends=np.zeros((length, 0), np.uint8),
+            end_values=empty,
+            temperature=empty,
+            last_values=np.zeros(0, np.float32),
+        )
 
     def _begin(self, i: int, episode: int) -> Begin:
-        slot = self.block[i]
+        slot = int(self.held[i])
         seeds = np.random.SeedSequence([self._seed, slot, episode])
         random = np.random.Generator(np.random.Philox(seeds))
         start = self._choose(slot, episode, random)
         return Begin(start.frame, int(random.integers(2**62)), start.limits)
 
     def _enter(self, which: npt.NDArray[np.int64]) -> None:
-        """The planned episodes have begun in these slots; plan the ones after."""
+        """The planned episodes have begun in these columns; plan the ones after."""
         for i in which.tolist():
             self._starts[i] = self._planned[i].start
             self._plan(i)
@@ -100,13 +154,15 @@ class Collector:
 
     def _plan(self, i: int) -> None:
         self._planned[i] = self._begin(i, int(self.episodes[i]) + 1)
-        self._slots.plan(i, self._planned[i])
+        self._slots.plan(int(self.held[i]), self._planned[i])
 
     @torch.no_grad()
     def collect(self, update: int) -> tuple[Rollout, list[Result]]:
         """Play one rollout; its results come in the order of their slots and episodes."""
         slots, policy, history, length = self._slots, self._policy, self._history, self._length
-        count = len(self.block)
+        held, count = self.held, len(self.held)
+        if not count:
+            return self.nothing(), []
         # The latest decisions of the rollout before are this one's burn-in.
         if history:
             for kept in (self._observations, self._begins, self._states):
@@ -132,20 +188,23 @@ class Collector:
                 )
             self._states[row] = state.cpu().numpy()
             self._begun[:] = False
-            self._observations[row] = slots.observation
+            np.take(slots.observation, held, axis=0, out=self._observations[row], mode="clip")
             temperature[t] = np.where(self._exploring(), EXPLORING, 1)
-            actions[t], log_probs[t], values[t], state = self._act(state, temperature[t], noise[t])
-            slots.action[:] = actions[t]
+            actions[t], log_probs[t], values[t], state = self._act(
+                self._observations[row], state, temperature[t], noise[t]
+            )
+            slots.action[held] = actions[t]
             slots.send()
             slots.wait()
+            self._alive()
             self._age += 1
-            rewards[t], ends[t] = slots.reward, slots.end
+            rewards[t], ends[t] = slots.reward[held], slots.end[held]
             ended = np.flatnonzero(ends[t])
             if not len(ended):
                 continue
             cut = ended[np.isin(ends[t, ended], list(TRUNCATED))]
             if len(cut):
-                end_values[t, cut] = self._values(slots.last_observation[cut], state, cut)
+                end_values[t, cut] = self._values(slots.last_observation[held[cut]], state, cut)
             results += [self._result(i) for i in ended.tolist()]
             self.episodes[ended] += 1
             self._enter(ended)
@@ -171,17 +230,21 @@ class Collector:
             np.random.Philox(np.random.SeedSequence([self._seed, self._total, update]))
         )
         table = random.random((self._length, self._total), dtype=np.float32)
-        return table[:, self.block.start : self.block.stop]
+        return table[:, self.held]
 
     def _exploring(self) -> npt.NDArray[np.bool_]:
         exploring: npt.NDArray[np.bool_] = self.episodes % self._explore_every == 0
         return exploring & (self._age < self._explore)
 
     def _act(
-        self, state: Tensor, temperature: npt.NDArray[np.float32], noise: npt.NDArray[np.float32]
+        self,
+        images: npt.NDArray[np.uint8],
+        state: Tensor,
+        temperature: npt.NDArray[np.float32],
+        noise: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32], Tensor]:
         """Actions, their log probabilities, values [B each] and the state behind [B, S]."""
-        observations = torch.from_numpy(self._slots.observation).to(self.device)
+        observations = torch.from_numpy(images).to(self.device)
         logits, values, state = self._policy.step(observations, state)
         scaled = logits.cpu() * torch.from_numpy(temperature).unsqueeze(1)
         log_probs = functional.log_softmax(scaled, 1)
@@ -199,18 +262,19 @@ class Collector:
 
     def _last_values(self, state: Tensor) -> npt.NDArray[np.float32]:
         """Values behind the rollout; of no account where an episode has just begun."""
-        return self._values(self._slots.observation, state, np.arange(len(self.block)))
+        observations = self._slots.observation[self.held]
+        return self._values(observations, state, np.arange(len(self.held)))
 
     def _result(self, i: int) -> Result:
-        slots = self._slots
+        slots, slot = self._slots, int(self.held[i])
         return Result(
-            slot=self.block[i],
+            slot=slot,
             episode=int(self.episodes[i]),
             start=int(self._starts[i]),
-            success=bool(slots.success[i]),
-            score=int(slots.score[i]),
-            frames=int(slots.frame[i]) - int(self._starts[i]),
-            end=int(slots.end[i]),
+            success=bool(slots.success[slot]),
+            score=int(slots.score[slot]),
+            frames=int(slots.frame[slot]) - int(self._starts[i]),
+            end=int(slots.end[slot]),
             explored=bool(self._explore and self.episodes[i] % self._explore_every == 0),
         )
 

@@ -1,6 +1,7 @@
 """Run files: read, changed from the command line, checked; and the folder that a run lives in."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,34 @@ def set_aside(folder: Path) -> Path | None:
         number += 1
     folder.rename(old)
     return old
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a run's folder; where its checkpoints are.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    checkpoints = folder / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if not os.access(checkpoints, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
+        ) from error
+    return checkpoints
+
+
+def keep(wanted: DemoResetRun, demo: Demo, folder: Path) -> None:
+    """Write what is learned into the run's folder, beside what comes of it."""
+    write_json(folder / SPEC, wanted.model_dump(mode="json", by_alias=True))
+    demo.save(folder / DEMO)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Put a JSON file there, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

@@ -1,17 +1,16 @@
 """Many slots in processes, over one shared buffer without pickles.
 
-`ale.act` holds the interpreter's lock, so slots run in processes: each steps its own block of
-slots one after the other, writes what they see straight into shared arrays, and begins the next
+`ale.act` holds the interpreter's lock, so slots run in processes: each steps its own ones, every
+P-th, one after the other, writes what they see straight into shared arrays, and begins the next
 episode of a slot that ended within the same step. The parent says beforehand where that will be.
 """
 
 import contextlib
 import ctypes
-import itertools
 import multiprocessing
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
@@ -25,7 +24,7 @@ from demoreset_trainer.demo import Demo, from_bytes
 from demoreset_trainer.env import DemoResetEnv, End, Rules
 from demoreset_trainer.states import View
 
-_STEP, _RESET = b"s", b"r"
+_STEP, _BEGIN, _DONE = b"s", b"b", b"d"
 IDLE = 255  # instead of an action: this slot is not played
 
 
@@ -50,6 +49,7 @@ _FIELDS: tuple[tuple[str, Any], ...] = (
     ("score", np.int64),  # of that episode; likewise below
     ("frame", np.int64),
     ("success", np.bool_),
+    ("begins", np.bool_),  # an episode begins here now, whatever was played
     ("next_start", np.int64),
     ("next_seed", np.int64),
     ("next_limits", np.bool_),
@@ -77,14 +77,14 @@ class _Shared:
 
 
 class Slots:
-    """`slots` environments in `processes` processes.
+    """`slots` environments in `processes` processes; each is made when its first episode begins.
 
-    Between `reset` or `wait` and the next `send` the arrays are the caller's: it writes `action`,
+    Between `begin` or `wait` and the next `send` the arrays are the caller's: it writes `action`,
     and for every slot that ended `next` by `plan`. `observation` [slots, ...] is what every slot
     sees now; `last_observation` what an episode that ended in this step saw last.
 
     Raises:
-        SlotsDied: from `wait` and `reset`, when a process is gone.
+        SlotsDied: from `wait` and `begin`, when a process is gone.
     """
 
     def __init__(self, demo: Demo, rules: Rules, view: View, *, slots: int, processes: int) -> None:
@@ -94,20 +94,22 @@ class Slots:
         self.observation, self.last_observation = arrays["observation"], arrays["last_observation"]
         self.action, self.reward, self.end = arrays["action"], arrays["reward"], arrays["end"]
         self.score, self.frame, self.success = arrays["score"], arrays["frame"], arrays["success"]
+        self._begins = arrays["begins"]
         self._next = arrays["next_start"], arrays["next_seed"], arrays["next_limits"]
+        self._ready = False
         self._links: list[Connection] = []
         self._processes: list[Any] = []
         context = multiprocessing.get_context("spawn")
-        bounds = np.linspace(0, slots, min(processes, slots) + 1).astype(int).tolist()
+        count, file = min(processes, slots), demo.to_bytes()
         # Ctrl-C is the parent's business; children inherit that they ignore it.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
         try:
-            for low, high in itertools.pairwise(bounds):
+            for number in range(count):
                 here, there = context.Pipe()
                 process = context.Process(
                     target=_run,
-                    args=(there, demo.to_bytes(), rules, view, slots, shared.buffers, low, high),
-                    name=f"slots-{low}-{high - 1}",
+                    args=(there, file, rules, view, shared.buffers, slots, number, count),
+                    name=f"slots-{number}-of-{count}",
                     daemon=True,
                 )
                 process.start()
@@ -118,6 +120,16 @@ class Slots:
             if before is not None:
                 signal.signal(signal.SIGINT, before)
 
+    def ready(self, alive: Callable[[], None] = lambda: None) -> Self:
+        """Wait until the processes are there, seconds after they were begun; itself."""
+        if not self._ready:
+            for link in self._links:
+                while not link.poll(0.1):
+                    alive()
+            self.wait()
+            self._ready = True
+        return self
+
     def plan(self, slot: int, begin: Begin) -> None:
         """Say where the slot's next episode begins."""
         start, seed, limits = self._next
@@ -125,9 +137,16 @@ class Slots:
 
     def reset(self, begins: Sequence[Begin]) -> None:
         """Begin an episode in every slot."""
-        for slot, begin in enumerate(begins):
+        self.begin(dict(enumerate(begins)))
+
+    def begin(self, begins: Mapping[int, Begin]) -> None:
+        """Begin an episode in these slots; the others stay as they are."""
+        self.ready()
+        self._begins[:] = False
+        for slot, begin in begins.items():
             self.plan(slot, begin)
-        self._tell(_RESET)
+            self._begins[slot] = True
+        self._tell(_BEGIN)
         self.wait()
 
     def send(self) -> None:
@@ -185,43 +204,46 @@ def _run(
     demo_file: bytes,
     rules: Rules,
     view: View,
-    slots: int,
     buffers: dict[str, Any],
-    low: int,
-    high: int,
+    slots: int,
+    number: int,
+    count: int,
 ) -> None:
-    """A process: step the slots low..high-1 whenever the parent says so, until it hangs up."""
+    """A process: step its slots whenever the parent says so, until it hangs up."""
     cv2.setNumThreads(0)
     arrays = _Shared(slots, view, buffers).arrays
     demo = from_bytes(demo_file, "demo")
-    first = DemoResetEnv(demo, rules=rules, view=view)
-    envs = [first] + [
-        DemoResetEnv(demo, rules=rules, view=view, states=first.states)
-        for _ in range(high - low - 1)
-    ]
+    envs = {number: DemoResetEnv(demo, rules=rules, view=view)}
+    states = envs[number].states
     observation, last = arrays["observation"], arrays["last_observation"]
     action, reward, end = arrays["action"], arrays["reward"], arrays["end"]
     score, frame, success = arrays["score"], arrays["frame"], arrays["success"]
 
-    def begin(slot: int, env: DemoResetEnv) -> None:
+    def begin(slot: int) -> None:
+        if slot not in envs:
+            envs[slot] = DemoResetEnv(demo, rules=rules, view=view, states=states)
+        env = envs[slot]
         env.reseed(int(arrays["next_seed"][slot]))
         env.begin(int(arrays["next_start"][slot]), bool(arrays["next_limits"][slot]))
 
-    numbered = list(enumerate(envs, low))
+    own = range(number, slots, count)
     while True:
         try:
+            link.send_bytes(_DONE)
             message = link.recv_bytes()
         except (EOFError, OSError):
             return
-        if message == _RESET:
-            for slot, env in numbered:
-                begin(slot, env)
-                observation[slot] = env.observation
+        if message == _BEGIN:
+            for slot in own:
+                if arrays["begins"][slot]:
+                    begin(slot)
+                    observation[slot] = envs[slot].observation
         else:
-            for slot, env in numbered:
+            for slot in own:
                 if action[slot] == IDLE:
                     reward[slot], end[slot] = 0, End.NONE
                     continue
+                env = envs[slot]
                 reward[slot] = env.play(int(action[slot]))
                 ended = env.end
                 end[slot] = ended
@@ -229,9 +251,5 @@ def _run(
                     score[slot], frame[slot] = env.score, env.frame
                     success[slot] = env.succeeded
                     last[slot] = env.observation
-                    begin(slot, env)
+                    begin(slot)
                 observation[slot] = env.observation
-        try:
-            link.send_bytes(b"d")
-        except OSError:
-            return

@@ -1,0 +1,87 @@
+"""A run that is as small as can be, for tests of the loop."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demoreset_api.spec import RunSpec
+from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.group import Alone, Group
+from demoreset_trainer.loop import Loop, rules
+from demoreset_trainer.policy import Policy, architecture
+from demoreset_trainer.progress import Progress
+from demoreset_trainer.slots import Slots
+from demoreset_trainer.states import start_states
+
+SMALL = {
+    "demo": {"name": "freeway-crossing"},
+    "environment": {"slots": 8, "processes": 1},
+    "ppo": {"rolloutLength": 8, "epochs": 2, "minibatches": 2},
+}
+
+
+class Diary:
+    """A watch that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+        self.notes: list[str] = []
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def update(self, progress: Progress) -> None:
+        self.progress.append(progress)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Shelf:
+    """A saver that keeps copies in memory, of every update."""
+
+    def __init__(self) -> None:
+        self.saved: list[Snapshot] = []
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, snapshot: Snapshot, *, best: bool) -> None:
+        self.saved.append(snapshot.copy())
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def make(
+    demo: Demo, *, group: Group | None = None, **changes: dict[str, Any]
+) -> tuple[Loop, Diary, Shelf]:
+    torch.set_num_threads(1)
+    spec = RunSpec.model_validate(
+        SMALL | {k: SMALL.get(k, {}) | v for k, v in changes.items()}  # type: ignore[operator]
+    )
+    shape = architecture(spec.policy)
+    states = start_states(demo, shape.view, 4)
+    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
+    torch.manual_seed(spec.seed)
+    diary, shelf = Diary(), Shelf()
+    loop = Loop(
+        spec,
+        demo,
+        states,
+        Policy(shape, len(codes)),
+        lambda count: Slots(demo, rules(spec), shape.view, slots=count, processes=1),
+        codes,
+        group=group or Alone(),
+        watch=diary,
+        saver=shelf,
+        find=lambda: (1, None),
+    )
+    return loop, diary, shelf
+
+
+def weights(loop: Loop) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in loop.ppo.policy.state_dict().values()])

@@ -1,0 +1,237 @@
+"""Any number of members learn the same; whoever dies, whenever: no update is lost or half done."""
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from demoreset_trainer.checkpoint import pack, unpack
+from demoreset_trainer.demo import Demo, record
+from demoreset_trainer.group import deal
+from demoreset_trainer.loop import Loop
+from small_run import make, weights
+from town import Citizen, Dead, Town
+
+names = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True)
+
+
+@pytest.fixture(scope="module")
+def crossing() -> Demo:
+    return record("freeway", np.full(172, 2, np.uint8), frame_skip=4)
+
+
+# Dealing
+
+
+@given(names, names, st.integers(1, 40))
+def test_slots_are_shared_out_and_few_change_hands(
+    before: list[str], after: list[str], slots: int
+) -> None:
+    owners = deal([""] * slots, before)
+    dealt = deal(owners, after)
+    held, share = Counter(dealt), slots / len(after)
+    assert set(dealt) <= set(after)
+    assert all(int(share) <= held[member] <= int(share) + 1 for member in after)
+    kept = sum(a == b for a, b in zip(owners, dealt, strict=True))
+    most = sum(min(Counter(owners)[one], int(np.ceil(share))) for one in after if one in owners)
+    assert kept >= most - (slots % len(after))
+    assert deal(dealt, after) == dealt
+
+
+# Several members
+
+
+class Story:
+    """Runs members in threads until all of them ended; what each committed."""
+
+    def __init__(self, demo: Demo) -> None:
+        self._demo = demo
+        self.town = Town()
+        self.loops: dict[str, Loop] = {}
+        self.citizens: dict[str, Citizen] = {}
+        self._threads: list[threading.Thread] = []
+        self._failed: list[BaseException] = []
+
+    def start(
+        self,
+        id: str,
+        *,
+        until: int,
+        doom: Callable[[str, int], bool] = lambda what, count: False,
+    ) -> None:
+        citizen = self.town.enter(id)
+        citizen.doom = doom
+        loop, _, _ = make(self._demo, group=citizen)
+        self.loops[id], self.citizens[id] = loop, citizen
+
+        def body() -> None:
+            try:
+                # Who leaves says so at the update before.
+                loop.run(lambda: loop.counters.update >= until - 1)
+            except Dead:
+                return
+            except BaseException as error:
+                self._failed.append(error)
+            self.town.leave(id)
+
+        thread = threading.Thread(target=body, name=id, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.join(120)
+            assert not thread.is_alive(), thread.name
+        if self._failed:
+            raise self._failed[0]
+
+    def check(self) -> None:
+        """Frames never jump or repeat, and at the same update all have the same state."""
+        states = defaultdict(set)
+        for citizen in self.citizens.values():
+            updates = [update for update, _, _ in citizen.commits]
+            assert updates == sorted(set(updates))
+            for update, frames, digest in citizen.commits:
+                states[update].add((frames, digest))
+        assert all(len(known) == 1 for known in states.values()), states
+        assert sorted(states) == list(range(1, max(states) + 1))
+        committed = [known.pop()[0] for _, known in sorted(states.items())]
+        steps = np.diff([0, *committed])
+        assert (steps > 0).all()
+        assert (steps <= 8 * 8 * 4).all()
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_any_number_of_members_learns_the_same(crossing: Demo, members: int) -> None:
+    alone, _, _ = make(crossing)
+    begun = weights(alone).clone()
+    alone.run(lambda: alone.counters.update >= 3)
+    story = Story(crossing)
+    with story.town.condition:  # all are there before the first vote
+        for number in range(members):
+            story.start(f"m{number}", until=3)
+    story.end()
+    story.check()
+    for loop in story.loops.values():
+        assert loop.counters.frames == alone.counters.frames == 3 * 8 * 8 * 4
+        assert loop.counters.episodes == alone.counters.episodes
+        assert loop.curriculum.state() == alone.curriculum.state()
+        assert loop.goal.state() == alone.goal.state()
+        assert loop._episodes.tolist() == alone._episodes.tolist()
+        # The order of the sums makes a gradient that is all but zero point the other way, and
+        # Adam takes its sign for its size: few weights differ, together by little.
+        apart, moved = (weights(loop) - weights(alone)).norm(), (weights(alone) - begun).norm()
+        assert apart < 0.1 * moved
+
+
+def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
+    """1, then 3, then 2: those who leave do so between updates, so every share is learned from."""
+    story = Story(crossing)
+    joined = threading.Event()
+
+    def bring(what: str, update: int) -> bool:
+        if what == "commit" and update == 2 and not joined.is_set():
+            joined.set()
+            story.start("b", until=5)
+            story.start("c", until=8)
+        return False
+
+    story.start("a", until=8, doom=bring)
+    story.end()
+    story.check()
+    assert story.loops["a"].counters.frames == 8 * 8 * 8 * 4
+    assert story.loops["a"].counters.frames_discarded == 0
+    assert weights(story.loops["a"]).equal(weights(story.loops["c"]))
+    assert [update for update, _, _ in story.citizens["b"].commits][-1] == 5
+
+
+@pytest.mark.parametrize("moment", [("gather", 0), ("sum", 1), ("sum", 4), ("quorum", 0)])
+@pytest.mark.parametrize("victim", ["a", "b"])
+def test_a_member_that_dies_costs_its_share_of_one_update(
+    crossing: Demo, moment: tuple[str, int], victim: str
+) -> None:
+    story = Story(crossing)
+    with story.town.condition:
+        for id in "abc":
+
+            def doom(what: str, count: int, id: str = id) -> bool:
+                loop = story.loops.get(id)
+                late = loop is not None and loop.counters.update == 2
+                return id == victim and late and (what, count) == moment
+
+            story.start(id, until=5, doom=doom)
+    story.end()
+    story.check()
+    first, second = (loop for id, loop in story.loops.items() if id != victim)
+    assert weights(first).equal(weights(second))
+    assert first.counters.update == second.counters.update == 5
+    share = 3 * 8 * 4
+    assert first.counters.frames + first.counters.frames_discarded == 5 * 8 * 8 * 4
+    assert first.counters.frames_discarded <= share
+    assert set(first._owners) == set(story.loops) - {victim}
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 6),
+            st.sampled_from(["gather", "quorum", "sum", "commit"]),
+            st.integers(0, 8),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_whatever_dies_and_joins_the_survivors_agree(
+    crossing: Demo, deaths: list[tuple[int, str, int]]
+) -> None:
+    """At each (update, place, count) the first member dies, and a new one is started for it."""
+    story = Story(crossing)
+    left = sorted(deaths, reverse=True)
+    born = iter(range(100))
+
+    def start() -> None:
+        id = f"m{next(born)}"
+
+        def doom(what: str, count: int) -> bool:
+            loop = story.loops.get(id)
+            if not left or loop is None or story.town.living[:1] != [id]:
+                return False
+            update, place, nth = left[-1]
+            due = loop.counters.update >= update
+            if due and what == place and (place != "sum" or count == 1 + nth):
+                left.pop()
+                start()
+                return True
+            return False
+
+        story.start(id, until=8, doom=doom)
+
+    with story.town.condition:
+        start()
+        start()
+    story.end()
+    story.check()
+
+
+def test_a_state_goes_to_another_member_as_it_is(crossing: Demo) -> None:
+    loop, _, _ = make(crossing)
+    loop.run(lambda: loop.counters.update >= 2)
+    snapshot, extra = unpack(pack(loop.snapshot(), {"owners": ["a", "b"]}))
+    assert extra == {"owners": ["a", "b"]}
+    assert snapshot.state == loop.snapshot().state
+    assert (snapshot.life, snapshot.update) == (1, 2)
+    for name, tensor in loop.snapshot().model.items():
+        assert torch.equal(tensor, snapshot.model[name])
+    for name, tensor in loop.snapshot().optimizer.items():
+        assert torch.equal(tensor, snapshot.optimizer[name])

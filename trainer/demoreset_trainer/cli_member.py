@@ -1,0 +1,100 @@
+"""`demoreset member`: one process of a group; `run --members` and `worker` start it."""
+
+import argparse
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demoreset_api.errors import ExitCode
+from demoreset_api.names import ENV_WIRE
+
+if TYPE_CHECKING:
+    from demoreset_trainer.checkpoint import Snapshot
+
+ORPHAN_LOOK = 0.5  # seconds between looks at whether the supervisor lives
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command; it is not listed, for nobody types it."""
+    parser = commands.add_parser("member", description="One member of a group.")
+    parser.add_argument("-f", "--file", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--coordinator", required=True, help="host:port")
+    parser.add_argument("--address", required=True, help="where other members reach this one")
+    parser.add_argument("--id", required=True)
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train as a member until the run is over, or it is told to stop; the exit code."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
+    _stop_when_orphaned(stop)
+    from demoreset_api.spec import Collectives
+    from demoreset_trainer.wire import Wire
+
+    wire = Wire(int(os.environ[ENV_WIRE]) if ENV_WIRE in os.environ else os.open(os.devnull, 1))
+    from demoreset_trainer.network import bind_gloo_to
+
+    bind_gloo_to(options.address)
+    from demoreset_trainer import checkpoint, runfile
+    from demoreset_trainer.assemble import assemble
+    from demoreset_trainer.checkpoint_writer import CheckpointWriter
+    from demoreset_trainer.elastic import Elastic
+
+    wanted = runfile.read(options.file, options.set)
+    spec, folder = wanted.spec, options.dir
+    demo = runfile.load_demo(spec, options.file)
+    checkpoints = runfile.make_folder(folder)
+
+    def find() -> "tuple[int, Snapshot | None]":
+        newest = checkpoint.newest(checkpoints)
+        snapshot = checkpoint.read(newest) if newest is not None else None
+        if snapshot is not None:
+            runfile.check_same_run(snapshot.state, spec, demo, folder)
+            wire.note(f"going on from {newest} ({snapshot.frames:,} frames)")
+        runfile.keep(wanted, demo, folder)
+        return checkpoint.next_life(checkpoints), snapshot
+
+    group = Elastic(
+        options.coordinator,
+        id=options.id,
+        host=options.address,
+        stopping=stop.is_set,
+        note=wire.note,
+        beat=wire.beat,
+        nccl=spec.workers.collectives is Collectives.NCCL,
+    )
+    writer = CheckpointWriter(
+        checkpoints,
+        keep=spec.checkpoint.keep,
+        interval=spec.checkpoint.interval_seconds,
+        note=wire.note,
+    )
+    loop = assemble(spec, demo, group=group, watch=wire, saver=writer, find=find)
+    try:
+        stopped = loop.run(stop.is_set)
+    finally:
+        group.close()
+        if loop.first and loop.counters.update:
+            writer.finish(loop.snapshot(), best=loop.at_best())
+    if stopped.goal_met:
+        return ExitCode.DONE
+    return ExitCode.BUDGET_SPENT if stopped.budget_spent else ExitCode.DRAINED
+
+
+def _stop_when_orphaned(stop: threading.Event) -> None:
+    """A member must not outlive its supervisor: nobody would ever stop it."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_LOOK)
+        stop.set()
+
+    threading.Thread(target=look, daemon=True, name="orphan").start()

@@ -1,0 +1,70 @@
+"""A member's beat: it stops when the member's loop stands still, not only when its process dies."""
+
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+
+from torchft.coordination import LighthouseClient
+
+EVERY = 0.1  # seconds between beats
+TELL_EVERY = 0.5  # seconds between those for the supervisor
+STANDSTILL, PACES = 5.0, 20.0  # seconds, or usual gaps, after which the loop stands still
+
+
+class Heart:
+    """Beats in a thread while the loop moves.
+
+    Args:
+        url: Of the coordinator.
+        id: Of the member.
+        beat: Called now and then as well, for those who are not the coordinator.
+    """
+
+    def __init__(self, url: str, id: str, beat: Callable[[], None]) -> None:
+        self._url, self._id, self._beat = url, id, beat
+        self._moved = time.monotonic()
+        self._gaps: deque[float] = deque([0.0], maxlen=200)
+        self._started, self._stopped = threading.Event(), threading.Event()
+        threading.Thread(target=self._tell, daemon=True, name="beat").start()
+        threading.Thread(target=self._run, daemon=True, name="heart").start()
+
+    def moved(self) -> None:
+        """The loop moves."""
+        now = time.monotonic()
+        self._gaps.append(now - self._moved)
+        self._moved = now
+
+    def start(self) -> None:
+        """Be counted as a member from now on."""
+        self._started.set()
+
+    def stop(self) -> None:
+        """Be counted no longer."""
+        self._stopped.set()
+
+    @property
+    def beating(self) -> bool:
+        """Whether the loop moves."""
+        patience = max(STANDSTILL, PACES * statistics.median(self._gaps.copy()))
+        return time.monotonic() - self._moved < patience
+
+    def _run(self) -> None:
+        client: LighthouseClient | None = None
+        self._started.wait()
+        while not self._stopped.wait(EVERY):
+            if not self.beating:
+                continue
+            try:
+                if client is None:
+                    client = LighthouseClient(self._url, timedelta(seconds=2))
+                client.heartbeat(self._id, timeout=timedelta(seconds=1))
+            except (RuntimeError, TimeoutError, OSError):
+                client = None  # the question for a quorum says so
+
+    def _tell(self) -> None:
+        while not self._stopped.wait(TELL_EVERY):
+            if self.beating:
+                self._beat()
