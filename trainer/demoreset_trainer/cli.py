@@ -13,12 +13,13 @@ from demoreset_trainer.machine import settle_threads
 
 COMMANDS = (
     "cli_run",
-    "cli_member",
     "cli_evaluate",
     "cli_video",
     "cli_export",
     "cli_demo",
     "cli_plot",
+    "cli_coordinator",
+    "cli_member",
 )
 
 DESCRIPTION = """Teach an agent an Atari game from one demonstration.
@@ -40,9 +41,6 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went (`demoreset_api.errors.ExitCode`)."""
     settle_threads()
-    if find_spec("torch") is None:
-        print("demoreset: install it as demoreset[trainer]; torch is missing", file=sys.stderr)
-        return ExitCode.USER_ERROR
     parser = _Parser(
         prog="demoreset",
         description=DESCRIPTION,
@@ -53,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         importlib.import_module(f"demoreset_trainer.{name}").register(commands)
     options = parser.parse_args(arguments)
+    if getattr(options, "needs_torch", True) and find_spec("torch") is None:
+        print("demoreset: install it as demoreset[trainer]; torch is missing", file=sys.stderr)
+        return ExitCode.USER_ERROR
     try:
         return int(options.func(options))
     except DemoResetError as error:

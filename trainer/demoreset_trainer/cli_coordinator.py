@@ -1,0 +1,102 @@
+"""`demoreset coordinator`: knows which members of a run live."""
+
+import argparse
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+from demoreset_api.errors import ExitCode
+from demoreset_api.names import COORDINATOR_PORT
+
+HELP = """Serve the members of a run: who lives, and who trains together.
+
+One for each run, started by the operator or by `demoreset run --members`; it holds no state that
+is worth keeping, and may be killed and started again at any time: the members wait for it. Its
+port has no authentication: let only the run's own members reach it.
+
+  demoreset coordinator --min 2
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "coordinator",
+        help="know which members of a run live",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--port",
+        type=_number(0, 65535),
+        default=COORDINATOR_PORT,
+        help=f"0: a free one; default {COORDINATOR_PORT}",
+    )
+    parser.add_argument("--host", default="::", help="address to listen on; default: all")
+    parser.add_argument(
+        "--min",
+        type=_number(1, 65536),
+        default=1,
+        help="members below which nobody trains; default 1",
+    )
+    parser.add_argument(
+        "--dead-ms",
+        type=_number(100, 600_000),
+        default=700,
+        help="a member that was not heard for so long is lost; default 700",
+    )
+    # Of `demoreset run --members`: no coordinator is left behind.
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(func=run, needs_torch=False)
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not least <= (value := int(text)) <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not within {least} and {most}")
+        return value
+
+    return number
+
+
+class _Asked(Exception):
+    """To stop, by a signal."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        return _serve(options)
+    except _Asked as asked:
+        (number,) = asked.args
+        return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.DRAINED
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # once is enough
+    raise _Asked(number)
+
+
+def _serve(options: argparse.Namespace) -> NoReturn:
+    from demoreset_trainer import coordinator
+
+    if options.with_parent:
+        from demoreset_trainer.parent import end_with_parent
+
+        end_with_parent(signal.SIGTERM)
+    server = coordinator.serve(
+        options.host,
+        options.port,
+        least=options.min,
+        dead_ms=options.dead_ms,
+        waits=coordinator.back_off(),
+    )
+    coordinator.say(
+        f"coordinator on port {coordinator.port_of(server)}: "
+        f"{options.min} or more members, lost after {options.dead_ms} ms without a beat"
+    )
+    while True:
+        signal.pause()
