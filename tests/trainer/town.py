@@ -129,7 +129,7 @@ class Citizen:
 
     def event(self, name: str, **facts: Any) -> None:
         if name == "commit":
-            self.commits.append((facts["update"], facts["frames"], facts["digest"]))
+            self.commits.append((facts["update"], facts["frames"], facts["digest"]()))
             self._fate("commit", facts["update"])
 
     def _fate(self, what: str, count: int) -> None:

@@ -35,6 +35,7 @@ SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
 LEAST_TIMEOUT, PACES = 5.0, 20.0  # a sum may take so many seconds, or so many usual gaps
 STATE_TIMEOUT = 60.0  # seconds for handing a state over
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
+FAREWELL = 5.0  # seconds that who is told to stop waits for one more update with the others
 POLL = 0.05  # seconds between looks at a wish to stop while others are waited for
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 
@@ -174,9 +175,12 @@ class Elastic:
             self._note("waiting for the other members, or for enough of them")
 
     def _wait_for(self, answer: "queue.Queue[Any]", waiting: Callable[[], None]) -> Any:
+        told: float | None = None
         while True:
             if self._stopping():
-                raise Leaving("told to stop while it waited for the others")
+                told = told or time.monotonic()
+                if time.monotonic() - told > FAREWELL:
+                    raise Leaving("told to stop while it waited for the others")
             try:
                 result = answer.get(timeout=POLL)
             except queue.Empty:

@@ -17,7 +17,10 @@ class Events:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if path else None
 
     def tell(self, event: str, **facts: Any) -> None:
-        """Write a line; `time` is that of CLOCK_MONOTONIC, one clock for the whole machine."""
+        """Write a line; `time` is that of CLOCK_MONOTONIC, one clock for the whole machine.
+
+        A fact that costs time to find is given as a function.
+        """
         if self._file is None:
             return
         line = {
@@ -25,6 +28,6 @@ class Events:
             "member": self._member,
             "pid": os.getpid(),
             "event": event,
-            **facts,
+            **{name: fact() if callable(fact) else fact for name, fact in facts.items()},
         }
         os.write(self._file, json.dumps(line).encode() + b"\n")

@@ -18,6 +18,14 @@ def cores() -> int:
     return max(1, math.ceil(min(allowed or 1, _quota())))
 
 
+def gpus() -> int:
+    """NVIDIA's GPUs that this process may use; found out without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def settle_threads() -> None:
     """Let idle threads of the mathematics sleep; to be called before torch is imported.
 
