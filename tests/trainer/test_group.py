@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from demoreset_trainer.checkpoint import pack, unpack
 from demoreset_trainer.demo import Demo, record
@@ -235,3 +236,60 @@ def test_a_state_goes_to_another_member_as_it_is(crossing: Demo) -> None:
         assert torch.equal(tensor, snapshot.model[name])
     for name, tensor in loop.snapshot().optimizer.items():
         assert torch.equal(tensor, snapshot.optimizer[name])
+
+
+# What is wrong with one is the business of all
+
+
+def test_a_gradient_that_is_not_finite_is_rejected_by_all(crossing: Demo) -> None:
+    story = Story(crossing)
+    poisoned: list[Tensor] = []
+
+    def spoil(gradient: Tensor) -> Tensor | None:
+        if len(poisoned) > 1:
+            return None
+        poisoned.append(gradient)
+        return gradient * float("nan")
+
+    def poison(what: str, count: int) -> bool:
+        loop = story.loops.get("b")
+        if loop is not None and what == "gather" and loop.counters.update == 1 and not poisoned:
+            poisoned.append(torch.zeros(()))
+            next(loop.ppo.policy.parameters()).register_hook(spoil)  # type: ignore[no-untyped-call]
+        return False
+
+    with story.town.condition:
+        story.start("a", until=4)
+        story.start("b", until=4, doom=poison)
+    story.end()
+    story.check()
+    for loop in story.loops.values():
+        assert loop.counters.rejected == 1
+        assert loop.counters.update == 4
+        assert torch.isfinite(weights(loop)).all()
+
+
+@pytest.mark.parametrize("harm", [1.5, float("nan")])
+def test_weights_that_differ_are_made_those_of_the_others(crossing: Demo, harm: float) -> None:
+    story = Story(crossing)
+    harmed: list[bool] = []
+
+    def spoil(what: str, count: int) -> bool:
+        loop = story.loops.get("b")
+        if loop is not None and what == "commit" and count == 2 and not harmed:
+            harmed.append(True)
+            with torch.no_grad():
+                next(loop.ppo.policy.parameters()).mul_(harm)
+        return False
+
+    with story.town.condition:
+        story.start("a", until=5)
+        story.start("b", until=5, doom=spoil)
+        story.start("c", until=5)
+    story.end()
+    story.check()
+    first, *others = story.loops.values()
+    for loop in others:
+        assert weights(loop).equal(weights(first))
+    assert first.counters.rejected == 0
+    assert first.counters.rolled_back >= 1

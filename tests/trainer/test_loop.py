@@ -167,6 +167,13 @@ def test_progress_tells_what_happened(crossing: Demo) -> None:
     assert last.demo_frames == 172
     assert last.outcomes.keys() <= {"GAME_OVER", "LIFE_LOST", "SUCCESS", "BEHIND"}
     assert sum(last.outcomes.values()) == last.ended
-    assert set(last.phase_seconds) == {"quorum", "rollout", "optimise", "record", "checkpoint"}
+    assert set(last.phase_seconds) == {
+        "quorum",
+        "copy",
+        "rollout",
+        "optimise",
+        "record",
+        "checkpoint",
+    }
     assert last.frames_per_second > 0
     assert 0 < last.entropy <= np.log(3) + 1e-6

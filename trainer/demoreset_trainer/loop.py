@@ -338,7 +338,8 @@ class Loop:
                 quorum, ahead = self._agree()
             if not ahead:  # what was played belongs to a state that is gone
                 take = self._nothing
-            before = tuple(_copy(tensors) for tensors in self.ppo.state())
+            with self._phase("copy"):
+                before = tuple(_copy(tensors) for tensors in self.ppo.state())
             begun = time.monotonic()
             try:
                 with self._phase("optimise"):
