@@ -32,8 +32,9 @@ from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.curriculum import Guidance, Result
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.episode import rules
 from demoreset_trainer.group import Alone
-from demoreset_trainer.loop import Loop, rules
+from demoreset_trainer.loop import Loop
 from demoreset_trainer.play import play
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.progress import Progress

@@ -52,8 +52,9 @@ def ours(turn: Turn, file: bytes) -> None:
 
     from demoreset_api.spec import RunSpec
     from demoreset_trainer.env import DemoResetEnv
+    from demoreset_trainer.episode import rules
     from demoreset_trainer.group import Alone
-    from demoreset_trainer.loop import Loop, rules
+    from demoreset_trainer.loop import Loop
     from demoreset_trainer.policy import Policy, architecture
     from demoreset_trainer.slots import Slots
     from demoreset_trainer.states import start_states

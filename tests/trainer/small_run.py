@@ -9,8 +9,9 @@ from demoreset_api.spec import RunSpec
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.episode import rules
 from demoreset_trainer.group import Alone, Group
-from demoreset_trainer.loop import Loop, rules
+from demoreset_trainer.loop import Loop
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.slots import Slots

@@ -35,12 +35,16 @@ def test_slots_are_shared_out_and_few_change_hands(
 ) -> None:
     owners = deal([""] * slots, before)
     dealt = deal(owners, after)
-    held, share = Counter(dealt), slots / len(after)
+    share, extra = divmod(slots, len(after))
     assert set(dealt) <= set(after)
-    assert all(int(share) <= held[member] <= int(share) + 1 for member in after)
-    kept = sum(a == b for a, b in zip(owners, dealt, strict=True))
-    most = sum(min(Counter(owners)[one], int(np.ceil(share))) for one in after if one in owners)
-    assert kept >= most - (slots % len(after))
+    assert sorted(Counter(dealt)[one] for one in after) == sorted(
+        share + (place < extra) for place in range(len(after))
+    )
+    # No other way of equal shares lets more slots stay where they are.
+    held = [Counter(owners)[one] for one in after]
+    most = sum(min(count, share) for count in held)
+    most += min(extra, sum(count > share for count in held))
+    assert sum(a == b for a, b in zip(owners, dealt, strict=True)) == most
     assert deal(dealt, after) == dealt
 
 

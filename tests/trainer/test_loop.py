@@ -10,8 +10,9 @@ from torch import Tensor
 
 from demoreset_api.errors import NoProgress
 from demoreset_trainer.demo import Demo, record
+from demoreset_trainer.episode import last_start
 from demoreset_trainer.group import Alone, MemberLost
-from demoreset_trainer.loop import Loop, last_start
+from demoreset_trainer.loop import Loop
 from small_run import make, weights
 
 

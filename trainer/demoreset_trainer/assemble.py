@@ -8,10 +8,12 @@ from demoreset_api.spec import RunSpec
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
+from demoreset_trainer.episode import rules
 from demoreset_trainer.group import Group
-from demoreset_trainer.loop import Loop, Saver, Watch, rules
+from demoreset_trainer.loop import Loop, Saver
 from demoreset_trainer.machine import cores
 from demoreset_trainer.policy import Policy, architecture
+from demoreset_trainer.progress import Watch
 from demoreset_trainer.slots import Slots
 from demoreset_trainer.states import start_states
 

@@ -16,7 +16,7 @@ from demoreset_api.errors import UserError
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.env import Rules
-from demoreset_trainer.loop import MAX_EPISODE_FRAMES, rules
+from demoreset_trainer.episode import MAX_EPISODE_FRAMES, rules
 from demoreset_trainer.play import Act, play
 from demoreset_trainer.policy_file import Trained
 from demoreset_trainer.slots import Begin, Slots

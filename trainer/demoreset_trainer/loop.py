@@ -10,10 +10,9 @@ play and add up; the commit itself asks nobody.
 
 import time
 import zlib
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, astuple, dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,39 +23,27 @@ from demoreset_api.errors import NoProgress
 from demoreset_api.spec import After, CurriculumMode, RunSpec
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot, pack, unpack
+from demoreset_trainer.counters import Counters
 from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.env import End, Rules
+from demoreset_trainer.episode import last_start
 from demoreset_trainer.goal import GoalWatch
 from demoreset_trainer.group import Group, Leaving, MemberLost, Quorum, deal
 from demoreset_trainer.guide import Guide
 from demoreset_trainer.play import play
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.ppo import NotFinite, Ppo, Rollout, Statistics
-from demoreset_trainer.progress import Progress
+from demoreset_trainer.progress import Watch
 from demoreset_trainer.rollout import Collector, Start
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.stall import Ladder
 from demoreset_trainer.states import StartStates
+from demoreset_trainer.telling import Telling
 
 _UPDATE_BITS = 40  # of the number that orders a run's states; above them its life
 MOST_ATTEMPTS = 3  # of one update, before the run gives up
 CALM = 0.25  # of the learning rate is left when every episode from the game's own start succeeds
 CONFIRMING = 32  # slots that play a confirmation
-MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
-
-
-class Watch(Protocol):
-    """Who is told how the run goes."""
-
-    def phase(self, name: str) -> None:
-        """The loop has entered a phase."""
-
-    def update(self, progress: Progress) -> None:
-        """An update is done."""
-
-    def note(self, text: str) -> None:
-        """Something happened that a person wants to know."""
 
 
 class Saver(Protocol):
@@ -70,25 +57,6 @@ class Saver(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """The checkpoint fields of `Progress`."""
-
-
-@dataclass
-class Counters:
-    """What a run has done, over all its lives."""
-
-    update: int = 0
-    frames: int = 0
-    episodes: int = 0
-    seconds: float = 0.0
-    score_max: float | None = None
-    rejected: int = 0
-    start_reached_frames: int | None = None  # when the frontier first was the game's own start
-    start_reached_seconds: float | None = None
-    # The group's faults: as the member saw them whose state went on
-    recoveries: dict[str, int] = field(default_factory=dict)  # by cause
-    recovery_seconds: dict[str, float] = field(default_factory=dict)
-    rolled_back: int = 0
-    frames_discarded: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,9 +153,7 @@ class Loop:
         self._explore_every = 1 if original else 2
         self._playing_on = False
         self._apart: Slots | None = None
-        self._phases: dict[str, float] = {}
-        self._speed: deque[tuple[float, int]] = deque(maxlen=30)
-        self._moves: deque[tuple[float, int]] = deque(maxlen=200)
+        self._telling = Telling(spec, len(demo), watch)
 
     # State
 
@@ -204,7 +170,7 @@ class Loop:
             state={
                 "spec": self.spec.model_dump(mode="json", by_alias=True),
                 "demo": {"game": self.demo.game, "sha256": self.demo.sha256},
-                "counters": asdict(self.counters),
+                "counters": self.counters.state(),
                 "curriculum": self.curriculum.state(),
                 "goal": self.goal.state(),
                 "stall": self.ladder.state(),
@@ -225,9 +191,7 @@ class Loop:
     def _take_over(self, snapshot: Snapshot) -> None:
         state = snapshot.state
         self.ppo.load(snapshot.model, snapshot.optimizer)
-        known = {field.name for field in fields(Counters)}
-        counters = {name: value for name, value in state["counters"].items() if name in known}
-        self.counters = Counters(**counters)
+        self.counters = Counters.load(state["counters"])
         self.curriculum.load(state["curriculum"])
         self.goal.load(state["goal"])
         self.ladder.load(state["stall"])
@@ -266,15 +230,24 @@ class Loop:
             self.counters.seconds = time.monotonic() - begun
             stopped = self._stopped(quorum)
             if learned:
-                self._tell(quorum)
-                self._phases = {}  # a checkpoint counts to the update after it
+                self._telling.update(
+                    self.counters,
+                    self.curriculum,
+                    self.goal,
+                    self.ladder,
+                    self._statistics,
+                    self._results,
+                    quorum,
+                    learning_rate=self._learning_rate(),
+                    checkpoint=self._saver.facts(),
+                )
             if quorum.first and (stopped.goal_met or (learned and self._saver.due())):
-                with self._phase("checkpoint"):
+                with self._telling.phase("checkpoint"):
                     self._saver.save(self.snapshot(), best=self.at_best())
             if stopped.ended:
                 return stopped
             self._deal(quorum)
-            with self._phase("rollout"):
+            with self._telling.phase("rollout"):
                 mine = [slot for slot, owner in enumerate(self._owners) if owner == quorum.me]
                 held = np.array(mine, np.int64)
                 collector.hold(held, self._episodes[held])
@@ -334,15 +307,15 @@ class Loop:
         """
         rejected = 0
         while rejected < MOST_ATTEMPTS:
-            with self._phase("quorum"):
+            with self._telling.phase("quorum"):
                 quorum, ahead = self._agree()
             if not ahead:  # what was played belongs to a state that is gone
                 take = self._nothing
-            with self._phase("copy"):
+            with self._telling.phase("copy"):
                 before = tuple(_copy(tensors) for tensors in self.ppo.state())
             begun = time.monotonic()
             try:
-                with self._phase("optimise"):
+                with self._telling.phase("optimise"):
                     shares = self._gather(take, quorum)
                     if not any(share["slots"] for share in shares):
                         return quorum, False
@@ -362,7 +335,7 @@ class Loop:
                 self._watch.note(f"update {self.counters.update} rejected: {error}")
                 self._group.event("rejected", update=self.counters.update)
                 continue
-            with self._phase("record"):
+            with self._telling.phase("record"):
                 self._commit(shares, met)
             return quorum, True
         raise NoProgress(
@@ -415,19 +388,14 @@ class Loop:
         """Count, by cause, what was lost or joined since the latest quorum."""
         before, now = set(self._members), set(quorum.members)
         if self._lost_at is not None:
-            self._recovered("collective", self._lost_at)
+            self.counters.recovered("collective", self._lost_at)
         elif before - now:
-            self._recovered("left", asked)
+            self.counters.recovered("left", asked)
         elif quorum.outage:
-            self._recovered("coordinator", asked)
+            self.counters.recovered("coordinator", asked)
         elif before and now - before:
-            self._recovered("joined", asked)
+            self.counters.recovered("joined", asked)
         self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
-
-    def _recovered(self, cause: str, since: float) -> None:
-        counters, seconds = self.counters, time.monotonic() - since
-        counters.recoveries[cause] = counters.recoveries.get(cause, 0) + 1
-        counters.recovery_seconds[cause] = counters.recovery_seconds.get(cause, 0.0) + seconds
 
     def _gather(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
         """What every member brings to this update.
@@ -478,21 +446,22 @@ class Loop:
             self._minibatches(take.columns, rejected),
             self._lessons(guide),
             self._group,
-            learning_rate=spec.ppo.learning_rate * remedy.learning_rate * self._calm(),
+            learning_rate=self._learning_rate(),
             entropy=spec.ppo.entropy * remedy.entropy,
             guide=guide,
             members=len(quorum.members),
         )
 
-    def _calm(self) -> float:
-        """What the learning rate is multiplied with near the goal: smaller steps keep it.
+    def _learning_rate(self) -> float:
+        """Adam's step size now: with remedies, and smaller near the goal, to keep it.
 
-        Without it a policy that succeeded in 92 % of the episodes from the game's own start fell
+        Without that a policy that succeeded in 92 % of the episodes from the game's own start fell
         to 50 % within ten updates.
         """
+        rate = self.spec.ppo.learning_rate * self.ladder.remedy.learning_rate
         if self.curriculum.frontier or self._playing_on:
-            return 1.0
-        return 1 - (1 - CALM) * (self.goal.rate or 0.0)
+            return rate
+        return rate * (1 - (1 - CALM) * (self.goal.rate or 0.0))
 
     def _minibatches(
         self, held: npt.NDArray[np.int64], rejected: int
@@ -581,7 +550,7 @@ class Loop:
         mine = range(quorum.rank, goal.episodes, len(quorum.members))
         if not mine:
             return []
-        with self._phase("confirm"):
+        with self._telling.phase("confirm"):
             if self._apart is None:
                 count = min(goal.episodes, CONFIRMING)
                 self._apart = self._new_slots(count)
@@ -604,102 +573,6 @@ class Loop:
         """Whether the run has never stood better than now."""
         return self.goal.met or self.ladder.at_best
 
-    # Telling
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        self._watch.phase(name)
-        begun = time.monotonic()
-        yield
-        self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begun
-
-    def _tell(self, quorum: Quorum) -> None:
-        counters, spec, ladder = self.counters, self.spec, self.ladder
-        results = self._results
-        self._speed.append((counters.seconds, counters.frames))
-        frontier = self.curriculum.frontier
-        self._moves.append((counters.seconds, frontier))
-        from_start = [result.score for result in results if result.start == 0]
-        self._watch.update(
-            Progress(
-                update=counters.update,
-                frames=counters.frames,
-                seconds=counters.seconds,
-                episodes=counters.episodes,
-                start_frame=frontier,
-                demo_frames=len(self.demo),
-                success_rate=self.curriculum.success_rate(),
-                goal_rate=self.goal.rate,
-                goal=spec.goal.success_rate,
-                ended=len(results),
-                outcomes=dict(Counter(End(result.end).name for result in results)),
-                score_mean=float(np.mean(from_start)) if from_start else None,
-                score_max=counters.score_max,
-                learning_rate=spec.ppo.learning_rate * ladder.remedy.learning_rate * self._calm(),
-                entropy_coefficient=spec.ppo.entropy * ladder.remedy.entropy,
-                stall_rung=ladder.rung,
-                stalled=ladder.stalled,
-                **asdict(self._statistics),
-                frames_per_second=_slope(self._speed),
-                phase_seconds=dict(self._phases),
-                rejected_updates=counters.rejected,
-                members=len(quorum.members),
-                generation=quorum.generation,
-                rank=quorum.rank,
-                roster=quorum.roster,
-                recoveries=dict(counters.recoveries),
-                recovery_seconds=dict(counters.recovery_seconds),
-                rolled_back=counters.rolled_back,
-                frames_discarded=counters.frames_discarded,
-                goodput=self._goodput(),
-                budget_frames=spec.budget.frames,
-                eta_seconds=self._eta(frontier),
-                **self._saver.facts(),
-            )
-        )
-
-    def _goodput(self) -> float:
-        """Share of the training's time that was not spent on recoveries."""
-        lost = sum(self.counters.recovery_seconds.values())
-        return max(0.0, 1 - lost / self.counters.seconds) if self.counters.seconds else 1.0
-
-    def _eta(self, frontier: int) -> float | None:
-        """Seconds until the start is reached, at the pace of the latest updates."""
-        pace = -_slope(self._moves)
-        return frontier / pace if pace > 0 else None
-
-
-def rules(spec: RunSpec) -> Rules:
-    """What an episode of a run is."""
-    curriculum, environment = spec.curriculum, spec.environment
-    original = curriculum.mode is CurriculumMode.ORIGINAL
-    return Rules(
-        frame_skip=environment.frame_skip,
-        sticky_probability=environment.sticky_probability,
-        no_ops=environment.no_ops,
-        life_loss_ends=environment.life_loss_ends,
-        lag_frames=curriculum.lag_frames or (50 if original else 240),
-        extra_frames=curriculum.extra_frames or (1096 if original else 80),
-        horizon_frames=curriculum.horizon_frames,
-        max_frames=MAX_EPISODE_FRAMES,
-        full_action_space=environment.full_action_space,
-        scaled_reward=environment.reward == "Scaled",
-    )
-
-
-def last_start(demo: Demo, frame_skip: int) -> int:
-    """The last start from which there still is something to earn, in frames."""
-    short = np.flatnonzero(demo.scores[:-1] < demo.scores[-1])
-    last = int(short[-1]) if len(short) else 0
-    return last // frame_skip * frame_skip
-
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _slope(points: deque[tuple[float, int]]) -> float:
-    """Change per second between the first and the last of the points."""
-    if len(points) < 2 or points[-1][0] <= points[0][0]:
-        return 0.0
-    return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])

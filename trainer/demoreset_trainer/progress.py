@@ -1,7 +1,7 @@
 """What one update tells the world: plain values, made by `loop`, shown by `report` and `screen`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,16 @@ class Progress:
     def progress_ratio(self) -> float:
         """Share of the demo that the start has moved back over, 0 to 1."""
         return 1 - self.start_frame / self.demo_frames
+
+
+class Watch(Protocol):
+    """Who is told how the run goes."""
+
+    def phase(self, name: str) -> None:
+        """The loop has entered a phase."""
+
+    def update(self, progress: Progress) -> None:
+        """An update is done."""
+
+    def note(self, text: str) -> None:
+        """Something happened that a person wants to know."""

@@ -1,0 +1,46 @@
+"""What a run has done, over all its lives: part of its state, the same for all members."""
+
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass
+class Counters:
+    """Totals of a run."""
+
+    update: int = 0
+    frames: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+    score_max: float | None = None
+    rejected: int = 0
+    start_reached_frames: int | None = None  # when the frontier first was the game's own start
+    start_reached_seconds: float | None = None
+    # The group's faults: as the member saw them whose state went on
+    recoveries: dict[str, int] = field(default_factory=dict)  # by cause
+    recovery_seconds: dict[str, float] = field(default_factory=dict)
+    rolled_back: int = 0
+    frames_discarded: int = 0
+
+    def recovered(self, cause: str, since: float) -> None:
+        """Something was lost, or came, and has cost the time since then (time.monotonic)."""
+        seconds = time.monotonic() - since
+        self.recoveries[cause] = self.recoveries.get(cause, 0) + 1
+        self.recovery_seconds[cause] = self.recovery_seconds.get(cause, 0.0) + seconds
+
+    @property
+    def goodput(self) -> float:
+        """Share of the training's time that was not spent on recoveries."""
+        lost = sum(self.recovery_seconds.values())
+        return max(0.0, 1 - lost / self.seconds) if self.seconds else 1.0
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> Self:
+        """From a `state`, also one of a version that counted other things."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in known})
