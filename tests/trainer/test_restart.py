@@ -209,7 +209,7 @@ def test_words(code: int, said: str) -> None:
     [
         (4096, b"E: m\none\ntwo \xe2\x82\xac"),
         (14, b"E: m\ntwo \xe2\x82\xac"),
-        (12, b"E: m"),
+        (11, b"E: m"),
         (3, b"E: "),
     ],
 )

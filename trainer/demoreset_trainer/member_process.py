@@ -1,0 +1,166 @@
+"""A member as its supervisor sees it: a process, what it tells on its wire, what it writes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+from demoreset_api.names import ENV_WIRE
+from demoreset_trainer import restart, wire
+from demoreset_trainer.progress import Progress
+from demoreset_trainer.wire import Message, Note
+
+CHUNK = 1 << 16
+MOST_CHUNKS = 16  # at once: nobody's flood keeps the others waiting
+MOST_LINE = 1 << 20
+KEPT = 20  # of the lines that it wrote
+
+
+class MemberProcess:
+    """One member, from its start to its end.
+
+    It begins with SIGINT blocked: Ctrl-C reaches all processes of a terminal, and what becomes of
+    it is the supervisor's business. It must be started by a thread that stays (`parent`).
+
+    Args:
+        index: Its place among the members of its supervisor.
+        name: The id by which the group knows it.
+        command: What to run.
+        environment: All of its environment but the wire.
+        now: On the supervisor's clock.
+
+    Raises:
+        OSError: the machine has no room for another process.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        now: float,
+    ) -> None:
+        self.index, self.name = index, name
+        self.started = now
+        self.heard: float | None = None
+        self.told = 0  # update of which it has told
+        self.progress: Progress | None = None
+        self.hung: str | None = None  # why it was killed
+        self.asked = False  # to stop
+        self.tail: deque[str] = deque(maxlen=KEPT)
+        mine, its = os.pipe()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(its,),
+                env={**environment, ENV_WIRE: str(its)},
+            )
+        except OSError:
+            os.close(mine)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(its)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        self._wire = _Lines(mine)
+        self._said = _Lines(os.dup(self._process.stdout.fileno()))
+        self._process.stdout.close()
+
+    @property
+    def descriptors(self) -> list[int]:
+        """That can be waited on for more to read."""
+        return [lines.descriptor for lines in (self._wire, self._said) if lines.open]
+
+    def listen(self, now: float) -> list[Message]:
+        """What it has told since the last time; whatever it tells is a sign of life."""
+        messages = [message for line in self._wire.read() if (message := wire.parse(line))]
+        if messages:
+            self.heard = now
+        for message in messages:
+            if isinstance(message, Progress):
+                self.progress = message
+            if not isinstance(message, Note):
+                self.told = message.update
+        return messages
+
+    def said(self) -> list[str]:
+        """The lines that it has written since the last time."""
+        lines = [line.decode(errors="replace").rstrip() for line in self._said.read()]
+        self.tail.extend(lines)
+        return lines
+
+    def forgive(self, now: float) -> None:
+        """Time begins anew: the supervisor was not there to listen."""
+        self.started = now
+        if self.heard is not None:
+            self.heard = now
+
+    def ended(self) -> int | None:
+        """How it ended; negative for a signal, None while it lives."""
+        return self._process.poll()
+
+    def ask(self) -> None:
+        """Ask it to stop."""
+        self.asked = True
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+
+    def bury(self) -> None:
+        """Kill it if it lives still, and leave nothing of it."""
+        self._process.kill()
+        self._process.wait()
+        for lines in (self._wire, self._said):
+            lines.close()
+
+    def error(self, code: int) -> restart.LastError:
+        """Why it ended."""
+        return restart.last_error(self.tail, code, self.hung)
+
+
+class _Lines:
+    """Lines from a pipe, without waiting for any."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+        self.open = True
+        self._rest = b""
+
+    def read(self) -> list[bytes]:
+        """The lines that are there; the last one may lack its end if there is no more to come."""
+        chunks = b"".join([self._rest, *self._chunks()])
+        *lines, self._rest = chunks.split(b"\n")
+        if self._rest and (not self.open or len(self._rest) > MOST_LINE):
+            lines.append(self._rest)
+            self._rest = b""
+        return lines
+
+    def _chunks(self) -> Iterator[bytes]:
+        for _ in range(MOST_CHUNKS):
+            if not self.open:
+                return
+            try:
+                chunk = os.read(self.descriptor, CHUNK)
+            except BlockingIOError:
+                return
+            if not chunk:
+                self.close()
+                return
+            yield chunk
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            with contextlib.suppress(OSError):
+                os.close(self.descriptor)

@@ -1,0 +1,380 @@
+"""The processes around members: starts them, listens to them, starts again what was lost.
+
+One thread and one loop, for members must be started by a thread that stays. What is decided is in
+`restart`; what is told goes to whoever watches.
+"""
+
+import glob
+import os
+import secrets
+import select
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from demoreset_api.errors import ExitCode
+from demoreset_api.names import ENV_CORES
+from demoreset_trainer import restart
+from demoreset_trainer.machine import cores
+from demoreset_trainer.member_process import MemberProcess
+from demoreset_trainer.progress import Progress
+from demoreset_trainer.restart import Ending, LastError, Limits, Record
+from demoreset_trainer.wire import Beat, Note
+
+TURN = 0.05  # seconds between two looks at the members, at most
+MOST_NOTES = 1000  # remembered, so as not to tell them twice
+
+
+class Watch(Protocol):
+    """Who wants to know; `watch.Watchers` is one."""
+
+    def phase(self, name: str) -> None:
+        """The loop has entered a phase."""
+
+    def update(self, progress: Progress) -> None:
+        """An update is done."""
+
+    def note(self, text: str) -> None:
+        """Something happened that a person wants to know."""
+
+    def states(self, states: Mapping[str, str]) -> None:
+        """How the members of this supervisor are, by their ids."""
+
+
+class Signals:
+    """Turns Ctrl-C and SIGTERM into a wish to stop; a second Ctrl-C ends everything at once.
+
+    To be made before anything that takes time.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.received == signal.SIGINT == number:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __call__(self) -> int | None:
+        """The first signal that was received."""
+        return self.received
+
+
+class _Place:
+    """Where one member follows another."""
+
+    def __init__(self) -> None:
+        self.member: MemberProcess | None = None
+        self.record = Record()
+        self.start_at = float("-inf")
+        self.lost: str | None = None  # id of the one that was here, until the next is started
+
+
+class Supervisor:
+    """Keeps a number of members running until the run ends.
+
+    Args:
+        name: The worker's; its members are called after it, and every new one otherwise, for a
+            quorum knows them by their ids.
+        members: How many.
+        command: What to run for a place and an id.
+        watch: Told of everything.
+        stopping: The signal that asked us to stop, None before.
+        say: Takes the lines that members write, on whatever stream.
+        environment: Of the members, before each has its share of the machine.
+        limits: How long to wait for what.
+        tend: Called at every turn with the time, for what else must be kept running.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        members: int,
+        command: Callable[[int, str], Sequence[str]],
+        watch: Watch,
+        *,
+        stopping: Callable[[], int | None],
+        say: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        tend: Callable[[float], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._command, self._watch = name, command, watch
+        self._stopping, self._say, self._tend, self._clock = stopping, say, tend, clock
+        self._limits = limits or Limits()
+        base = dict(os.environ if environment is None else environment)
+        self._environments = [share(base, index, members) for index in range(members)]
+        self._places = [_Place() for _ in range(members)]
+        self._ending: Ending | None = None
+        self._turned = clock()
+        self._notes: dict[tuple[int, str], str] = {}  # who told it first
+        self._states: dict[str, str] = {}
+        self._generation: int | None = None
+        self._bereft = False  # all members that knew the run's state have died
+        self.progress: Progress | None = None  # the latest
+        self.furthest = 0  # update that the run has ever reached
+        self.updates_lost = 0  # done, and lost with all who knew of them
+        self.restarts: Counter[str] = Counter()  # by cause: crash, killed, hang, again, drained
+        self.error: LastError | None = None  # the latest that ended a member
+
+    @property
+    def members(self) -> list[MemberProcess]:
+        """Those that live."""
+        return [place.member for place in self._places if place.member is not None]
+
+    def run(self) -> int:
+        """Until the run ends; the exit code (`demoreset_api.errors.ExitCode`)."""
+        try:
+            while True:
+                now = self._clock()
+                self._forgive(now)
+                self._turn(now)
+                if self._ending is not None and not self.members:
+                    return self._ending.code
+                self._wait()
+        finally:
+            for member in self.members:
+                member.bury()
+
+    def _wait(self) -> None:
+        """Until somebody tells something, or it is time to look again."""
+        poll = select.poll()
+        for member in self.members:
+            for descriptor in member.descriptors:
+                poll.register(descriptor, select.POLLIN)
+        poll.poll(TURN * 1000)
+
+    def _forgive(self, now: float) -> None:
+        """After we were frozen ourselves nobody is late: all of them may have been frozen, too."""
+        missed = now - self._turned
+        self._turned = now
+        if missed <= self._limits.jump:
+            return
+        for member in self.members:
+            member.forgive(now)
+        if self._ending is not None:
+            self._ending = self._ending.later(missed)
+
+    def _turn(self, now: float) -> None:
+        if (number := self._stopping()) is not None:
+            self._ending = restart.stopped(self._ending, number, now, self._limits)
+        for place in self._places:
+            if (member := place.member) is not None:
+                code = member.ended()  # first: what it told before is read below
+                self._hear(member, now)
+                if code is not None:
+                    self._lose(place, member, code, now)
+        self._end_the_hung(now)
+        if self._ending is not None:
+            self._end(self._ending, now)
+        else:
+            self._fill(now)
+        self._tell_states()
+        if self._tend is not None:
+            self._tend(now)
+
+    # Listening
+
+    def _hear(self, member: MemberProcess, now: float) -> None:
+        for text in member.said():
+            self._say(f"[{member.name}] {text}")
+        for message in member.listen(now):
+            match message:
+                case Beat():
+                    if member is self._speaker():
+                        self._watch.phase(message.phase)
+                case Note():
+                    self._note(member, message)
+                case Progress():
+                    self._progressed(member, message)
+
+    def _speaker(self) -> MemberProcess | None:
+        """Whose phase is told: one that trains, the group's first if it is ours."""
+        ready = [member for member in self.members if member.heard is not None]
+        return min(
+            ready,
+            key=lambda member: (
+                member.progress is None,
+                member.progress.rank if member.progress else 0,
+                member.index,
+            ),
+            default=None,
+        )
+
+    def _note(self, member: MemberProcess, note: Note) -> None:
+        """Tell it once, whoever of the group says it."""
+        teller = self._notes.setdefault((note.update, note.text), member.name)
+        if len(self._notes) > MOST_NOTES:
+            del self._notes[next(iter(self._notes))]
+        if teller == member.name:
+            self._watch.note(note.text)
+
+    def _progressed(self, member: MemberProcess, progress: Progress) -> None:
+        """Tell of an update, in the words of our first member in the group."""
+        latest = self.progress.update if self.progress is not None else None
+        if self._bereft and latest is not None and progress.update <= latest:
+            # Loaded from a checkpoint. Otherwise the group knows better than any one member.
+            self.updates_lost += latest - progress.update + 1
+            latest = None
+        self._bereft = False
+        self.furthest = max(self.furthest, progress.update)
+        if any(
+            other.progress.rank < progress.rank
+            for other in self.members
+            if other.progress is not None and other.progress.generation == progress.generation
+        ):
+            return
+        if latest is not None and progress.update <= latest:
+            if progress.update == latest and progress.rank == 0:
+                self.progress = progress
+                self._watch.update(progress)  # the first's own words, for the file
+            return
+        if progress.generation != self._generation:
+            self._generation = progress.generation
+            count = f"{progress.members} member{'s' if progress.members > 1 else ''}"
+            self._watch.note(
+                f"generation {progress.generation}: {count}, at update {progress.update}"
+            )
+        self.progress = progress
+        self._watch.update(progress)
+
+    # Losing and starting
+
+    def _lose(self, place: _Place, member: MemberProcess, code: int, now: float) -> None:
+        """A member has ended: what was it, and what follows."""
+        place.member, place.lost = None, member.name
+        member.bury()
+        if member.progress is not None and not any(other.progress for other in self.members):
+            self._bereft = True
+        ending = restart.ended(self._ending, code, now, self._limits)
+        if ending is not None:
+            if self._ending is None or ending.code != self._ending.code:
+                self.error = member.error(code)
+            elif self._ending.code in (ExitCode.INTERRUPTED, ExitCode.DRAINED) and code != 0:
+                self._tell_unclean(member, code)
+            self._ending = ending
+            return
+        self.error = error = member.error(code)
+        place.record = place.record.after(
+            code,
+            update=member.told,
+            brought=member.progress is not None,
+            furthest=self.furthest,
+            hung=member.hung is not None,
+        )
+        self.restarts[_cause(code, member.hung)] += 1
+        if place.record.hopeless:
+            times = f"update {member.told + 1} failed {place.record.deaths} times"
+            self.error = LastError("NoProgress", f"{times}; the last: {error}", error.lines)
+            self._ending = Ending(ExitCode.NO_PROGRESS, now, now + self._limits.grace)
+            then = "not again: it failed so often at the same update"
+        else:
+            place.start_at = now + place.record.wait
+            wait = place.record.wait
+            then = f"starting it again in {wait:g} s" if wait else "starting it again"
+        how = member.hung or (f"{restart.words(code)} ({error})" if code > 0 else str(error))
+        self._watch.note(
+            f"lost member {member.name} (pid {member.pid}) at update {member.told}: {how}; {then}"
+        )
+
+    def _tell_unclean(self, member: MemberProcess, code: int) -> None:
+        if code not in (ExitCode.DRAINED, ExitCode.INTERRUPTED):
+            self._watch.note(
+                f"member {member.name} (pid {member.pid}) did not stop well: {restart.words(code)}"
+            )
+
+    def _end_the_hung(self, now: float) -> None:
+        for member in self.members:
+            why = restart.hang(
+                now,
+                started=member.started,
+                heard=member.heard,
+                limits=self._limits,
+                stopping=self._ending is not None,
+            )
+            if why is not None and member.hung is None:
+                member.hung = why
+                member.kill()
+
+    def _end(self, ending: Ending, now: float) -> None:
+        """Ask those that are left to stop; kill them when their time is over."""
+        for member in self.members:
+            if now >= ending.kill_at:
+                member.kill()
+            elif now >= ending.ask_at and not member.asked:
+                member.ask()
+
+    def _fill(self, now: float) -> None:
+        """Start a member wherever there is none and it is time."""
+        for index, place in enumerate(self._places):
+            if place.member is not None or now < place.start_at:
+                continue
+            name = f"{self._name}-{index}-{secrets.token_hex(4)}"
+            try:
+                place.member = MemberProcess(
+                    index, name, self._command(index, name), self._environments[index], now
+                )
+            except OSError as error:
+                place.record = place.record.after(
+                    ExitCode.TRY_AGAIN, update=0, brought=False, furthest=self.furthest
+                )
+                wait = max(1.0, place.record.wait)
+                place.start_at = now + wait
+                self._watch.note(
+                    f"member {index} cannot be started: {error}; trying again in {wait:g} s"
+                )
+            else:
+                place.lost = None
+
+    def _tell_states(self) -> None:
+        states = {place.lost: "lost" for place in self._places if place.lost is not None}
+        for member in self.members:
+            if member.asked:
+                states[member.name] = "stopping"
+            else:
+                states[member.name] = "training" if member.progress is not None else "starting"
+        if states != self._states:
+            self._states = states
+            self._watch.states(states)
+
+
+def _cause(code: int, hung: str | None) -> str:
+    """Why a member was started again, in a word."""
+    if hung is not None:
+        return "hang"
+    if code < 0:
+        return "killed"
+    return {ExitCode.TRY_AGAIN.value: "again", ExitCode.DRAINED.value: "drained"}.get(code, "crash")
+
+
+# What each has of the machine
+
+
+def share(environment: Mapping[str, str], index: int, members: int) -> dict[str, str]:
+    """The environment of a member: its cores, and its GPU where there are any."""
+    its = {**environment, ENV_CORES: str(max(1, cores() // members))}
+    if found := devices(environment):
+        its["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
+    return its
+
+
+def devices(environment: Mapping[str, str], nodes: Sequence[str] | None = None) -> list[str]:
+    """The GPUs that members may use, as CUDA names them; found without torch.
+
+    Args:
+        environment: CUDA_VISIBLE_DEVICES there, where it is set, has the last word.
+        nodes: The files of the machine's GPUs.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        named = [name.strip() for name in chosen.split(",")]
+        return [name for name in named if name and name != "-1"]
+    found = glob.glob("/dev/nvidia[0-9]*") if nodes is None else nodes
+    return [str(number) for number in range(len(found))]
