@@ -1,6 +1,5 @@
 """A supervisor over real processes, that crash, hang, freeze, tell and end as they are told to."""
 
-import json
 import os
 import signal
 import sys

@@ -18,6 +18,7 @@ COMMANDS = (
     "cli_export",
     "cli_demo",
     "cli_plot",
+    "cli_worker",
     "cli_coordinator",
     "cli_member",
 )

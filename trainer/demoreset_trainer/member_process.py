@@ -4,8 +4,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from demoreset_api.names import ENV_WIRE
 from demoreset_trainer import restart, wire
@@ -16,6 +18,17 @@ CHUNK = 1 << 16
 MOST_CHUNKS = 16  # at once: nobody's flood keeps the others waiting
 MOST_LINE = 1 << 20
 KEPT = 20  # of the lines that it wrote
+
+
+def member_command(
+    file: Path, changes: Sequence[str], folder: Path, *, coordinator: str, address: str
+) -> Callable[[int, str], list[str]]:
+    """What runs a member, by its place and id: `demoreset member` with this Python."""
+    words = [sys.executable, "-m", "demoreset_trainer.cli", "member", "-f", str(file)]
+    for change in changes:
+        words += ["--set", change]
+    words += ["--dir", str(folder), "--coordinator", coordinator, "--address", address, "--id"]
+    return lambda index, name: [*words, name]
 
 
 class MemberProcess:

@@ -1,0 +1,191 @@
+"""`demoreset run --members N`: a coordinator and N members on this machine, with one screen."""
+
+import argparse
+import json
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demoreset_api.errors import ExitCode, TryAgain, UserError
+from demoreset_trainer.member_process import MemberProcess, member_command
+from demoreset_trainer.restart import Record, words
+from demoreset_trainer.supervise import Signals, Supervisor
+
+if TYPE_CHECKING:
+    from demoreset_api.spec import DemoResetRun, RunSpec
+
+LOCALHOST = "127.0.0.1"
+PORTS = range(20_000, 30_000)  # below those that the kernel gives to whoever connects
+GOOD = (ExitCode.DONE, ExitCode.BUDGET_SPENT, ExitCode.INTERRUPTED, ExitCode.DRAINED)
+CALM = 10.0  # seconds after which a coordinator counts as one that works
+
+
+def run_group(
+    options: argparse.Namespace, wanted: "DemoResetRun", folder: Path, members: int
+) -> int:
+    """Train with several members until the run is over; the exit code.
+
+    Args:
+        options: Those of `demoreset run`.
+        wanted: The run file, read.
+        folder: The run's.
+        members: How many processes train.
+    """
+    signals = Signals()
+    from demoreset_trainer import metrics, runfile, summary
+    from demoreset_trainer.watch import Watchers
+
+    spec = wanted.spec
+    runfile.load_demo(spec, options.file)  # a mistake is told once, not by every member
+    runfile.make_folder(folder)
+    if met(folder, spec):
+        print(
+            f"{folder}: the goal is met already; `demoreset evaluate {folder}`, "
+            "--set spec.goal.successRate=... or --fresh"
+        )
+        return ExitCode.DONE
+    with Watchers(folder, options, None) as watchers:
+        coordinator = LocalCoordinator(min(spec.workers.min, members), watchers.note)
+        supervisor = Supervisor(
+            "member",
+            members,
+            member_command(
+                options.file,
+                options.set,
+                folder,
+                coordinator=f"{LOCALHOST}:{coordinator.port}",
+                address=LOCALHOST,
+            ),
+            watchers,
+            stopping=signals,
+            say=watchers.note if on_screen(options) else to_stderr,
+            tend=coordinator.tend,
+        )
+        try:
+            coordinator.tend(time.monotonic())
+            code = supervisor.run()
+        finally:
+            coordinator.close()
+    if code not in GOOD:
+        print(f"demoreset: {supervisor.error}", file=sys.stderr)
+        return code
+    if supervisor.progress is None:
+        print("Stopped before the first update")
+        return code
+    found = summary.summarise(
+        supervisor.progress,
+        metrics.read(folder / metrics.NAME),
+        spec,
+        code,
+        members=members,
+        updates_lost=supervisor.updates_lost,
+    )
+    runfile.write_json(folder / summary.NAME, found)
+    print(summary.last_words(found, folder, options))
+    return code
+
+
+def on_screen(options: argparse.Namespace) -> bool:
+    """Whether a live screen is shown, over which nobody else may write."""
+    return options.log == "screen" or (options.log == "auto" and sys.stdout.isatty())
+
+
+def to_stderr(text: str) -> None:
+    """Pass a member's line on; a reader that has gone is no reason to end."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def met(folder: Path, spec: "RunSpec") -> bool:
+    """Whether the newest checkpoint says that this goal is met. No tensor is read, nor torch."""
+    newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
+    if newest is None:
+        return False
+    try:
+        state = json.loads(newest.read_text())
+        same = state["spec"]["goal"] == spec.goal.model_dump(mode="json", by_alias=True)
+        return bool(same and state["goal"]["met"] and not state["playing_on"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # a broken one: those who read checkpoints decide
+
+
+class LocalCoordinator:
+    """The group's coordinator as a process of its own, started again on its port when it dies.
+
+    Args:
+        least: Members below which nobody trains.
+        note: Told what a person wants to know.
+    """
+
+    def __init__(self, least: int, note: Callable[[str], None]) -> None:
+        self.port = free_port()
+        self._note = note
+        self._command = [
+            *(sys.executable, "-m", "demoreset_trainer.cli", "coordinator"),
+            *("--host", LOCALHOST, "--port", str(self.port)),
+            *("--min", str(least), "--with-parent"),
+        ]
+        self._process: MemberProcess | None = None
+        self._record = Record()
+        self._start_at = float("-inf")
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return self._process.pid if self._process is not None else None
+
+    def tend(self, now: float) -> None:
+        """Start it, or start it again.
+
+        Raises:
+            UserError: it cannot work on this machine.
+        """
+        process = self._process
+        if process is None:
+            if now >= self._start_at:
+                self._start(now)
+            return
+        code = process.ended()
+        process.said()
+        if code is None:
+            return
+        self._process = None
+        process.bury()
+        if code == ExitCode.USER_ERROR:
+            raise UserError(process.error(code).message)
+        self._record = self._record.after(
+            ExitCode.TRY_AGAIN, update=0, brought=now - process.started > CALM, furthest=0
+        )
+        self._start_at = now + self._record.wait
+        self._note(
+            f"lost the coordinator (pid {process.pid}): {words(code)}; starting it again"
+            + (f" in {self._record.wait:g} s" if self._record.wait else "")
+        )
+        self.tend(now)
+
+    def _start(self, now: float) -> None:
+        try:
+            self._process = MemberProcess(0, "coordinator", self._command, os.environ, now)
+        except OSError as error:
+            self._start_at = now + 1
+            self._note(f"the coordinator cannot be started: {error}; trying again")
+
+    def close(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.bury()
+            self._process = None
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, nor will get by chance."""
+    for port in random.sample(PORTS, 100):
+        with suppress(OSError), socket.create_server((LOCALHOST, port)):
+            return port
+    raise TryAgain(f"no free port on {LOCALHOST} between {PORTS[0]} and {PORTS[-1]}")

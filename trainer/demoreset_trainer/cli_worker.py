@@ -1,0 +1,173 @@
+"""`demoreset worker`: what a pod runs: members, kept running, and their ends as one exit code."""
+
+import argparse
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from demoreset_api.errors import DemoResetError, ExitCode, UserError
+from demoreset_api.names import (
+    ENV_ADDRESS,
+    ENV_COORDINATOR,
+    ENV_ID,
+    ENV_TERMINATION_LOG,
+    METRICS_PORT,
+    TERMINATION_LOG,
+)
+from demoreset_trainer.restart import LastError
+from demoreset_trainer.supervise import Signals, Supervisor
+
+MOST_BYTES = 4096  # of a termination message
+HERE = ("localhost", "127.0.0.1", "[::1]")
+
+HELP = f"""Train as one worker of a group: what a pod runs.
+
+A worker keeps its members running: it starts again those that die or hang, and ends when the run
+does. It reaches the others through the run's coordinator and shares the run's folder with them.
+Where it is, it is told by flags or by the environment, and never guesses:
+
+  {ENV_COORDINATOR}      host:port of the coordinator
+  {ENV_ADDRESS}          where other workers reach this one: the pod's IP
+  {ENV_ID}               the worker's name
+  {ENV_TERMINATION_LOG}  where the last error is written; default {TERMINATION_LOG}
+
+Exit codes: 0 the goal is met, 2 the budget is spent, 64 the run file or a flag is wrong, 65 no
+checkpoint is valid, 66 the same update failed three times, 75 try again, 143 drained after SIGTERM.
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "worker",
+        help="train as one worker of a group: what a pod runs",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-f", "--file", type=Path, required=True, help="the run file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the run file; repeatable",
+    )
+    parser.add_argument(
+        "--dir", type=Path, required=True, help="the run's folder, the same for all workers"
+    )
+    parser.add_argument(
+        "--members",
+        type=int,
+        metavar="N",
+        help="default: the file's spec.workers.membersPerWorker, else one per GPU, else one",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help=f"default ${ENV_COORDINATOR}")
+    parser.add_argument("--address", metavar="IP", help=f"default ${ENV_ADDRESS}")
+    parser.add_argument("--id", metavar="NAME", help=f"default ${ENV_ID}, else worker")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=METRICS_PORT,
+        help=f"of /metrics, /status and /healthz; default {METRICS_PORT}; 0: a free one",
+    )
+    parser.add_argument("--host", default="", help="address of --port; default: all")
+    parser.add_argument(
+        "--log",
+        choices=("auto", "screen", "plain", "json"),
+        default="auto",
+        help="what is shown; default: by the terminal",
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write TensorBoard event files, too"
+    )
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; the exit code."""
+    signals = Signals()
+    try:
+        return _work(options, signals)
+    except DemoResetError as error:
+        leave(LastError(type(error).__name__, str(error)))
+        raise
+
+
+def _work(options: argparse.Namespace, signals: Signals) -> int:
+    coordinator, address = whereabouts(options.coordinator, options.address)
+    from demoreset_trainer import runfile
+    from demoreset_trainer.cli_group import GOOD, met, on_screen, to_stderr
+    from demoreset_trainer.machine import gpus
+    from demoreset_trainer.member_process import member_command
+    from demoreset_trainer.watch import Watchers
+
+    wanted = runfile.read(options.file, options.set)
+    workers = wanted.spec.workers
+    members = options.members if options.members is not None else workers.members_per_worker
+    if members is None:
+        members = max(1, gpus())
+    if members < 1:
+        raise UserError(f"--members: received {members}; it is 1 or more")
+    runfile.load_demo(wanted.spec, options.file)
+    folder: Path = options.dir
+    runfile.make_folder(folder)
+    with Watchers(folder, options, None) as watchers:
+        if met(folder, wanted.spec):
+            watchers.note(f"{folder}: the goal is met already")
+            return ExitCode.DONE
+        supervisor = Supervisor(
+            options.id or os.environ.get(ENV_ID) or "worker",
+            members,
+            member_command(
+                options.file, options.set, folder, coordinator=coordinator, address=address
+            ),
+            watchers,
+            stopping=signals,
+            say=watchers.note if on_screen(options) else to_stderr,
+        )
+        code = supervisor.run()
+    if code not in GOOD and supervisor.error is not None:
+        to_stderr(f"demoreset: {supervisor.error}")
+        leave(supervisor.error)
+    return code
+
+
+def whereabouts(coordinator: str | None, address: str | None) -> tuple[str, str]:
+    """The coordinator's host:port, and where others reach this worker.
+
+    Args:
+        coordinator: As the flag says it.
+        address: As the flag says it.
+
+    Raises:
+        UserError: neither flag nor environment says, or what they say cannot be right.
+    """
+    coordinator = coordinator or os.environ.get(ENV_COORDINATOR)
+    if not coordinator:
+        raise UserError(
+            f"--coordinator: missing; give host:port of `demoreset coordinator`, or set "
+            f"{ENV_COORDINATOR}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(
+            f"--coordinator (or {ENV_COORDINATOR}): received {coordinator!r}; it is host:port"
+        )
+    address = address or os.environ.get(ENV_ADDRESS)
+    if not address:
+        if host not in HERE:
+            raise UserError(
+                f"--address: missing; give this machine's IP as others reach it, or set "
+                f"{ENV_ADDRESS} (only where the coordinator is on localhost it is 127.0.0.1)"
+            )
+        address = "127.0.0.1"
+    return coordinator, address
+
+
+def leave(error: LastError) -> None:
+    """Write the last error where the kubelet reads it; without such a place, nowhere."""
+    place = os.environ.get(ENV_TERMINATION_LOG)
+    path = Path(place or TERMINATION_LOG)
+    if place or path.exists():
+        with suppress(OSError):
+            path.write_bytes(error.report(MOST_BYTES))
