@@ -182,6 +182,7 @@ TRACEBACK = [
         (["noise"], 75, None, "TryAgain: exit code 75"),
         (TRACEBACK, -9, None, "SIGKILL: killed by SIGKILL"),
         (["Fatal Python error: Segmentation fault", ""], -11, None, "SIGSEGV: Segmentation fault"),
+        (["terminate called", "  what():  no such thing"], -6, None, "SIGABRT: no such thing"),
         (TRACEBACK, -9, "hung: no beat for 10 s", "hung: no beat for 10 s"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from demoreset_trainer.machine import cores
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Limits
-from demoreset_trainer.supervise import Supervisor, devices, share
+from demoreset_trainer.supervise import QUIET, Supervisor, devices, share
 
 BASE = Progress(
     update=0,
@@ -492,8 +492,13 @@ def test_a_member_has_its_share_of_the_machine(
     members: int, index: int, device: str, its_cores: int
 ) -> None:
     environment = share({"CUDA_VISIBLE_DEVICES": "4,7", "HOME": "/"}, index, members)
-    assert environment == {
+    assert environment == QUIET | {
         "CUDA_VISIBLE_DEVICES": device,
         "HOME": "/",
         "DEMORESET_CORES": str(its_cores),
     }
+
+
+def test_what_the_environment_says_already_stays_so() -> None:
+    told = {"DEMORESET_CORES": "3", "RUST_LOG": "debug", "CUDA_VISIBLE_DEVICES": ""}
+    assert share(told, 0, 2) == QUIET | told

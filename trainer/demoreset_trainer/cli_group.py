@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
-from demoreset_trainer.member_process import MemberProcess, member_command
+from demoreset_trainer.member_process import DEMORESET, MemberProcess, member_command
 from demoreset_trainer.restart import Record, words
 from demoreset_trainer.supervise import Signals, Supervisor
 
@@ -127,7 +127,8 @@ class LocalCoordinator:
         self.port = free_port()
         self._note = note
         self._command = [
-            *(sys.executable, "-m", "demoreset_trainer.cli", "coordinator"),
+            *DEMORESET,
+            "coordinator",
             *("--host", LOCALHOST, "--port", str(self.port)),
             *("--min", str(least), "--with-parent"),
         ]

@@ -20,11 +20,15 @@ MOST_LINE = 1 << 20
 KEPT = 20  # of the lines that it wrote
 
 
+# `-P`: what lies in the folder where somebody started us must not take the place of a module.
+DEMORESET = (sys.executable, "-P", "-m", "demoreset_trainer.cli")
+
+
 def member_command(
     file: Path, changes: Sequence[str], folder: Path, *, coordinator: str, address: str
 ) -> Callable[[int, str], list[str]]:
     """What runs a member, by its place and id: `demoreset member` with this Python."""
-    words = [sys.executable, "-m", "demoreset_trainer.cli", "member", "-f", str(file)]
+    words = [*DEMORESET, "member", "-f", str(file)]
     for change in changes:
         words += ["--set", change]
     words += ["--dir", str(folder), "--coordinator", coordinator, "--address", address, "--id"]

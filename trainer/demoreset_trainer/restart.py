@@ -160,7 +160,7 @@ class LastError:
 
 _RAISED = re.compile(r"(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?")
 _OURS = "demoreset: "
-_FATAL = "Fatal Python error: "
+_FATAL = re.compile(r"(?:Fatal Python error| +what\(\)): +(?P<why>.+)")
 
 
 def last_error(lines: Sequence[str], code: int, why: str | None = None) -> LastError:
@@ -176,8 +176,8 @@ def last_error(lines: Sequence[str], code: int, why: str | None = None) -> LastE
         kind, _, message = why.partition(": ")
         return LastError(kind, message, kept)
     if code < 0:  # whatever it wrote before, it was not what ended it
-        fatal = [line for line in lines if line.startswith(_FATAL)]
-        message = fatal[-1].removeprefix(_FATAL) if fatal else words(code)
+        fatal = [match["why"] for line in lines if (match := _FATAL.match(line))]
+        message = fatal[0] if fatal else words(code)
         return LastError(words(code).removeprefix("killed by "), message, kept)
     for line in reversed(lines):
         if line.startswith(_OURS):

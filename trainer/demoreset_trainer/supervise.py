@@ -23,7 +23,11 @@ from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Ending, LastError, Limits, Record
 from demoreset_trainer.wire import Beat, Note
 
+# torchft tells of every connection otherwise; and a member that is killed by a signal says where.
+QUIET = {"RUST_LOG": "warn", "PYTHONFAULTHANDLER": "1"}
 TURN = 0.05  # seconds between two looks at the members, at most
+# Ends of a member that was asked to stop, perhaps before it could listen.
+WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
 MOST_NOTES = 1000  # remembered, so as not to tell them twice
 
 
@@ -257,8 +261,11 @@ class Supervisor:
         if ending is not None:
             if self._ending is None or ending.code != self._ending.code:
                 self.error = member.error(code)
-            elif self._ending.code in (ExitCode.INTERRUPTED, ExitCode.DRAINED) and code != 0:
-                self._tell_unclean(member, code)
+            elif code not in WELL:
+                self._watch.note(
+                    f"member {member.name} (pid {member.pid}) did not stop well: "
+                    f"{restart.words(code)}"
+                )
             self._ending = ending
             return
         self.error = error = member.error(code)
@@ -283,12 +290,6 @@ class Supervisor:
         self._watch.note(
             f"lost member {member.name} (pid {member.pid}) at update {member.told}: {how}; {then}"
         )
-
-    def _tell_unclean(self, member: MemberProcess, code: int) -> None:
-        if code not in (ExitCode.DRAINED, ExitCode.INTERRUPTED):
-            self._watch.note(
-                f"member {member.name} (pid {member.pid}) did not stop well: {restart.words(code)}"
-            )
 
     def _end_the_hung(self, now: float) -> None:
         for member in self.members:
@@ -359,7 +360,7 @@ def _cause(code: int, hung: str | None) -> str:
 
 def share(environment: Mapping[str, str], index: int, members: int) -> dict[str, str]:
     """The environment of a member: its cores, and its GPU where there are any."""
-    its = {ENV_CORES: str(max(1, cores() // members)), **environment}
+    its = {ENV_CORES: str(max(1, cores() // members)), **QUIET, **environment}
     if found := devices(environment):
         its["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
     return its

@@ -1,0 +1,290 @@
+"""`demoreset worker` and `run --members`, for real: what is lost comes back, and all of it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demoreset_api.errors import UserError
+from demoreset_trainer import metrics
+from demoreset_trainer.cli_group import PORTS, free_port, met
+from demoreset_trainer.cli_worker import MOST_BYTES, leave, whereabouts
+from demoreset_trainer.restart import LastError
+from demoreset_trainer.runfile import read
+
+CROSSING = Path(__file__).parents[2] / "demos" / "freeway-crossing.yaml"
+PATIENCE = 120.0  # seconds until a test counts as stuck
+SMALL = [
+    *("--set", "spec.environment.slots=8", "--set", "spec.environment.processes=1"),
+    *("--set", "spec.ppo.rolloutLength=16", "--set", "spec.goal.episodes=100000"),
+]
+NAMES = ("DEMORESET_COORDINATOR", "DEMORESET_ADDRESS", "DEMORESET_ID", "DEMORESET_TERMINATION_LOG")
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine of the tests says nothing of where we are."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "found"),
+    [
+        (("c:1", "10.0.0.7"), {}, ("c:1", "10.0.0.7")),
+        ((None, None), {NAMES[0]: "c:1", NAMES[1]: "10.0.0.7"}, ("c:1", "10.0.0.7")),
+        (("d:2", "10.0.0.8"), {NAMES[0]: "c:1", NAMES[1]: "10.0.0.7"}, ("d:2", "10.0.0.8")),
+        (("localhost:1", None), {}, ("localhost:1", "127.0.0.1")),
+        (("127.0.0.1:1", None), {}, ("127.0.0.1:1", "127.0.0.1")),
+        (("[::1]:1", None), {}, ("[::1]:1", "127.0.0.1")),
+        (("127.0.0.1:1", "10.0.0.7"), {}, ("127.0.0.1:1", "10.0.0.7")),
+    ],
+)
+def test_where_it_is_told_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str | None, str | None],
+    environment: dict[str, str],
+    found: tuple[str, str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert whereabouts(*flags) == found
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "address", "message"),
+    [
+        (None, "10.0.0.7", "--coordinator: missing.*DEMORESET_COORDINATOR"),
+        ("coordinator", "10.0.0.7", "--coordinator.*received 'coordinator'; it is host:port"),
+        (":1", "10.0.0.7", "received ':1'"),
+        ("c:x", "10.0.0.7", "received 'c:x'"),
+        ("c:65536", "10.0.0.7", "received 'c:65536'"),
+        ("c:1", None, "--address: missing.*DEMORESET_ADDRESS"),
+    ],
+)
+def test_it_never_guesses_where_it_is(
+    coordinator: str | None, address: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        whereabouts(coordinator, address)
+
+
+def test_its_last_error_fits_where_the_kubelet_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "log"
+    monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(place))
+    leave(LastError("ValueError", "7", tuple(f"{number} " + "€" * 300 for number in range(20))))
+    content = place.read_bytes()
+    assert MOST_BYTES - 1000 < len(content) <= MOST_BYTES
+    assert content.startswith(b"ValueError: 7\n")
+    assert content.decode().splitlines()[-1].startswith("19 ")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "demoreset_trainer.cli", *map(str, arguments)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--coordinator: missing"),
+        (("--coordinator", "127.0.0.1:1", "--set", "spec.seed=-1"), "spec.seed: received -1"),
+        (("--coordinator", "127.0.0.1:1", "--members", "0"), "--members: received 0"),
+    ],
+)
+def test_a_users_mistake_is_told_in_a_line_and_to_the_kubelet(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    log = tmp_path / "log"
+    done = subprocess.run(
+        command("worker", "-f", CROSSING, "--dir", tmp_path / "run", *arguments),
+        env=os.environ | {"DEMORESET_TERMINATION_LOG": str(log)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 64
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert log.read_text().startswith("UserError: ")
+    assert message in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"goal": {"met": True}, "playing_on": False}, True),
+        ({"goal": {"met": True}, "playing_on": True}, False),
+        ({"goal": {"met": False}, "playing_on": False}, False),
+        ({"goal": {"met": True}, "playing_on": False, "spec": {"goal": {}}}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: bool) -> None:
+    spec = read(CROSSING).spec
+    assert not met(tmp_path, spec)
+    goal = {"spec": {"goal": spec.goal.model_dump(mode="json", by_alias=True)}}
+    for name, content in (("u0000000007", None), ("u0000000008", state)):
+        folder = tmp_path / "checkpoints" / f"ckpt-l000001-{name}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(
+            "torn" if content is None else json.dumps(goal | content)
+        )
+    assert met(tmp_path, spec) is expected
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_clients() -> None:
+    assert free_port() in PORTS
+
+
+class Running:
+    """A command that runs, in a session of its own as under a terminal."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.output = folder / "output"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                command(*arguments), stdout=output, stderr=output, start_new_session=True
+            )
+        self.port = 0
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def until(self, what: str, true: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not true():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, f"{what}: {self.said()}"
+            time.sleep(0.05)
+
+    def status(self) -> dict[str, Any]:
+        if not self.port:
+            self.until("a port", lambda: re.search(r"on port (\d+)\n", self.said()))
+            self.port = int(re.findall(r"on port (\d+)\n", self.said())[0])
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/status") as answer:
+            status: dict[str, Any] = json.load(answer)
+            return status
+
+    def train(self, members: int) -> dict[str, Any]:
+        """Wait until so many members train together, and an update is done by them."""
+        found: list[dict[str, Any]] = []
+
+        def trains() -> bool:
+            found.append(self.status())
+            states = [member["state"] for member in found[-1]["members"]]
+            return states == ["training"] * members and found[-1].get("update", 0) > 0
+
+        self.until(f"{members} members", trains)
+        return found[-1]
+
+    def children(self) -> dict[int, list[str]]:
+        """The processes that it started itself, by what they run."""
+        found = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                words = (stat.parent / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if parent == self.process.pid:
+                found[int(stat.parent.name)] = words
+        return found
+
+    def session(self) -> list[int]:
+        """All processes that came of it."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*arguments: object) -> Running:
+        started.append(Running(tmp_path, *arguments))
+        return started[-1]
+
+    yield start
+    for running in started:
+        for pid in running.session():
+            os.kill(pid, signal.SIGKILL)
+        running.process.wait()
+
+
+def test_a_group_regains_its_first_member_and_its_coordinator_and_stops_on_ctrl_c(
+    tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    folder = tmp_path / "run"
+    group = start(*("run", "-f", CROSSING, "--members", 2, "--dir", folder, "--port", 0, *SMALL))
+    first = group.train(2)["members"][0]
+    os.kill(first["pid"], signal.SIGKILL)
+    group.until("a loss", lambda: "lost member" in group.said())
+    (lost,) = [line for line in group.said().splitlines() if line.startswith("lost member")]
+    assert lost.startswith(f"lost member {first['id']} (pid {first['pid']}) at update ")
+    assert lost.endswith("SIGKILL: killed by SIGKILL; starting it again")
+    (coordinator,) = [pid for pid, words in group.children().items() if "coordinator" in words]
+    os.kill(coordinator, signal.SIGKILL)
+    group.until("another", lambda: "lost the coordinator" in group.said())
+    group.until("the new one", lambda: first["id"] not in str(group.status()["members"]))
+    before = group.train(2)["update"]
+    group.until("an update", lambda: group.status()["update"] > before)
+    os.killpg(group.process.pid, signal.SIGINT)  # as a terminal does it: to all of them
+    assert group.process.wait(timeout=60) == 130
+    assert not group.session()
+    said = group.said()
+    assert "Traceback" not in said
+    assert said.count("lost member") == 1
+    assert re.search(r"^Stopped after .*; saved\. Go on with: .* --members 2$", said, re.MULTILINE)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"]
+    assert summary["recoveries"] >= 2
+    assert summary["updatesLost"] == 0
+    assert 0 < summary["goodput"] <= 1
+    updates = [line["update"] for line in metrics.read(folder / metrics.NAME)]
+    assert updates == list(range(1, summary["updates"] + 1))
+    assert any(
+        f"u{summary['updates']:010d}" in path.name for path in (folder / "checkpoints").iterdir()
+    )
+
+
+def test_a_worker_finds_the_coordinator_and_drains_on_sigterm(
+    tmp_path: Path, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    coordinator = subprocess.Popen(
+        command("coordinator", "--port", port, "--host", "127.0.0.1"), stderr=subprocess.DEVNULL
+    )
+    try:
+        monkeypatch.setenv("DEMORESET_COORDINATOR", f"127.0.0.1:{port}")
+        monkeypatch.setenv("DEMORESET_ID", "crossing-w1")
+        monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(tmp_path / "log"))
+        worker = start("worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL)
+        (member,) = worker.train(1)["members"]
+        assert re.fullmatch(r"crossing-w1-0-[0-9a-f]{8}", member["id"])
+        worker.process.terminate()
+        assert worker.process.wait(timeout=60) == 143
+        assert not worker.session()
+        assert not (tmp_path / "log").exists()
+    finally:
+        coordinator.kill()
+        coordinator.wait()
