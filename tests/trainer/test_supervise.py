@@ -48,7 +48,7 @@ def note(text, update=0):
     tell("note", update=update, text=text)
 
 def progress(update, **content):
-    tell("progress", **{{**{asdict(BASE)!r}, "update": update, **content}})
+    tell("progress", **{{**{asdict(BASE)!r}, "update": update, "generation": 1, **content}})
 
 def live(seconds=60, update=0):
     end = time.monotonic() + seconds
@@ -411,6 +411,8 @@ live()
     )
     assert group.run(lambda group: group.updated(121)) == 143
     assert group.supervisor.updates_lost == 20
+    assert "back at update 100: 20 were lost with all members" in group.heard.notes
+    assert group.heard.notes[-1] == "generation 1: 1 member, at update 101"
     assert group.supervisor.furthest == 121
 
 

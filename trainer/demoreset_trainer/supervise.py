@@ -225,8 +225,12 @@ class Supervisor:
         latest = self.progress.update if self.progress is not None else None
         if self._bereft and latest is not None and progress.update <= latest:
             # Loaded from a checkpoint. Otherwise the group knows better than any one member.
-            self.updates_lost += latest - progress.update + 1
-            latest = None
+            lost = latest - progress.update + 1
+            self.updates_lost += lost
+            self._watch.note(
+                f"back at update {progress.update - 1}: {lost} were lost with all members"
+            )
+            self._generation, latest = None, None
         self._bereft = False
         self.furthest = max(self.furthest, progress.update)
         if any(
