@@ -145,6 +145,13 @@ def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: b
     assert met(tmp_path, spec) is expected
 
 
+def test_what_keeps_members_running_needs_no_torch() -> None:
+    modules = "cli_worker cli_group cli_coordinator supervise summary runfile watch".split()
+    imports = "; ".join(f"import demoreset_trainer.{module}" for module in modules)
+    check = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
 def test_a_free_port_is_none_that_the_kernel_gives_to_clients() -> None:
     assert free_port() in PORTS
 
