@@ -146,7 +146,7 @@ def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: b
 
 
 def test_what_keeps_members_running_needs_no_torch() -> None:
-    modules = "cli_worker cli_group cli_coordinator supervise summary runfile watch".split()
+    modules = ("cli_worker", "cli_group", "cli_coordinator", "summary", "runfile", "watch")
     imports = "; ".join(f"import demoreset_trainer.{module}" for module in modules)
     check = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
