@@ -3,18 +3,17 @@
 import argparse
 import os
 import signal
+import sys
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from demoreset_api.errors import ExitCode
+from demoreset_api.errors import DemoResetError, ExitCode
 from demoreset_api.names import ENV_WIRE
+from demoreset_trainer.parent import end_with_parent
 
 if TYPE_CHECKING:
     from demoreset_trainer.checkpoint import Snapshot
-
-ORPHAN_LOOK = 0.5  # seconds between looks at whether the supervisor lives
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,12 +28,24 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(func=run)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Train as a member until the run is over, or it is told to stop; the exit code."""
+def run(options: argparse.Namespace) -> NoReturn:
+    """Train as a member until the run is over, or it is told to stop; ends the process."""
+    try:
+        code = _train(options)
+    except DemoResetError as error:
+        print(f"demoreset: {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that wait in torchft's Rust abort a process that takes its leave of Python.
+    os._exit(code)
+
+
+def _train(options: argparse.Namespace) -> ExitCode:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
-    _stop_when_orphaned(stop)
+    end_with_parent(signal.SIGTERM)  # a member must not outlive its supervisor
     from demoreset_api.spec import Collectives
     from demoreset_trainer.wire import Wire
 
@@ -86,15 +97,3 @@ def run(options: argparse.Namespace) -> int:
     if stopped.goal_met:
         return ExitCode.DONE
     return ExitCode.BUDGET_SPENT if stopped.budget_spent else ExitCode.DRAINED
-
-
-def _stop_when_orphaned(stop: threading.Event) -> None:
-    """A member must not outlive its supervisor: nobody would ever stop it."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHAN_LOOK)
-        stop.set()
-
-    threading.Thread(target=look, daemon=True, name="orphan").start()

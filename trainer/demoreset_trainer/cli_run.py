@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demoreset_api.errors import ExitCode
+from demoreset_api.errors import ExitCode, UserError
+from demoreset_trainer.machine import gpus
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun
@@ -21,6 +22,7 @@ command goes on from the newest valid checkpoint there. It stops by itself when 
 
   demoreset run -f demos/freeway-crossing.yaml
   demoreset run -f demos/freeway-crossing.yaml --set spec.seed=1 --dir runs/seed-1
+  demoreset run -f demos/freeway-crossing.yaml --members 3
 """
 
 
@@ -43,6 +45,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--dir", type=Path, help="the run's folder; default runs/NAME")
     parser.add_argument(
         "--fresh", action="store_true", help="begin anew; an old folder is renamed, not deleted"
+    )
+    parser.add_argument(
+        "--members",
+        type=int,
+        metavar="N",
+        help="processes that train together, any of which may be lost; default: the file's "
+        "spec.workers.membersPerWorker, else one per GPU, else one",
     )
     parser.add_argument("--port", type=int, help="serve /metrics, /status and /healthz here")
     parser.add_argument(
@@ -86,6 +95,13 @@ def run(options: argparse.Namespace) -> int:
     folder: Path = options.dir or Path("runs") / wanted.metadata.name
     if options.fresh and (old := runfile.set_aside(folder)) is not None:
         print(f"the folder that was there is now {old}")
+    members = options.members or wanted.spec.workers.members_per_worker or max(1, gpus())
+    if members < 1:
+        raise UserError(f"--members: received {members}; it is 1 or more")
+    if members > 1:
+        from demoreset_trainer.cli_group import run_group
+
+        return run_group(options, wanted, folder, members)
     return train(wanted, options.file, folder, options)
 
 
@@ -184,28 +200,13 @@ def _say(
     received: int | None,
 ) -> int:
     """The last words, and the exit code."""
-    again = " ".join(
-        ["demoreset run -f", str(options.file)]
-        + [f"--set {change}" for change in options.set]
-        + ([f"--dir {options.dir}"] if options.dir else [])
-    )
-    spent = f"{summary['frames']:,} frames and {summary['seconds']:,.0f} s"
-    start = summary["startFrame"]
-    where = "the game's own start" if start == 0 else f"frame {start} of {summary['demoFrames']}"
+    from demoreset_trainer.summary import last_words
+
     if not saved:
         print(f"demoreset: the last checkpoint could not be written to {folder}")
+    print(last_words(summary, folder, options))
     if stopped.goal_met:
-        print(
-            f"Goal met after {spent}: {summary['successRate']:.0%} of the episodes from the "
-            f"game's own start tie the demo.\nNext: demoreset evaluate {folder}; "
-            f"demoreset video {folder}"
-        )
         return ExitCode.DONE
     if stopped.budget_spent:
-        print(
-            f"Budget spent ({spent}) and the goal is not met: the start stands at {where}.\n"
-            f"Go on with more: {again} --set spec.budget.frames={2 * summary['frames']}"
-        )
         return ExitCode.BUDGET_SPENT
-    print(f"Stopped after {spent}, the start at {where}; saved. Go on with: {again}")
     return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.DRAINED

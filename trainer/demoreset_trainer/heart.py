@@ -65,6 +65,7 @@ class Heart:
                 client = None  # the question for a quorum says so
 
     def _tell(self) -> None:
+        self._started.wait()  # what comes before is not of the loop, and may take its time
         while not self._stopped.wait(TELL_EVERY):
             if self.beating:
                 self._beat()
