@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ from measure import RESULTS, machine
 RUN = Path(__file__).parents[1] / "demos/freeway-crossing.yaml"
 CLI = [sys.executable, "-m", "demoreset_trainer.cli"]
 ENDLESS = ("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000000")
+# An update every tenth of a second or so: what is measured is the fault, not a rollout's length.
+QUICK = (
+    *("--set", "spec.environment.slots=12", "--set", "spec.ppo.rolloutLength=8"),
+    *("--set", "spec.ppo.epochs=1", "--set", "spec.ppo.minibatches=2"),
+)
 MEMBERS = 3
 PATIENCE = 120.0
 Event = dict[str, Any]
@@ -39,10 +44,10 @@ Event = dict[str, Any]
 class Injured:
     """A running group, what its members wrote down, and its processes."""
 
-    def __init__(self, folder: Path, members: int = MEMBERS) -> None:
+    def __init__(self, folder: Path, members: int, changes: Sequence[str]) -> None:
         self.events_file = folder / "events.jsonl"
         self.log = (folder / "run.log").open("w")
-        command = [*CLI, "run", "-f", str(RUN), "--dir", str(folder / "run"), *ENDLESS]
+        command = [*CLI, "run", "-f", str(RUN), "--dir", str(folder / "run"), *ENDLESS, *changes]
         self.process = subprocess.Popen(
             [*command, "--members", str(members), "--log", "plain"],
             env={**os.environ, "DEMORESET_EVENTS": str(self.events_file)},
@@ -131,9 +136,9 @@ class Injured:
 
 
 @contextmanager
-def group(members: int = MEMBERS) -> Iterator[Injured]:
+def group(members: int = MEMBERS, changes: Sequence[str] = QUICK) -> Iterator[Injured]:
     with tempfile.TemporaryDirectory() as folder:
-        injured = Injured(Path(folder), members)
+        injured = Injured(Path(folder), members, changes)
         try:
             yield injured
         finally:
@@ -256,7 +261,7 @@ def goodput(minutes: float, every: float, kept: list[Event]) -> dict[str, Any]:
     pace = {}
     kills = 0
     for kind in ("undisturbed", "killed"):
-        with group() as injured:
+        with group(changes=()) as injured:
             injured.whole()
             begun = time.monotonic()
             span = 60 * (minutes if kind == "killed" else min(minutes, 3))

@@ -105,7 +105,7 @@ class Group:
             "w",
             members,
             lambda index, name: [
-                *(sys.executable, "-S", "-E", "-c"),
+                *(sys.executable, "-S", "-E", "-X", "faulthandler", "-c"),
                 f"import os; os.chdir({str(folder)!r})\n{ABLE}\n{script}",
                 *(str(index), name),
             ],
@@ -235,6 +235,10 @@ def test_one_that_stands_still_is_killed_and_started_anew(tmp_path: Path, stands
     (line,) = group.heard.lost()
     assert line.endswith("at update 7: hung: no beat for 0.6 s; starting it again")
     assert group.supervisor.restarts == {"hang": 1}
+    error = group.supervisor.error
+    assert error is not None
+    if "sleep" in stands:  # it says where it stands; one that is frozen cannot
+        assert any("most recent call first" in said for said in error.lines), error.lines
 
 
 def test_before_its_first_beat_a_member_has_more_time(tmp_path: Path) -> None:

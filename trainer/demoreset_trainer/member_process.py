@@ -65,7 +65,8 @@ class MemberProcess:
         self.heard: float | None = None
         self.told = 0  # update of which it has told
         self.progress: Progress | None = None
-        self.hung: str | None = None  # why it was killed
+        self.hung: str | None = None  # why it is killed
+        self.kill_at: float | None = None  # once it had the time to say where it stands
         self.asked = False  # to stop
         self.tail: deque[str] = deque(maxlen=KEPT)
         mine, its = os.pipe()
@@ -128,6 +129,10 @@ class MemberProcess:
         """Ask it to stop."""
         self.asked = True
         self._process.terminate()
+
+    def dump(self) -> None:
+        """Have it write where all of its threads stand (PYTHONFAULTHANDLER), and end."""
+        self._process.send_signal(signal.SIGABRT)
 
     def kill(self) -> None:
         """End it, whatever it does."""

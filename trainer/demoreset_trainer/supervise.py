@@ -28,6 +28,7 @@ QUIET = {"RUST_LOG": "warn", "PYTHONFAULTHANDLER": "1"}
 TURN = 0.05  # seconds between two looks at the members, at most
 # Ends of a member that was asked to stop, perhaps before it could listen.
 WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
+DUMP = 1.0  # seconds that a hung member has to say where it stands
 MOST_NOTES = 1000  # remembered, so as not to tell them twice
 
 
@@ -305,7 +306,9 @@ class Supervisor:
                 stopping=self._ending is not None,
             )
             if why is not None and member.hung is None:
-                member.hung = why
+                member.hung, member.kill_at = why, now + DUMP
+                member.dump()
+            elif member.kill_at is not None and now >= member.kill_at:
                 member.kill()
 
     def _end(self, ending: Ending, now: float) -> None:
