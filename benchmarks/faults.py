@@ -11,6 +11,7 @@ other weights. The events of all members are kept in results/faults-events.jsonl
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -28,9 +29,9 @@ from typing import Any
 
 from measure import RESULTS, machine
 
-RUN = Path(__file__).parents[1] / "demos/freeway-crossing.yaml"
+RUN = Path(__file__).parents[1] / "demos/montezuma-2500.yaml"  # far from any goal for a while
 CLI = [sys.executable, "-m", "demoreset_trainer.cli"]
-ENDLESS = ("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000000")
+SAVING = ("--set", "spec.checkpoint.intervalSeconds=5")
 # An update every tenth of a second or so: what is measured is the fault, not a rollout's length.
 QUICK = (
     *("--set", "spec.environment.slots=12", "--set", "spec.ppo.rolloutLength=8"),
@@ -47,7 +48,7 @@ class Injured:
     def __init__(self, folder: Path, members: int, changes: Sequence[str]) -> None:
         self.events_file = folder / "events.jsonl"
         self.log = (folder / "run.log").open("w")
-        command = [*CLI, "run", "-f", str(RUN), "--dir", str(folder / "run"), *ENDLESS, *changes]
+        command = [*CLI, "run", "-f", str(RUN), "--dir", str(folder / "run"), *SAVING, *changes]
         self.process = subprocess.Popen(
             [*command, "--members", str(members), "--log", "plain"],
             env={**os.environ, "DEMORESET_EVENTS": str(self.events_file)},
@@ -93,7 +94,10 @@ class Injured:
                 for event in self.events
                 if event["event"] == "commit" and event["time"] > since
             }
-            return {id: pids[id] for id in ids} if set(pids) == set(ids) else None
+            left = {event["member"] for event in self.events if event["event"] == "left"}
+            if set(pids) != set(ids) or left & set(ids) or not all(map(_alive, pids.values())):
+                return None
+            return {id: pids[id] for id in ids}
 
         found: dict[str, int] = self.wait(together, "a whole group")
         return found
@@ -171,7 +175,9 @@ def struck(injured: Injured, strike: Callable[[int], None], *, first: bool) -> f
     time.sleep(random.random())
     since = time.monotonic()
     strike(members[victim])
-    return injured.recovered(since, [id for id in ids if id != victim])
+    seconds = injured.recovered(since, [id for id in ids if id != victim])
+    injured.wait(lambda: not _alive(members[victim]), "the end of the victim")
+    return seconds
 
 
 def by_signal(number: int, *, first: bool = False) -> Callable[[Injured], float]:
@@ -191,14 +197,21 @@ def thawed(injured: Injured) -> float:
 
 
 def without_coordinator(injured: Injured) -> float:
-    """The coordinator is killed; the run starts another one."""
+    """The coordinator is killed; the run starts another one: the longest pause of any member."""
     members = injured.whole()
     time.sleep(random.random())
     since = time.monotonic()
     os.kill(injured.child("coordinator"), signal.SIGKILL)
-    injured.recovered(since + 0.5, list(members))  # an update may have been under way
-    formed = [event["time"] for event in injured.events if event["event"] == "formed"]
-    return float(max(formed[-1], since) - since)
+    time.sleep(8)
+    pauses = []
+    for id in members:
+        times = [
+            event["time"]
+            for event in injured.look()
+            if event["member"] == id and event["event"] == "commit"
+        ]
+        pauses += [b - max(a, since) for a, b in itertools.pairwise(times) if b > since]
+    return float(max(pauses))
 
 
 def joined(injured: Injured) -> float:
