@@ -99,4 +99,4 @@ def _serve(options: argparse.Namespace) -> NoReturn:
         f"{options.min} or more members, lost after {options.dead_ms} ms without a beat"
     )
     while True:
-        signal.pause()
+        time.sleep(0.5)  # `signal.pause` would miss a signal that comes just before it
