@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
