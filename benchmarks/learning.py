@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from demoreset_trainer.machine import cores, settle_threads
+from demoreset_trainer.machine import cores, settle
 
-settle_threads()
+settle()
 
 import torch
 
@@ -158,7 +158,7 @@ def learn(
         find=lambda: (1, None),
     )
     if condition in ("no curriculum", "uniform starts", "guide alone"):
-        loop.curriculum = Fixed(demo, 4, uniform=condition == "uniform starts")
+        loop.state.curriculum = Fixed(demo, 4, uniform=condition == "uniform starts")
     load = os.getloadavg()[0]
     begun = time.monotonic()
     if condition != "random policy":
@@ -170,13 +170,13 @@ def learn(
     return {
         "demo": name,
         "condition": condition,
-        "guide": loop.guide_weight if condition != "random policy" else 0,
+        "guide": spec.curriculum.guide_weight if condition != "random policy" else 0,
         "seed": seed,
-        "goalMet": loop.goal.met,
+        "goalMet": loop.state.goal.met,
         "seconds": round(latest.seconds, 1) if latest else 0,
         "frames": latest.frames if latest else 0,
-        "startReachedSeconds": loop.counters.start_reached_seconds,
-        "startReachedFrames": loop.counters.start_reached_frames,
+        "startReachedSeconds": loop.state.counters.start_reached_seconds,
+        "startReachedFrames": loop.state.counters.start_reached_frames,
         "earliestStart": diary.earliest if latest else None,
         "demoFrames": len(demo),
         "success100": sum(episode.success for episode in played) / 100,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from demoreset_trainer import demo as demos
-from demoreset_trainer.machine import cores, settle_threads
+from demoreset_trainer.machine import cores, settle
 from measure import Turn, arguments, compare, machine, show, take_turns, write
 
 COUNT = 64
@@ -127,7 +127,7 @@ def _play(turn: Turn, env: Any, actions: int | None = None) -> None:
 
 
 def main() -> None:
-    settle_threads()
+    settle()
     parser = arguments(__doc__, seconds=4)
     parser.add_argument("--demo", type=Path, help="of Montezuma; default: montezuma-first-key")
     options = parser.parse_args()

@@ -1,16 +1,20 @@
-"""kill -9 at random moments of saving: is there always a whole checkpoint, and the right one?
+"""kill -9 at every point of saving: is there always a whole checkpoint, and the right one?
 
 Each round forks a writer that begins as a run does (newest checkpoint, next life), then saves one
-update after the other, and is killed at a random moment. The folder must then hold a checkpoint
-that verifies, whose every value is the one of its update, and that is not older than the last save
-that was reported as done. `--control` writes without the hidden name, to show that kills do hit.
+update after the other, and is killed: at a random moment, or (`--syscalls`) at the beginning and
+the end of each of its system calls in turn. The folder must then hold a checkpoint that verifies,
+whose every value is the one of its update, and that is not older than the last save that was
+reported as done. `--control` writes without the hidden name, to show that kills do hit.
 
     python benchmarks/torn_writes.py --kills 1000
+    python benchmarks/torn_writes.py --kills 1000 --syscalls
 
 This is the death of a process; the power of a machine is not cut here.
 """
 
 import argparse
+import ctypes
+import itertools
 import os
 import random
 import select
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +38,8 @@ from demoreset_trainer.checkpoint import Snapshot
 SIZES = (1_000, 100_000, 425_000)  # parameters; the last is the size of a real run's policy
 KEEP = 3
 REPORT = 12  # bytes: one letter, eleven digits
+LONGEST = 0.15  # seconds until a kill at a random moment
+PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24
 
 
 @dataclass
@@ -43,8 +50,24 @@ class Outcome:
     mid_save: int = 0  # a save was begun and not reported as done
     leftovers: int = 0  # half a checkpoint, or half a deletion, lay hidden in the folder
     saves: int = 0
+    sweeps: int = 0  # times that a writer was killed at each of its system calls
     failures: list[str] = field(default_factory=list)
     read_seconds: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer reported: the last update that it began and that it saved, and how many."""
+
+    begun: int
+    done: int
+    saves: int
+    killed: bool = True
+
+
+Killer = Callable[[Path], Written]
+Write = Callable[[Path, Snapshot], Path]
 
 
 def snapshot(life: int, update: int) -> Snapshot:
@@ -73,6 +96,9 @@ def same(a: Snapshot, b: Snapshot) -> bool:
     )
 
 
+# The writer
+
+
 def write_in_place(folder: Path, state: Snapshot) -> Path:
     """The control: as `checkpoint.write`, but under the final name from the first byte."""
     whole = checkpoint.write(Path(tempfile.mkdtemp(dir=folder.parent)), state)
@@ -84,14 +110,12 @@ def write_in_place(folder: Path, state: Snapshot) -> Path:
     return target
 
 
-def save_for_ever(folder: Path, reports: int, control: bool) -> None:
+def save(folder: Path, reports: int, write: Write, saves: int | None = None) -> None:
     """The writer's life: as a run that begins, then one save after the other."""
-    write = write_in_place if control else checkpoint.write
     found = checkpoint.newest(folder)
-    update = checkpoint.read(found).update if found else 0
+    first = checkpoint.read(found).update + 1 if found else 1
     life = checkpoint.next_life(folder)
-    while True:
-        update += 1
+    for update in itertools.islice(itertools.count(first), saves):
         state = snapshot(life, update)
         os.write(reports, b"b%011d" % update)
         path = write(folder, state)
@@ -101,47 +125,105 @@ def save_for_ever(folder: Path, reports: int, control: bool) -> None:
         checkpoint.prune(folder, KEEP)
 
 
-def kill_one(folder: Path, delay: float, control: bool) -> tuple[int, int, int]:
-    """Let a writer work for `delay` seconds from its first save; (begun, done, saves)."""
+def fork(work: Callable[[int], None]) -> tuple[int, int]:
+    """A writer: its process, and where to read what it reports."""
     receive, send = os.pipe()
     child = os.fork()  # one thread, torch imported already: 2 ms instead of 2 s
     if child == 0:
+        code = 1
         try:
             os.close(receive)
-            save_for_ever(folder, send, control)
+            work(send)
+            code = 0
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(1)
+            os._exit(code)
     os.close(send)
-    if random.random() < 0.8:  # the others die wherever they are, perhaps before the first save
-        select.select([receive], [], [], 10)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    return child, receive
+
+
+def told(receive: int, status: int) -> Written:
+    """All that a writer that has ended reported."""
     reports = b""
     while part := os.read(receive, 1 << 16):
         reports += part
     os.close(receive)
-    if not os.WIFSIGNALED(status):
+    killed = os.WIFSIGNALED(status)
+    if not killed and os.WEXITSTATUS(status):
         raise RuntimeError("the writer ended by itself: its error is above")
     lines = [reports[at : at + REPORT] for at in range(0, len(reports), REPORT)]
     begun = max((int(line[1:]) for line in lines if line[:1] == b"b"), default=0)
     done = [int(line[1:]) for line in lines if line[:1] == b"d"]
-    return begun, max(done, default=0), len(done)
+    return Written(begun, max(done, default=0), len(done), killed)
 
 
-def run(folder: Path, kills: int, seed: int, longest: float, control: bool) -> Outcome:
+# The killers
+
+
+def at_random(longest: float, write: Write = checkpoint.write) -> Killer:
+    """Let a writer work for up to `longest` seconds from its first save."""
+
+    def kill(folder: Path) -> Written:
+        child, receive = fork(lambda reports: save(folder, reports, write))
+        if random.random() < 0.8:  # the others die wherever they are, perhaps before the first save
+            select.select([receive], [], [], 10)
+        time.sleep(random.uniform(0, longest))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        return told(receive, status)
+
+    return kill
+
+
+def at_syscalls(step: int) -> Killer:
+    """Stop a writer of one save at each system call, and kill it at every `step`-th stop in turn.
+
+    It is stopped where a call begins and where it ends. One that outlives its last stop is whole;
+    the next is killed at the first one again, shifted where not every stop has its turn.
+    """
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    turns = itertools.count()  # of the stops of this sweep
+    shifts = itertools.cycle(range(step))
+    shift = next(shifts)
+
+    def kill(folder: Path) -> Written:
+        nonlocal turns, shift
+
+        def work(reports: int) -> None:
+            ptrace(PTRACE_TRACEME, 0, None, None)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            save(folder, reports, checkpoint.write, saves=1)
+
+        child, receive = fork(work)
+        _, status = os.waitpid(child, 0)
+        left = shift + step * next(turns)
+        while os.WIFSTOPPED(status):
+            if left == 0:
+                os.kill(child, signal.SIGKILL)
+            left -= 1
+            ptrace(PTRACE_SYSCALL, child, None, None)
+            _, status = os.waitpid(child, 0)
+        written = told(receive, status)
+        if not written.killed:
+            turns, shift = itertools.count(), next(shifts)
+        return written
+
+    return kill
+
+
+def run(folder: Path, kills: int, kill: Killer) -> Outcome:
     """Kill `kills` writers; after each, look at what they left."""
-    random.seed(seed)
     outcome, last = Outcome(), 0  # the newest update that must be there
-    for _ in range(kills):
-        begun, done, saves = kill_one(folder, random.uniform(0, longest), control)
-        outcome.kills += 1
-        outcome.saves += saves
-        outcome.mid_save += begun > done
+    while outcome.kills < kills:
+        written = kill(folder)
+        begun = written.begun
+        outcome.kills += written.killed
+        outcome.sweeps += not written.killed
+        outcome.saves += written.saves
+        outcome.mid_save += begun > written.done
         outcome.leftovers += any(folder.glob(".partial-*"))
-        last = max(last, done)
+        last = max(last, written.done)
         started = time.perf_counter()
         broken = len(list(folder.glob("broken-*")))
         try:
@@ -171,33 +253,47 @@ def run(folder: Path, kills: int, seed: int, longest: float, control: bool) -> O
     return outcome
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=0.15, help="seconds until a kill, at most")
-    parser.add_argument("--dir", type=Path, help="where to write (default: the temporary folder)")
-    parser.add_argument("--control", action="store_true", help="write in place instead")
-    options = parser.parse_args()
+def attempt(kills: int, kill: Killer, seed: int = 0, place: Path | None = None) -> Outcome:
+    """Kill `kills` writers in a new folder, and let one that lives clear up after them."""
     torch.set_num_threads(1)  # a fork copies only the thread that calls it
-    with tempfile.TemporaryDirectory(dir=options.dir) as name:
+    random.seed(seed)
+    with tempfile.TemporaryDirectory(dir=place) as name:
         folder = Path(name) / "checkpoints"
         folder.mkdir()
         started = time.perf_counter()
-        outcome = run(folder, options.kills, options.seed, options.longest, options.control)
-        seconds = time.perf_counter() - started
+        outcome = run(folder, kills, kill)
+        outcome.seconds = time.perf_counter() - started
         checkpoint.next_life(folder)
-        left = [path.name for path in folder.glob(".partial-*")]
-    if left:
-        outcome.failures.append(f"the next life did not clear away {left}")
+        if left := [path.name for path in folder.glob(".partial-*")]:
+            outcome.failures.append(f"the next life did not clear away {left}")
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds until a kill")
+    parser.add_argument("--dir", type=Path, help="where to write (default: the temporary folder)")
+    parser.add_argument("--control", action="store_true", help="write in place instead")
+    parser.add_argument("--syscalls", action="store_true", help="kill at system calls, in turn")
+    parser.add_argument("--step", type=int, default=1, help="kill at every STEP-th of these")
+    options = parser.parse_args()
+    write = write_in_place if options.control else checkpoint.write
+    kill = at_syscalls(options.step) if options.syscalls else at_random(options.longest, write)
+    outcome = attempt(options.kills, kill, options.seed, options.dir)
     for failure in outcome.failures[:10]:
         print(f"  {failure}")
     reading = statistics.median(outcome.read_seconds) * 1000 if outcome.read_seconds else 0.0
     print(
-        f"{outcome.kills} kills in {seconds:.0f} s, {outcome.mid_save} in the middle of a save "
-        f"({outcome.leftovers} left half a folder), {outcome.saves} whole saves between them: "
+        f"{outcome.kills} kills in {outcome.seconds:.0f} s, {outcome.mid_save} in the middle of a "
+        f"save ({outcome.leftovers} left half a folder), {outcome.saves} whole saves between them: "
         f"{len(outcome.failures)} failures; newest + read {reading:.1f} ms (median)"
     )
+    if outcome.sweeps:
+        print(f"{outcome.sweeps} times at each of a save's system calls")
     return 1 if outcome.failures else 0
 
 

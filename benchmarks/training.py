@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from demoreset_trainer import demo as demos
-from demoreset_trainer.machine import cores, settle_threads
+from demoreset_trainer.machine import cores, settle
 from measure import Turn, arguments, compare, machine, show, take_turns, write
 
 COUNT = 64
@@ -47,7 +47,7 @@ PACKAGES = (
 
 
 def ours(turn: Turn, file: bytes) -> None:
-    settle_threads()
+    settle()
     import torch
 
     from demoreset_api.spec import RunSpec
@@ -329,7 +329,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.settle_all:
-        settle_threads()
+        settle()
     demo = demos.load(options.demo or demos.find("montezuma-first-key"))
     facts = machine(PACKAGES)
     samples = take_turns(

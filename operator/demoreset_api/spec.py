@@ -146,6 +146,13 @@ class CurriculumSpec(ApiModel):
         description="Frames after the start with halved logits. Adaptive 0, Original 100.",
     )
 
+    @property
+    def guide_weight(self) -> float:
+        """The guide that is in force."""
+        if self.guide is not None:
+            return self.guide
+        return 0.0 if self.mode is CurriculumMode.ORIGINAL else 0.1
+
 
 class PolicyPreset(StrEnum):
     """A network's size."""

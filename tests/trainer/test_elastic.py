@@ -16,7 +16,7 @@ import pytest
 from demoreset_trainer.checkpoint import newest
 from demoreset_trainer.wire import Note, parse
 
-os.environ.setdefault("RUST_LOG", "off")
+os.environ.setdefault("RUST_LOG", "error")
 torchft = pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
 
 PATIENCE = 90.0  # seconds for anything; never what is measured

@@ -77,7 +77,7 @@ class Story:
         def body() -> None:
             try:
                 # Who leaves says so at the update before.
-                loop.run(lambda: loop.counters.update >= until - 1)
+                loop.run(lambda: loop.state.counters.update >= until - 1)
             except Dead:
                 return
             except BaseException as error:
@@ -115,7 +115,7 @@ class Story:
 def test_any_number_of_members_learns_the_same(crossing: Demo, members: int) -> None:
     alone, _, _ = make(crossing)
     begun = weights(alone).clone()
-    alone.run(lambda: alone.counters.update >= 3)
+    alone.run(lambda: alone.state.counters.update >= 3)
     story = Story(crossing)
     with story.town.condition:  # all are there before the first vote
         for number in range(members):
@@ -123,11 +123,11 @@ def test_any_number_of_members_learns_the_same(crossing: Demo, members: int) -> 
     story.end()
     story.check()
     for loop in story.loops.values():
-        assert loop.counters.frames == alone.counters.frames == 3 * 8 * 8 * 4
-        assert loop.counters.episodes == alone.counters.episodes
-        assert loop.curriculum.state() == alone.curriculum.state()
-        assert loop.goal.state() == alone.goal.state()
-        assert loop._episodes.tolist() == alone._episodes.tolist()
+        assert loop.state.counters.frames == alone.state.counters.frames == 3 * 8 * 8 * 4
+        assert loop.state.counters.episodes == alone.state.counters.episodes
+        assert loop.state.curriculum.state() == alone.state.curriculum.state()
+        assert loop.state.goal.state() == alone.state.goal.state()
+        assert loop.state.episodes.tolist() == alone.state.episodes.tolist()
         # The order of the sums makes a gradient that is all but zero point the other way, and
         # Adam takes its sign for its size: few weights differ, together by little.
         apart, moved = (weights(loop) - weights(alone)).norm(), (weights(alone) - begun).norm()
@@ -149,8 +149,8 @@ def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
     story.start("a", until=8, doom=bring)
     story.end()
     story.check()
-    assert story.loops["a"].counters.frames == 8 * 8 * 8 * 4
-    assert story.loops["a"].counters.frames_discarded == 0
+    assert story.loops["a"].state.counters.frames == 8 * 8 * 8 * 4
+    assert story.loops["a"].state.counters.frames_discarded == 0
     assert weights(story.loops["a"]).equal(weights(story.loops["c"]))
     assert [update for update, _, _ in story.citizens["b"].commits][-1] == 5
 
@@ -166,7 +166,7 @@ def test_a_member_that_dies_costs_its_share_of_one_update(
 
             def doom(what: str, count: int, id: str = id) -> bool:
                 loop = story.loops.get(id)
-                late = loop is not None and loop.counters.update == 2
+                late = loop is not None and loop.state.counters.update == 2
                 return id == victim and late and (what, count) == moment
 
             story.start(id, until=5, doom=doom)
@@ -174,11 +174,11 @@ def test_a_member_that_dies_costs_its_share_of_one_update(
     story.check()
     first, second = (loop for id, loop in story.loops.items() if id != victim)
     assert weights(first).equal(weights(second))
-    assert first.counters.update == second.counters.update == 5
+    assert first.state.counters.update == second.state.counters.update == 5
     share = 3 * 8 * 4
-    assert first.counters.frames + first.counters.frames_discarded == 5 * 8 * 8 * 4
-    assert first.counters.frames_discarded <= share
-    assert set(first._owners) == set(story.loops) - {victim}
+    assert first.state.counters.frames + first.state.counters.frames_discarded == 5 * 8 * 8 * 4
+    assert first.state.counters.frames_discarded <= share
+    assert set(first.state.owners) == set(story.loops) - {victim}
 
 
 @settings(
@@ -213,7 +213,7 @@ def test_whatever_dies_and_joins_the_survivors_agree(
             if not left or loop is None or story.town.living[:1] != [id]:
                 return False
             update, place, nth = left[-1]
-            due = loop.counters.update >= update
+            due = loop.state.counters.update >= update
             if due and what == place and (place != "sum" or count == 1 + nth):
                 left.pop()
                 start()
@@ -231,7 +231,7 @@ def test_whatever_dies_and_joins_the_survivors_agree(
 
 def test_a_state_goes_to_another_member_as_it_is(crossing: Demo) -> None:
     loop, _, _ = make(crossing)
-    loop.run(lambda: loop.counters.update >= 2)
+    loop.run(lambda: loop.state.counters.update >= 2)
     snapshot, extra = unpack(pack(loop.snapshot(), {"owners": ["a", "b"]}))
     assert extra == {"owners": ["a", "b"]}
     assert snapshot.state == loop.snapshot().state
@@ -257,7 +257,12 @@ def test_a_gradient_that_is_not_finite_is_rejected_by_all(crossing: Demo) -> Non
 
     def poison(what: str, count: int) -> bool:
         loop = story.loops.get("b")
-        if loop is not None and what == "gather" and loop.counters.update == 1 and not poisoned:
+        if (
+            loop is not None
+            and what == "gather"
+            and loop.state.counters.update == 1
+            and not poisoned
+        ):
             poisoned.append(torch.zeros(()))
             next(loop.ppo.policy.parameters()).register_hook(spoil)  # type: ignore[no-untyped-call]
         return False
@@ -268,8 +273,8 @@ def test_a_gradient_that_is_not_finite_is_rejected_by_all(crossing: Demo) -> Non
     story.end()
     story.check()
     for loop in story.loops.values():
-        assert loop.counters.rejected == 1
-        assert loop.counters.update == 4
+        assert loop.state.counters.rejected == 1
+        assert loop.state.counters.update == 4
         assert torch.isfinite(weights(loop)).all()
 
 
@@ -295,5 +300,5 @@ def test_weights_that_differ_are_made_those_of_the_others(crossing: Demo, harm: 
     first, *others = story.loops.values()
     for loop in others:
         assert weights(loop).equal(weights(first))
-    assert first.counters.rejected == 0
-    assert first.counters.rolled_back >= 1
+    assert first.state.counters.rejected == 0
+    assert first.state.counters.rolled_back >= 1

@@ -22,8 +22,8 @@ def crossing() -> Demo:
 
 
 def after(loop: Loop, updates: int) -> Callable[[], bool]:
-    goal = loop.counters.update + updates
-    return lambda: loop.counters.update >= goal
+    goal = loop.state.counters.update + updates
+    return lambda: loop.state.counters.update >= goal
 
 
 RECURRENT = {"policy": {"recurrent": True}, "ppo": {"burnIn": 4}}
@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_run_bit_by_bit(
     for _ in range(2):
         loop, diary, _ = make(crossing, **changes)
         loop.run(after(loop, 3))
-        ends.append((weights(loop), loop.curriculum.state(), diary.progress[-1].entropy))
+        ends.append((weights(loop), loop.state.curriculum.state(), diary.progress[-1].entropy))
     assert torch.equal(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
 
@@ -58,13 +58,13 @@ def test_a_run_goes_on_from_a_snapshot_with_all_that_it_had(crossing: Demo) -> N
     again, diary, _ = make(crossing)
     again.load(snapshot)
     assert torch.equal(weights(loop), weights(again))
-    assert again.counters == loop.counters
-    assert again.curriculum.state() == loop.curriculum.state()
-    assert again.goal.state() == loop.goal.state()
+    assert again.state.counters == loop.state.counters
+    assert again.state.curriculum.state() == loop.state.curriculum.state()
+    assert again.state.goal.state() == loop.state.goal.state()
     again.run(after(again, 1))
     assert diary.progress[0].update == 4
     assert diary.progress[0].frames == 4 * 8 * 8 * 4
-    assert diary.progress[0].seconds > loop.counters.seconds
+    assert diary.progress[0].seconds > loop.state.counters.seconds
     # Adam went on with its moments: a fresh one would begin to count its steps anew.
     steps = [value for name, value in again.ppo.state()[1].items() if name.endswith(".step")]
     assert {int(step) for step in steps} == {4 * 2 * 2}
@@ -82,12 +82,12 @@ def test_a_snapshot_does_not_change_while_training_goes_on(crossing: Demo) -> No
 def test_a_met_goal_stays_met_and_another_goal_is_a_new_one(crossing: Demo) -> None:
     loop, _, _ = make(crossing)
     loop.run(after(loop, 1))
-    loop.goal.met = True
+    loop.state.goal.met = True
     snapshot = loop.snapshot()
     for goal, met in (({}, True), ({"successRate": 0.99}, False)):
         again, _, _ = make(crossing, goal=goal)
         again.load(snapshot)
-        assert again.goal.met is met
+        assert again.state.goal.met is met
 
 
 class Faulty(Alone):
@@ -126,7 +126,7 @@ def test_an_update_that_fails_three_times_ends_the_run_with_its_weights_as_befor
         loop.run(after(loop, 1))
     assert error.value.exit_code == 66
     assert torch.equal(weights(loop), before)
-    assert loop.counters.update == 0
+    assert loop.state.counters.update == 0
 
 
 def test_a_lost_member_in_the_middle_of_an_update_costs_nothing(crossing: Demo) -> None:
@@ -147,7 +147,7 @@ def test_the_budget_ends_the_run(crossing: Demo) -> None:
 
 def test_playing_on_begins_at_the_start_without_the_demos_limits(crossing: Demo) -> None:
     loop, diary, _ = make(crossing)
-    loop._playing_on = True
+    loop.state.playing_on = True
     assert loop._choose(0, 0, np.random.default_rng()).frame == 0
     assert not loop._choose(0, 0, np.random.default_rng()).limits
     loop.run(after(loop, 2))

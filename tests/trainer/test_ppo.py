@@ -377,7 +377,7 @@ class Member:
     def hand_over(self, quorum: Quorum, state: bytes) -> bytes:
         raise NotImplementedError
 
-    def alive(self) -> None:
+    def alive(self, patience: float = 0.0) -> None:
         pass
 
     def event(self, name: str, **facts: Any) -> None:

@@ -173,6 +173,7 @@ TRACEBACK = [
     [
         (TRACEBACK, 1, None, "torch.OutOfMemoryError: 7 GB: too much"),
         (["Traceback (most recent call last):", "  x", "ValueError"], 1, None, "ValueError"),
+        (["    step()", "KeyError: 'a'", "noise: 1"], 1, None, "KeyError: 'a'"),
         (["demoreset: spec.seed: received -1"], 64, None, "UserError: spec.seed: received -1"),
         (["demoreset: x", "noise"], 65, None, "NoValidCheckpoint: x"),
         (["demoreset: x"], 66, None, "NoProgress: x"),

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from demoreset_trainer.machine import cores
+from demoreset_trainer.member_process import SETTINGS
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Limits
-from demoreset_trainer.supervise import QUIET, Supervisor, devices, share
+from demoreset_trainer.supervise import Supervisor, devices, share
 
 BASE = Progress(
     update=0,
@@ -409,7 +410,7 @@ if attempt == 1:
         progress(update)
     os._exit(1)
 for update in range(101, 122):  # the checkpoint was of update 100
-    progress(update)
+    progress(update, life=2)
 live()
 """,
     )
@@ -498,7 +499,7 @@ def test_a_member_has_its_share_of_the_machine(
     members: int, index: int, device: str, its_cores: int
 ) -> None:
     environment = share({"CUDA_VISIBLE_DEVICES": "4,7", "HOME": "/"}, index, members)
-    assert environment == QUIET | {
+    assert environment == SETTINGS | {
         "CUDA_VISIBLE_DEVICES": device,
         "HOME": "/",
         "DEMORESET_CORES": str(its_cores),
@@ -507,4 +508,4 @@ def test_a_member_has_its_share_of_the_machine(
 
 def test_what_the_environment_says_already_stays_so() -> None:
     told = {"DEMORESET_CORES": "3", "RUST_LOG": "debug", "CUDA_VISIBLE_DEVICES": ""}
-    assert share(told, 0, 2) == QUIET | told
+    assert share(told, 0, 2) == SETTINGS | told

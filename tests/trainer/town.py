@@ -124,7 +124,7 @@ class Citizen:
     def hand_over(self, quorum: Quorum, state: bytes) -> bytes:
         return bytes(self.town.exchange(self.id, state)[quorum.source or 0])
 
-    def alive(self) -> None:
+    def alive(self, patience: float = 0.0) -> None:
         pass
 
     def event(self, name: str, **facts: Any) -> None:

@@ -17,7 +17,7 @@ from demoreset_trainer.policy import Policy
 from demoreset_trainer.states import StartStates
 
 CHUNK = 64  # decisions of a chunk's own
-BATCH = 4096  # images that run through the network at a time
+BATCH = 512  # images that run through the network at a time: seconds for the largest on a CPU
 
 
 class BurnIn:

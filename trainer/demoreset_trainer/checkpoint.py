@@ -38,6 +38,9 @@ _NAME = re.compile(r"ckpt-l(\d{6,})-u(\d{10,})")
 _LIFE = re.compile(r"life-(\d{6,})")
 _PARTIAL, _BROKEN = ".partial-", "broken-"
 _MOST_MANIFEST_BYTES = 1 << 16
+_MOST_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
+# What JSON that somebody else made may raise.
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _ABANDONED = 3600.0  # seconds after which nobody is writing a partial any more
 
 _log = logging.getLogger(__name__)
@@ -45,6 +48,10 @@ _log = logging.getLogger(__name__)
 
 class Damaged(DemoResetError):
     """A checkpoint that does not verify."""
+
+
+class TakenOver(TryAgain):
+    """A later life owns the folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +94,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
 
     Raises:
         ValueError: a value is not finite: it must not push out good checkpoints.
-        TryAgain: a later life owns the folder.
+        TakenOver: a later life owns the folder.
         OSError: the disk is full, read-only, or away; what was there before is as it was.
     """
     for name, tensor in (snapshot.model | snapshot.optimizer).items():
@@ -114,7 +121,12 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
             _write_flushed(partial / name, content)
         _write_flushed(partial / MANIFEST, sealed.encode())
         _flush_folder(partial)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            shutil.rmtree(partial, ignore_errors=True)  # another member wrote the same meanwhile
         _flush_folder(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -206,7 +218,7 @@ def _read(path: Path) -> Snapshot:
             optimizer=load_tensors(contents[OPTIMIZER]),
             state=json.loads(contents[STATE]),
         )
-    except (KeyError, ValueError, TypeError, SafetensorError) as error:
+    except (*_WRONG, SafetensorError) as error:
         raise Damaged(f"damaged checkpoint ({error})") from error
 
 
@@ -215,7 +227,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         seal, schema = manifest.pop("sha256"), manifest["schema"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _WRONG as error:
         raise Damaged(f"not a checkpoint, or torn: {MANIFEST} cannot be parsed") from error
     if seal != _seal(manifest):
         raise Damaged(f"{MANIFEST} is torn or was changed: its hash is another")
@@ -228,6 +240,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _verified(path: Path, facts: dict[str, Any]) -> bytes:
+    if facts["bytes"] > _MOST_BYTES:
+        raise Damaged(f"{path.name} has more bytes than any policy needs")
     content = _content(path, most=facts["bytes"])
     if _facts(content) != facts:
         raise Damaged(f"{path.name} is torn or was changed: its size or hash is another")
@@ -238,7 +252,8 @@ def _content(path: Path, most: int) -> bytes:
     """A file's bytes, one more than `most` at most."""
     try:
         with path.open("rb") as file:
-            return file.read(most + 1)
+            # Memory is taken for what is there, not for what a manifest claims.
+            return file.read(max(0, min(os.fstat(file.fileno()).st_size, most)) + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise Damaged(f"not a checkpoint, or torn: {path.name} is missing") from error
     except PermissionError as error:
@@ -278,9 +293,11 @@ def newest(folder: Path) -> Path | None:
 def _search(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that verifies, and what is wrong with those that are newer."""
     damaged: dict[Path, str] = {}
-    if not folder.is_dir():
-        return None, damaged
-    for _, _, path in reversed(_listed(folder)):
+    try:
+        listed = _listed(folder) if folder.is_dir() else []
+    except OSError as error:
+        raise TryAgain(f"{folder}: cannot be read now: {error.strerror}") from error
+    for _, _, path in reversed(listed):
         try:
             if _read(path).name == path.name:
                 return path, damaged
@@ -317,7 +334,18 @@ def find(path: Path) -> Path:
 
 
 def next_life(folder: Path) -> int:
-    """Take the next life of a run, as its only owner; and clear away what dead writers left."""
+    """Take the next life of a run, as its only owner; and clear away what dead writers left.
+
+    Raises:
+        TryAgain: the disk is full, read-only, or away.
+    """
+    try:
+        return _next_life(folder)
+    except OSError as error:
+        raise TryAgain(f"{folder}: cannot be written now: {error.strerror}") from error
+
+
+def _next_life(folder: Path) -> int:
     for partial in folder.glob(_PARTIAL + "*"):
         shutil.rmtree(partial, ignore_errors=True)
     while True:
@@ -332,6 +360,14 @@ def next_life(folder: Path) -> int:
         if old < life:
             path.unlink(missing_ok=True)
     return life
+
+
+def begun(folder: Path) -> bool:
+    """Whether anybody has ever taken a life of this run; as far as the disk can tell now."""
+    try:
+        return _latest_life(folder) > 0
+    except OSError:
+        return True
 
 
 def _lives(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -349,7 +385,7 @@ def _latest_life(folder: Path) -> int:
 def _check_life(folder: Path, life: int) -> None:
     latest = _latest_life(folder)
     if latest > life:
-        raise TryAgain(
+        raise TakenOver(
             f"{folder}: another process has taken this run over (life {latest}, this is life "
             f"{life}); this one stops"
         )
@@ -357,7 +393,7 @@ def _check_life(folder: Path, life: int) -> None:
 
 def mark_best(folder: Path, path: Path) -> None:
     """Remember a checkpoint as the best, so that it is not pruned."""
-    partial = folder / f".{BEST}.partial"
+    partial = folder / f".{BEST}.{uuid4().hex}.partial"
     _write_flushed(partial, f"{path.name}\n".encode())
     partial.replace(folder / BEST)
 
@@ -385,7 +421,8 @@ def prune(folder: Path, keep: int) -> None:
         if path != protected:
             # Renamed first: half a deletion must not look like a checkpoint.
             doomed = path.with_name(f"{_PARTIAL}{uuid4().hex}")
-            path.rename(doomed)
+            with suppress(FileNotFoundError):  # another member did it
+                path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
     now = listed[-1].stat().st_mtime  # by the disk's own clock: writers' clocks differ
     for partial in folder.glob(_PARTIAL + "*"):

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from demoreset_api.errors import TryAgain
 from demoreset_trainer import checkpoint
-from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.checkpoint import Snapshot, TakenOver
 
 MOST_BLOCKED = 0.01  # share of the time that copies may take
 PATIENCE = 20.0  # seconds for the last checkpoint; a pod's grace is 30
@@ -70,9 +69,9 @@ class CheckpointWriter:
         """Begin to write; returns when the copy is made. Skipped while another is in flight.
 
         Raises:
-            TryAgain: a later life owns the folder.
+            TakenOver: a later life owns the folder.
         """
-        if isinstance(self._failed, TryAgain):
+        if isinstance(self._failed, TakenOver):
             raise self._failed
         if self.busy:
             return
@@ -94,7 +93,7 @@ class CheckpointWriter:
         """
         deadline = time.monotonic() + patience
         self._wait(patience)
-        if self.busy or isinstance(self._failed, TryAgain):
+        if self.busy or isinstance(self._failed, TakenOver):
             return False
         self.save(snapshot, best=best)
         self._wait(deadline - time.monotonic())
@@ -117,7 +116,7 @@ class CheckpointWriter:
             checkpoint.prune(self._folder, self._keep)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
             if self._failed is None:
-                goes_on = not isinstance(error, TryAgain)
+                goes_on = not isinstance(error, TakenOver)
                 then = "; training goes on, tried again later" if goes_on else ""
                 self._note(f"checkpoint not written ({error}){then}")
             self._failed = error

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from demoreset_api.errors import DemoResetError, ExitCode
-from demoreset_trainer.machine import settle_threads
+from demoreset_trainer.machine import settle
 
 COMMANDS = (
     "cli_run",
@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went (`demoreset_api.errors.ExitCode`)."""
-    settle_threads()
+    settle()
     parser = _Parser(
         prog="demoreset",
         description=DESCRIPTION,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_trainer.member_process import DEMORESET, MemberProcess, member_command
+from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import Record, words
 from demoreset_trainer.supervise import Signals, Supervisor
 
@@ -38,34 +39,32 @@ def run_group(
         members: How many processes train.
     """
     signals = Signals()
-    from demoreset_trainer import metrics, runfile, summary
+    from demoreset_trainer import runfile, summary
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
     runfile.load_demo(spec, options.file)  # a mistake is told once, not by every member
     runfile.make_folder(folder)
     if met(folder, spec):
-        print(
-            f"{folder}: the goal is met already; `demoreset evaluate {folder}`, "
-            "--set spec.goal.successRate=... or --fresh"
-        )
+        print(summary.met_already(folder))
         return ExitCode.DONE
-    with Watchers(folder, options, None) as watchers:
+    with (
+        Watchers(folder, options, None) as watchers,
+        Nursery(os.environ) as nursery,
+        runfile.frozen(wanted, options.file) as file,
+    ):
         coordinator = LocalCoordinator(min(spec.workers.min, members), watchers.note)
         supervisor = Supervisor(
             "member",
             members,
             member_command(
-                options.file,
-                options.set,
-                folder,
-                coordinator=f"{LOCALHOST}:{coordinator.port}",
-                address=LOCALHOST,
+                file, folder, coordinator=f"{LOCALHOST}:{coordinator.port}", address=LOCALHOST
             ),
             watchers,
             stopping=signals,
             say=watchers.note if on_screen(options) else to_stderr,
             tend=coordinator.tend,
+            spawn=nursery.spawn,
         )
         try:
             coordinator.tend(time.monotonic())
@@ -75,19 +74,8 @@ def run_group(
     if code not in GOOD:
         print(f"demoreset: {supervisor.error}", file=sys.stderr)
         return code
-    if supervisor.progress is None:
-        print("Stopped before the first update")
-        return code
-    found = summary.summarise(
-        supervisor.progress,
-        metrics.read(folder / metrics.NAME),
-        spec,
-        code,
-        members=members,
-        updates_lost=supervisor.updates_lost,
-    )
-    runfile.write_json(folder / summary.NAME, found)
-    print(summary.last_words(found, folder, options))
+    lost = supervisor.updates_lost
+    print(summary.leave(folder, spec, code, options, members=members, updates_lost=lost))
     return code
 
 
@@ -104,13 +92,11 @@ def to_stderr(text: str) -> None:
 
 def met(folder: Path, spec: "RunSpec") -> bool:
     """Whether the newest checkpoint says that this goal is met. No tensor is read, nor torch."""
+    from demoreset_trainer import runfile
+
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
-    if newest is None:
-        return False
     try:
-        state = json.loads(newest.read_text())
-        same = state["spec"]["goal"] == spec.goal.model_dump(mode="json", by_alias=True)
-        return bool(same and state["goal"]["met"] and not state["playing_on"])
+        return newest is not None and runfile.met(json.loads(newest.read_text()), spec)
     except (OSError, ValueError, KeyError, TypeError):
         return False  # a broken one: those who read checkpoints decide
 

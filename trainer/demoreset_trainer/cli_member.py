@@ -1,8 +1,12 @@
-"""`demoreset member`: one process of a group; `run --members` and `worker` start it."""
+"""`demoreset member`: one process of a group; `run --members` and `worker` start it.
+
+`demoreset members` is the nursery that brings them forth.
+"""
 
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +30,25 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--address", required=True, help="where other members reach this one")
     parser.add_argument("--id", required=True)
     parser.set_defaults(func=run)
+    parser = commands.add_parser("members", description="Start members when asked to.")
+    parser.add_argument("--link", type=int, required=True, help="socket of the supervisor")
+    parser.set_defaults(func=bring_forth)
+
+
+def bring_forth(options: argparse.Namespace) -> ExitCode:
+    """Be the nursery of a supervisor."""
+    from demoreset_trainer import nursery
+
+    nursery.serve(socket.socket(fileno=options.link))
+    return ExitCode.DONE
+
+
+def preload() -> None:
+    """Import all that a member needs; nothing is started."""
+    import demoreset_trainer.assemble
+    import demoreset_trainer.checkpoint_writer
+    import demoreset_trainer.elastic
+    import demoreset_trainer.runfile  # noqa: F401
 
 
 def run(options: argparse.Namespace) -> NoReturn:
@@ -77,6 +100,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         id=options.id,
         host=options.address,
         stopping=stop.is_set,
+        begun=lambda: checkpoint.begun(checkpoints),
         note=wire.note,
         beat=wire.beat,
         nccl=spec.workers.collectives is Collectives.NCCL,
@@ -92,7 +116,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         stopped = loop.run(stop.is_set)
     finally:
         group.close()
-        if loop.first and loop.counters.update:
+        if loop.first and loop.state.counters.update:
             writer.finish(loop.snapshot(), best=loop.at_best())
     if stopped.goal_met:
         return ExitCode.DONE

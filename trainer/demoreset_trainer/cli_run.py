@@ -2,17 +2,15 @@
 
 import argparse
 import signal
-import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from demoreset_api.errors import ExitCode, UserError
-from demoreset_trainer.machine import gpus
+from demoreset_api.errors import ExitCode
+from demoreset_trainer.supervise import Signals
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun
-    from demoreset_trainer.loop import Loop, Stopped
+    from demoreset_trainer.loop import Stopped
 
 HELP = """Train from a run file.
 
@@ -69,24 +67,6 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(func=run)
 
 
-class _Signals:
-    """Turns Ctrl-C and SIGTERM into a wish to stop; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        if self.received == signal.SIGINT == number:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        self.received = number
-
-    def stopping(self) -> bool:
-        return self.received is not None
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import runfile
@@ -95,9 +75,7 @@ def run(options: argparse.Namespace) -> int:
     folder: Path = options.dir or Path("runs") / wanted.metadata.name
     if options.fresh and (old := runfile.set_aside(folder)) is not None:
         print(f"the folder that was there is now {old}")
-    members = options.members or wanted.spec.workers.members_per_worker or max(1, gpus())
-    if members < 1:
-        raise UserError(f"--members: received {members}; it is 1 or more")
+    members = runfile.members(options.members, wanted.spec.workers)
     if members > 1:
         from demoreset_trainer.cli_group import run_group
 
@@ -106,9 +84,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Namespace) -> int:
-    """Put a run together, train it, and say how it ended."""
-    signals = _Signals()
-    from demoreset_trainer import checkpoint, runfile
+    """Put a run together, train it in this process, and say how it ended."""
+    signals = Signals()
+    from demoreset_trainer import checkpoint, runfile, summary
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.group import Alone
@@ -121,14 +99,8 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
         runfile.check_same_run(snapshot.state, spec, demo, folder)
-        same_goal = snapshot.state["spec"]["goal"] == spec.goal.model_dump(
-            mode="json", by_alias=True
-        )
-        if snapshot.state["goal"]["met"] and same_goal and not snapshot.state["playing_on"]:
-            print(
-                f"{folder}: the goal is met already, after {snapshot.frames:,} frames; "
-                f"`demoreset evaluate {folder}`, --set spec.goal.successRate=... or --fresh"
-            )
+        if runfile.met(snapshot.state, spec):
+            print(summary.met_already(folder))
             return ExitCode.DONE
     life = checkpoint.next_life(checkpoints)
     runfile.keep(wanted, demo, folder)
@@ -152,59 +124,18 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
         if snapshot is not None:
             watchers.note(f"going on from {newest} ({snapshot.frames:,} frames)")
         try:
-            stopped = loop.run(signals.stopping)
+            stopped = loop.run(lambda: signals() is not None)
         finally:
             # Whatever ended it, what was learned up to the latest whole update is kept.
-            learned = loop.counters.update > (snapshot.update if snapshot else 0)
-            saved = writer.finish(loop.snapshot(), best=loop.at_best()) if learned else True
-        summary = _summarise(loop, stopped, folder, signals.received)
-    return _say(loop, stopped, summary, folder, options, saved, signals.received)
+            learned = loop.state.counters.update > (snapshot.update if snapshot else 0)
+            if learned:
+                writer.finish(loop.snapshot(), best=loop.at_best())
+    code = _code(stopped, signals())
+    print(summary.leave(folder, spec, code, options))
+    return code
 
 
-def _summarise(
-    loop: "Loop", stopped: "Stopped", folder: Path, received: int | None
-) -> dict[str, Any]:
-    from demoreset_trainer import runfile
-
-    counters = loop.counters
-    summary = {
-        "goalMet": stopped.goal_met,
-        "budgetSpent": stopped.budget_spent,
-        "interrupted": received is not None,
-        "frames": counters.frames,
-        "updates": counters.update,
-        "seconds": round(counters.seconds, 1),
-        "startFrame": loop.curriculum.frontier,
-        "demoFrames": len(loop.demo),
-        "successRate": loop.goal.rate,
-        "scoreMax": counters.score_max,
-        "startReachedFrames": counters.start_reached_frames,
-        "startReachedSeconds": counters.start_reached_seconds,
-        "rejectedUpdates": counters.rejected,
-        "guide": loop.guide_weight,
-        "seed": loop.spec.seed,
-        "version": version("demoreset"),
-        "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    runfile.write_json(folder / "summary.json", summary)
-    return summary
-
-
-def _say(
-    loop: "Loop",
-    stopped: "Stopped",
-    summary: dict[str, Any],
-    folder: Path,
-    options: argparse.Namespace,
-    saved: bool,
-    received: int | None,
-) -> int:
-    """The last words, and the exit code."""
-    from demoreset_trainer.summary import last_words
-
-    if not saved:
-        print(f"demoreset: the last checkpoint could not be written to {folder}")
-    print(last_words(summary, folder, options))
+def _code(stopped: "Stopped", received: int | None) -> int:
     if stopped.goal_met:
         return ExitCode.DONE
     if stopped.budget_spent:

@@ -14,6 +14,7 @@ from demoreset_api.names import (
     METRICS_PORT,
     TERMINATION_LOG,
 )
+from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.supervise import Signals, Supervisor
 
@@ -97,33 +98,30 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
     from demoreset_trainer import runfile
     from demoreset_trainer.cli_group import GOOD, met, on_screen, to_stderr
-    from demoreset_trainer.machine import gpus
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.watch import Watchers
 
     wanted = runfile.read(options.file, options.set)
-    workers = wanted.spec.workers
-    members = options.members if options.members is not None else workers.members_per_worker
-    if members is None:
-        members = max(1, gpus())
-    if members < 1:
-        raise UserError(f"--members: received {members}; it is 1 or more")
+    members = runfile.members(options.members, wanted.spec.workers)
     runfile.load_demo(wanted.spec, options.file)
     folder: Path = options.dir
     runfile.make_folder(folder)
-    with Watchers(folder, options, None) as watchers:
+    with (
+        Watchers(folder, options, None) as watchers,
+        Nursery(os.environ) as nursery,
+        runfile.frozen(wanted, options.file) as file,
+    ):
         if met(folder, wanted.spec):
             watchers.note(f"{folder}: the goal is met already")
             return ExitCode.DONE
         supervisor = Supervisor(
             options.id or os.environ.get(ENV_ID) or "worker",
             members,
-            member_command(
-                options.file, options.set, folder, coordinator=coordinator, address=address
-            ),
+            member_command(file, folder, coordinator=coordinator, address=address),
             watchers,
             stopping=signals,
             say=watchers.note if on_screen(options) else to_stderr,
+            spawn=nursery.spawn,
         )
         code = supervisor.run()
     if code not in GOOD and supervisor.error is not None:

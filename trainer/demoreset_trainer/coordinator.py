@@ -116,7 +116,7 @@ def serve(
         sleep(wait)
 
 
-def back_off(first: float = 0.1, most: float = 2.0, total: float = PATIENCE) -> Iterator[float]:
+def back_off(first: float = 0.1, most: float = 0.5, total: float = PATIENCE) -> Iterator[float]:
     """Growing waits that add up to `total` seconds."""
     wait = first
     while total > 0:
@@ -133,6 +133,7 @@ def port_of(server: Any) -> int:
 def say(text: str) -> None:
     """One line, at once; a reader that has gone is no reason to end."""
     try:
-        print(f"demoreset: {text}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"demoreset: {text}\n")  # in one piece, among lines of others
+        sys.stderr.flush()
     except OSError:
         return

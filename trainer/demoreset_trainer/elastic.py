@@ -11,13 +11,13 @@ import math
 import os
 import queue
 import random
-import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,12 +32,15 @@ from demoreset_trainer.group import Leaving, MemberLost, Quorum
 from demoreset_trainer.heart import Heart
 
 SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
-LEAST_TIMEOUT, PACES = 5.0, 20.0  # a sum may take so many seconds, or so many usual gaps
+LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
 STATE_TIMEOUT = 60.0  # seconds for handing a state over
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
 FAREWELL = 5.0  # seconds that who is told to stop waits for one more update with the others
+BROKEN = 2.0  # seconds without an answered beat, after which a question will not be answered
 POLL = 0.05  # seconds between looks at a wish to stop while others are waited for
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
+SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
+MOST_FAILURES = 3  # to form the group, in a row, before a person is told
 
 
 class Elastic:
@@ -48,6 +51,7 @@ class Elastic:
         id: Of this member: another one for every life of its process.
         host: Where other members reach this one.
         stopping: Whether this member is to leave.
+        begun: Whether the run has begun, so that others may have its state.
         note: Told what a person wants to know.
         beat: Called a few times a second while the loop moves.
     """
@@ -59,25 +63,29 @@ class Elastic:
         id: str,
         host: str,
         stopping: Callable[[], bool],
+        begun: Callable[[], bool],
         note: Callable[[str], None],
         beat: Callable[[], None],
         nccl: bool = False,
     ) -> None:
         self._id, self._host, self._stopping, self._note = id, host, stopping, note
+        self._begun = begun
         self._url = f"http://{coordinator}"
         self._events = Events(id)
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         patience = timedelta(seconds=LEAST_TIMEOUT)
         make = ProcessGroupNCCL if nccl else ProcessGroupGloo
-        self._pg: ProcessGroup = make(timeout=patience)
+        self._make: Callable[[], ProcessGroup] = partial(make, timeout=patience)
+        self._pg = self._make()
         self._on_gpu = nccl
         self._formed = ""  # key of the process group in force; empty when there is none
         self._members: tuple[str, ...] = ()
         self._generation = 0
         self._joined = 0  # generation in which this member came in
         self._fresh = False  # nothing was summed yet since the group was formed
-        self._gaps: deque[float] = deque(maxlen=100)  # seconds between sums
-        self._summed = 0.0
+        self._gaps: deque[float] = deque(maxlen=100)  # seconds from the end of a sum to the next's
+        self._summed = 0.0  # when the latest of this update ended
+        self._answered: float | None = None  # since when the coordinator answers without a break
         self._told = False  # that it waits
         self._asker = _Asker(self._url)
         self._heart = Heart(self._url, id, beat)
@@ -86,7 +94,8 @@ class Elastic:
 
     def quorum(self, step: int) -> Quorum:
         """Agree on the members, and form their process group where it changed."""
-        outage = 0.0
+        outage, failures = 0.0, 0
+        self._summed = 0.0
         while True:
             answer, away = self._ask(step)
             outage += away
@@ -95,15 +104,28 @@ class Elastic:
             facts = [member.data or {} for member in members]
             formed = {fact["formed"] for fact in facts}
             self._events.tell("quorum", step=step, generation=self._generation, members=ids)
+            steps = [member.step for member in members]
+            best = max(steps)
+            # A coordinator that was away knows first who asks first: perhaps a member that has just
+            # been started, while those that have the run's state still try to reach it.
+            if not best and max(fact["waited"] for fact in facts) < SETTLE:
+                self._sleep(POLL)
+                continue
             if ids != self._members or formed != {self._formed} or not self._formed:
                 generation = 1 + max(fact["generation"] for fact in facts)
                 try:
                     self._form(answer, members, ids, generation)
+                except Leaving:
+                    raise
                 except Exception as error:  # whatever gloo or NCCL make of a member that dies here
-                    self._give_up(error)
+                    self._give_up()
+                    failures += 1
+                    if failures % MOST_FAILURES == 0:
+                        self._note(
+                            f"the group of {len(ids)} could not be formed {failures} times: "
+                            f"{_first(error)}"
+                        )
                     continue
-            steps = [member.step for member in members]
-            best = max(steps)
             roster = [
                 {
                     "id": member.replica_id,
@@ -131,6 +153,7 @@ class Elastic:
         pause = 0.05
         while True:
             try:
+                self._reach()
                 answer = self._wait_for(
                     self._asker.ask(
                         self._id,
@@ -144,6 +167,7 @@ class Elastic:
                             "formed": self._formed,
                             "generation": self._generation,
                             "joined": self._joined,
+                            "waited": self._waited(step),
                             "pid": os.getpid(),
                             "host": self._host,
                         },
@@ -151,25 +175,51 @@ class Elastic:
                     lambda: self._waiting(begun),
                 )
             except TimeoutError:
+                self._ask_anew()
                 continue
             except (RuntimeError, ConnectionError, OSError) as error:
                 away = away or time.monotonic()
+                self._answered = None
                 if not told and time.monotonic() - away > 1:
                     told = True
                     self._note(f"the coordinator at {self._url} does not answer ({_first(error)})")
                 self._sleep(pause * (0.5 + random.random()))
                 pause = min(2 * pause, 1.0)
-                self._asker = _Asker(self._url)
+                self._ask_anew()
                 continue
             if self._id not in {member.replica_id for member in answer.participants}:
                 continue  # an answer to others: ask again
+            self._answered = self._answered or time.monotonic()
             if told:
                 self._note("the coordinator answers again")
             return answer, time.monotonic() - away if away else 0.0
 
+    def _waited(self, step: int) -> float:
+        """Seconds for which others could have come back; enough where nobody can be there."""
+        if step or not self._begun():
+            return SETTLE
+        return time.monotonic() - self._answered if self._answered else 0.0
+
+    def _reach(self) -> None:
+        """Beats have a new connection as soon as there can be one; a question's would wait.
+
+        A connection that was cut off stands still for as long again after it was healed; what
+        came through it then would be a quorum that is long over.
+
+        Raises:
+            ConnectionError: the coordinator cannot be reached.
+        """
+        if self._heart.unheard > BROKEN:
+            raise ConnectionError("no beat is answered")
+
+    def _ask_anew(self) -> None:
+        self._asker.close()
+        self._asker = _Asker(self._url)
+
     def _waiting(self, begun: float) -> None:
         """Waiting for others is life, too."""
         self._heart.moved()
+        self._reach()
         if not self._told and time.monotonic() - begun > TOLD_AFTER:
             self._told = True
             self._note("waiting for the other members, or for enough of them")
@@ -200,13 +250,11 @@ class Elastic:
         begun = time.monotonic()
         # The time of the vote, too: a coordinator that was started again counts from 1 again.
         key = f"{answer.quorum_id}-{answer.created.seconds}-{answer.created.nanos}"
-        self._forget_keys()
-        if len(ids) == 1:
-            self._abort()
-        else:
-            self._pg.configure(
-                f"{members[0].store_address}/{key}", self._id, ids.index(self._id), len(ids)
-            )
+        self._forget_keys(key)
+        self._abort()
+        if len(ids) > 1:
+            store = f"{members[0].store_address}/{key}"
+            self._connect(store, ids.index(self._id), len(ids))
         self._formed, self._members, self._generation = key, ids, generation
         self._joined = self._joined or generation
         self._fresh = True
@@ -214,46 +262,78 @@ class Elastic:
             "formed", generation=generation, members=ids, seconds=time.monotonic() - begun
         )
 
-    def _forget_keys(self) -> None:
-        """What earlier groups left in this member's store."""
+    def _connect(self, store: str, rank: int, count: int) -> None:
+        """Form the process group; gloo would wait for one member after the other, for any time.
+
+        Raises:
+            TimeoutError: not in time. What waits still is left to itself.
+        """
+        group = self._make()
+        done: queue.Queue[BaseException | None] = queue.Queue()
+
+        def configure() -> None:
+            try:
+                group.configure(store, self._id, rank, count)
+                done.put(None)
+            except BaseException as error:
+                done.put(error)
+
+        begun = time.monotonic()
+
+        def waiting() -> None:
+            self._heart.moved()
+            if time.monotonic() - begun > LEAST_TIMEOUT:
+                raise TimeoutError("not formed in time")
+
+        threading.Thread(target=configure, daemon=True, name="form").start()
+        self._wait_for(done, waiting)
+        self._pg = group
+
+    def _forget_keys(self, key: str) -> None:
+        """What groups before this one left in this member's store."""
         with suppress(RuntimeError):
-            for key in self._store.list_keys():
-                if self._formed and self._formed in key:
-                    self._store.delete_key(key)
+            for name in self._store.list_keys():
+                if key not in name:
+                    self._store.delete_key(name)
 
     # Adding up
 
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over the members, in place."""
-        now = time.monotonic()
-        if self._summed:
-            self._gaps.append(now - self._summed)
         self._heart.moved()
         if len(self._members) > 1:
             options = AllreduceOptions()
-            self._do(tensor, self._timeout(), lambda one: self._pg.allreduce([one], options))
-        self._summed = time.monotonic()
+            options.timeout = timedelta(seconds=self._timeout())
+            self._do(tensor, options.timeout, lambda one: self._pg.allreduce([one], options))
+        now = time.monotonic()
+        if self._summed:
+            self._gaps.append(now - self._summed)
+        self._summed = now
         if self._fresh:
             self._fresh = False
             self._events.tell("summed", generation=self._generation)
 
     def _timeout(self) -> float:
-        """Seconds after which a sum counts as failed: by the run's own pace."""
-        usual = statistics.median(self._gaps) if self._gaps else 0.0
-        return max(LEAST_TIMEOUT, PACES * usual)
+        """Seconds after which a sum counts as failed: by the run's own pace.
 
-    def _do(self, tensor: Tensor, timeout: float, collective: Callable[[Tensor], Any]) -> None:
+        From one sum to the next takes a part of the optimisation, and the sum itself.
+        """
+        return max(LEAST_TIMEOUT, PACES * max(self._gaps, default=0.0))
+
+    def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         there = tensor.cuda() if self._on_gpu else tensor
+        self._heart.moved(timeout.total_seconds() + ABORT_TIMEOUT)
         try:
-            if not collective(there).wait(timedelta(seconds=timeout)):
+            if not collective(there).wait(timeout):
                 raise RuntimeError("not done in time")
         except Exception as error:  # gloo's and NCCL's errors are RuntimeErrors of many texts
-            self._give_up(error)
+            self._give_up()
             raise MemberLost(f"a member was lost: {_first(error)}") from error
+        self._heart.moved()
         if there is not tensor:
             tensor.copy_(there)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self) -> None:
         self._formed = ""
         self._abort()
 
@@ -292,10 +372,10 @@ class Elastic:
         options = BroadcastOptions()
         options.rootRank = quorum.source or 0
         options.rootTensor = 0
+        options.timeout = timedelta(seconds=STATE_TIMEOUT)
 
         def broadcast(tensor: Tensor) -> None:
-            self._heart.moved()
-            self._do(tensor, STATE_TIMEOUT, lambda one: self._pg.broadcast([one], options))
+            self._do(tensor, options.timeout, lambda one: self._pg.broadcast([one], options))
 
         broadcast(length)
         content = torch.zeros(int(length.item()), dtype=torch.uint8)
@@ -305,9 +385,9 @@ class Elastic:
         self._events.tell("synced", bytes=len(content), seconds=time.monotonic() - begun)
         return content.numpy().tobytes()
 
-    def alive(self) -> None:
-        """The loop moves."""
-        self._heart.moved()
+    def alive(self, patience: float = 0.0) -> None:
+        """The loop moves, or waits for something that takes so many seconds at most."""
+        self._heart.moved(patience)
 
     def event(self, name: str, **facts: Any) -> None:
         """Write it down, if anybody measures."""
@@ -335,17 +415,20 @@ class _Asker:
         self._questions.put((answer, id, facts))
         return answer
 
+    def close(self) -> None:
+        """Ask nothing more."""
+        self._questions.put(None)
+
     def _run(self) -> None:
-        while True:
-            answer, id, facts = self._questions.get()
+        while question := self._questions.get():
+            answer, id, facts = question
             try:
                 if self._client is None:
                     self._client = LighthouseClient(self._url, timedelta(seconds=2))
                 answer.put(self._client.quorum(id, **facts))
             except BaseException as error:
                 answer.put(error)
-                if not isinstance(error, TimeoutError):
-                    return  # who asks makes another one
+                return  # who asks makes another one
 
 
 def _seniority(member: Any) -> tuple[float, str]:

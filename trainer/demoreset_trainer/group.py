@@ -102,8 +102,11 @@ class Group(Protocol):
             MemberLost: not every member took part.
         """
 
-    def alive(self) -> None:
-        """The loop moves; whoever does not say so for seconds is taken for dead."""
+    def alive(self, patience: float = 0.0) -> None:
+        """The loop moves; whoever does not say so for seconds is taken for dead.
+
+        `patience`: it waits for something that takes so many seconds at most.
+        """
 
     def event(self, name: str, **facts: Any) -> None:
         """Something happened that a measurement of faults wants to know."""
@@ -127,7 +130,7 @@ class Alone:
         """Nobody to take it."""
         return state
 
-    def alive(self) -> None:
+    def alive(self, patience: float = 0.0) -> None:
         """Nobody asks."""
 
     def event(self, name: str, **facts: Any) -> None:

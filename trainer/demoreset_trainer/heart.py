@@ -25,17 +25,18 @@ class Heart:
 
     def __init__(self, url: str, id: str, beat: Callable[[], None]) -> None:
         self._url, self._id, self._beat = url, id, beat
-        self._moved = time.monotonic()
+        self._moved = self._excused = time.monotonic()
         self._gaps: deque[float] = deque([0.0], maxlen=200)
+        self._failing: float | None = None  # since when beats fail
         self._started, self._stopped = threading.Event(), threading.Event()
         threading.Thread(target=self._tell, daemon=True, name="beat").start()
         threading.Thread(target=self._run, daemon=True, name="heart").start()
 
-    def moved(self) -> None:
-        """The loop moves."""
+    def moved(self, patience: float = 0.0) -> None:
+        """The loop moves; or waits for something that has a limit of its own, in seconds."""
         now = time.monotonic()
         self._gaps.append(now - self._moved)
-        self._moved = now
+        self._moved, self._excused = now, now + patience
 
     def start(self) -> None:
         """Be counted as a member from now on."""
@@ -49,7 +50,14 @@ class Heart:
     def beating(self) -> bool:
         """Whether the loop moves."""
         patience = max(STANDSTILL, PACES * statistics.median(self._gaps.copy()))
-        return time.monotonic() - self._moved < patience
+        now = time.monotonic()
+        return now - self._moved < patience or now < self._excused
+
+    @property
+    def unheard(self) -> float:
+        """Seconds for which the coordinator has answered no beat; 0 where it answers."""
+        since = self._failing
+        return time.monotonic() - since if since is not None else 0.0
 
     def _run(self) -> None:
         client: LighthouseClient | None = None
@@ -57,12 +65,15 @@ class Heart:
         while not self._stopped.wait(EVERY):
             if not self.beating:
                 continue
+            begun = time.monotonic()
             try:
                 if client is None:
                     client = LighthouseClient(self._url, timedelta(seconds=2))
                 client.heartbeat(self._id, timeout=timedelta(seconds=1))
+                self._failing = None
             except (RuntimeError, TimeoutError, OSError):
                 client = None  # the question for a quorum says so
+                self._failing = self._failing or begun
 
     def _tell(self) -> None:
         self._started.wait()  # what comes before is not of the loop, and may take its time

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from demoreset_api.names import ENV_WIRE
 from demoreset_trainer import restart, wire
@@ -18,28 +19,76 @@ CHUNK = 1 << 16
 MOST_CHUNKS = 16  # at once: nobody's flood keeps the others waiting
 MOST_LINE = 1 << 20
 KEPT = 20  # of the lines that it wrote
-
+# Of a member, unless its environment says otherwise: torchft tells of every connection; one that is
+# killed by a signal says where it stood; a name service that does not answer, and is asked who each
+# address is that connects, holds up a new group for a second and not for five.
+SETTINGS = {
+    "RUST_LOG": "warn",
+    "PYTHONFAULTHANDLER": "1",
+    "RES_OPTIONS": "timeout:1 attempts:3",
+}
 
 # `-P`: what lies in the folder where somebody started us must not take the place of a module.
 DEMORESET = (sys.executable, "-P", "-m", "demoreset_trainer.cli")
 
 
 def member_command(
-    file: Path, changes: Sequence[str], folder: Path, *, coordinator: str, address: str
+    file: Path, folder: Path, *, coordinator: str, address: str
 ) -> Callable[[int, str], list[str]]:
     """What runs a member, by its place and id: `demoreset member` with this Python."""
-    words = [*DEMORESET, "member", "-f", str(file)]
-    for change in changes:
-        words += ["--set", change]
-    words += ["--dir", str(folder), "--coordinator", coordinator, "--address", address, "--id"]
+    words = [*DEMORESET, "member", "-f", str(file), "--dir", str(folder)]
+    words += ["--coordinator", coordinator, "--address", address, "--id"]
     return lambda index, name: [*words, name]
+
+
+class Process(Protocol):
+    """What of `subprocess.Popen` a supervisor needs."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """How it ended, negative for a signal; None while it lives."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, if it lives."""
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+
+    def wait(self) -> int | None:
+        """Until it has ended."""
+
+
+# Starts a command with an environment; its wire; and where its stdout and stderr go.
+Spawn = Callable[[Sequence[str], Mapping[str, str], int, int], Process]
+
+
+def popen(
+    command: Sequence[str], environment: Mapping[str, str], wire: int, output: int
+) -> Process:
+    """Start a process of its own; a `Spawn`.
+
+    It begins with SIGINT blocked: Ctrl-C reaches all processes of a terminal, and what becomes of
+    it is the supervisor's business.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(wire,),
+            env={**environment, ENV_WIRE: str(wire)},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class MemberProcess:
     """One member, from its start to its end.
 
-    It begins with SIGINT blocked: Ctrl-C reaches all processes of a terminal, and what becomes of
-    it is the supervisor's business. It must be started by a thread that stays (`parent`).
+    It must be started by a thread that stays (`parent`).
 
     Args:
         index: Its place among the members of its supervisor.
@@ -47,6 +96,7 @@ class MemberProcess:
         command: What to run.
         environment: All of its environment but the wire.
         now: On the supervisor's clock.
+        spawn: Starts the process.
 
     Raises:
         OSError: the machine has no room for another process.
@@ -59,6 +109,7 @@ class MemberProcess:
         command: Sequence[str],
         environment: Mapping[str, str],
         now: float,
+        spawn: Spawn = popen,
     ) -> None:
         self.index, self.name = index, name
         self.started = now
@@ -70,27 +121,22 @@ class MemberProcess:
         self.asked = False  # to stop
         self.tail: deque[str] = deque(maxlen=KEPT)
         mine, its = os.pipe()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        read, write = os.pipe()
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(its,),
-                env={**environment, ENV_WIRE: str(its)},
-            )
+            self._process = spawn(command, environment, its, write)
         except OSError:
             os.close(mine)
+            os.close(read)
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(its)
-        self.pid = self._process.pid
-        assert self._process.stdout is not None
-        self._wire = _Lines(mine)
-        self._said = _Lines(os.dup(self._process.stdout.fileno()))
-        self._process.stdout.close()
+            os.close(write)
+        self._wire, self._said = _Lines(mine), _Lines(read)
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 while it is not there yet."""
+        return self._process.pid
 
     @property
     def descriptors(self) -> list[int]:
@@ -128,7 +174,7 @@ class MemberProcess:
     def ask(self) -> None:
         """Ask it to stop."""
         self.asked = True
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
 
     def dump(self) -> None:
         """Have it write where all of its threads stand (PYTHONFAULTHANDLER), and end."""

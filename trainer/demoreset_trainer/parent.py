@@ -1,10 +1,10 @@
-"""A process that must not outlive the one that started it."""
+"""Whose child a process is: one that must not outlive its parent, one that adopts orphans."""
 
 import os
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:
@@ -15,9 +15,18 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
     """
     if sys.platform != "linux":
         return
-    import ctypes
-
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it ended meanwhile
         os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends; Linux only."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(option, int(value))

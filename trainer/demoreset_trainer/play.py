@@ -44,6 +44,7 @@ def play(
     act: Act = Act.SAMPLED,
     epsilon: float = 0.0,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     states: Tensor | None = None,
     watch: Callable[[int], None] | None = None,
     alive: Callable[[], None] = lambda: None,
@@ -52,11 +53,12 @@ def play(
 
     `epsilon`: chance of a uniformly random action. `states` [episodes, S]: what a recurrent policy
     remembers at their starts; default nothing. `watch` is told how many episodes have ended,
-    `alive` that something moves. Every episode draws from its own stream, so the results do not
-    depend on the number of slots.
+    `alive` that something moves. Every episode draws from a stream of its own, that of its number
+    (default: its place in `begins`), so the results do not depend on the number of slots.
     """
     count = len(slots.action)
     device = next(policy.parameters()).device
+    numbers = range(len(begins)) if numbers is None else numbers
     known = torch.zeros(len(begins), policy.shape.hidden) if states is None else states
     memory = policy.initial_state(count, device)
     played: list[Played | None] = [None] * len(begins)
@@ -70,7 +72,7 @@ def play(
         if later < len(begins):
             slots.plan(slot, begins[later])
         memory[slot] = known[episode[slot]].to(device)
-        seeds = np.random.SeedSequence([seed, episode[slot]])
+        seeds = np.random.SeedSequence([seed, numbers[episode[slot]]])
         return np.random.Generator(np.random.Philox(seeds))
 
     slots.reset([begins[slot % len(begins)] for slot in range(count)])

@@ -8,7 +8,7 @@ Shapes: T decisions of a rollout, K decisions before it (burn-in), B slots, A ac
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from demoreset_trainer.group import Group
 from demoreset_trainer.policy import Policy
 
 Floats = npt.NDArray[np.float32]
+MOST_IMAGES = 512  # that go through the network at a time: seconds, for the largest on a CPU
 
 
 class NotFinite(DemoResetError):
@@ -119,6 +120,27 @@ class Statistics:
     gradient_norm: float = 0.0
 
 
+def minibatches(
+    spec: PpoSpec, slots: int, held: npt.NDArray[np.int64], seed: Sequence[int], *, attempt: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Columns of a member's rollout: each epoch cuts all slots of the run anew.
+
+    Args:
+        spec: epochs, minibatches.
+        slots: Of the run.
+        held: Those of the rollout's columns.
+        seed: Of this update, the same for all members.
+        attempt: Another one cuts otherwise.
+    """
+    column = np.full(slots, -1)
+    column[held] = np.arange(len(held))
+    for epoch in range(spec.epochs):
+        random = np.random.default_rng([*seed, epoch, attempt])
+        for part in np.split(random.permutation(slots), spec.minibatches):
+            mine = column[part]
+            yield mine[mine >= 0]
+
+
 class Ppo:
     """A policy and its optimiser."""
 
@@ -180,7 +202,14 @@ class Ppo:
             group.sum(count)
             if not count.item():
                 continue  # all of its slots were lost with their members
-            loss, parts = self._losses(rollout, data, columns, entropy)
+            self.optimizer.zero_grad()
+            *most, last = _pieces(columns, len(rollout.observations))
+            for piece in most:
+                loss, parts = self._losses(rollout, data, piece, entropy)
+                (loss / count.item()).backward()  # type: ignore[no-untyped-call]
+                sums += parts
+                group.alive()
+            loss, parts = self._losses(rollout, data, last, entropy)
             loss = loss / count.item()
             if lesson is not None and guide:
                 guide_loss = self._guide_loss(lesson)
@@ -189,7 +218,8 @@ class Ppo:
             if spec.l2:
                 squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
                 loss = loss + spec.l2 / 2 / members * squares
-            norms.append(self._step(loss, group))
+            loss.backward()  # type: ignore[no-untyped-call]
+            norms.append(self._step(group))
             sums += parts
             samples += count.item()
         totals = sums.cpu()
@@ -246,10 +276,8 @@ class Ppo:
         losses = functional.cross_entropy(logits, actions, reduction="none")
         return (losses * torch.from_numpy(lesson.weights).to(device)).mean()
 
-    def _step(self, loss: Tensor, group: Group) -> float:
+    def _step(self, group: Group) -> float:
         """One step of the optimiser on the gradients of all members; their norm."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         group.sum(flat)
@@ -283,6 +311,12 @@ class Ppo:
             device = "cpu" if field == "step" else self.device
             parameter = self._parameters[int(index)]
             self.optimizer.state[parameter][field] = value.to(device, copy=True)
+
+
+def _pieces(columns: npt.NDArray[np.int64], rows: int) -> list[npt.NDArray[np.int64]]:
+    """Columns that go through the network at a time: memory and beats do not grow with a batch."""
+    count = -(-len(columns) * rows // MOST_IMAGES)
+    return np.array_split(columns, min(max(1, count), max(1, len(columns))))
 
 
 _SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")

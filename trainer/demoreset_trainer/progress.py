@@ -51,6 +51,7 @@ class Progress:
     rolled_back: int = 0  # updates that a lost member interrupted; done again by the others
     frames_discarded: int = 0  # played by members before they were lost, and never learned from
     goodput: float = 1.0  # share of the time that was not spent on recoveries
+    life: int = 0  # how often the run was read from disk
     # What lies ahead
     budget_frames: int | None = None
     eta_seconds: float | None = None  # until the start is reached; None while unknown

@@ -182,7 +182,7 @@ def last_error(lines: Sequence[str], code: int, why: str | None = None) -> LastE
     for line in reversed(lines):
         if line.startswith(_OURS):
             return LastError(_kind(code), line.removeprefix(_OURS), kept)
-    traced = False
+    traced = bool(lines) and lines[0][:1].isspace()  # a long one has lost its head
     found: re.Match[str] | None = None
     for line in lines:
         if line.startswith("Traceback ("):

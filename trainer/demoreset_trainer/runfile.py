@@ -1,20 +1,29 @@
 """Run files: read, changed from the command line, checked; and the folder that a run lives in."""
 
+import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from demoreset_api.errors import UserError
-from demoreset_api.spec import DemoResetRun, RunSpec
+from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.spec import DemoResetRun, RunSpec, Workers
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
+from demoreset_trainer.machine import gpus
 
 MAX_BYTES = 1 << 20
+# A disk that is away, read-only or full for now: no mistake of the user.
+AWAY = (
+    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTCONN, errno.ETIMEDOUT),
+)
 SPEC, DEMO = "run.json", "demo" + demos.SUFFIX  # in a run's folder
 
 
@@ -86,6 +95,18 @@ def explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+@contextmanager
+def frozen(wanted: DemoResetRun, file: Path) -> Iterator[Path]:
+    """A copy of the run file for members, which may be started hours after it was changed."""
+    content = wanted.model_dump(mode="json", by_alias=True)
+    if wanted.spec.demo.path is not None:
+        content["spec"]["demo"]["path"] = str((file.parent / wanted.spec.demo.path).resolve())
+    with TemporaryDirectory(prefix="demoreset-") as folder:
+        path = Path(folder) / SPEC
+        write_json(path, content)
+        yield path
+
+
 def load_demo(spec: RunSpec, run_file: Path) -> Demo:
     """The demonstration of a run, cut to what is learned.
 
@@ -110,6 +131,20 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
             "nothing to learn; choose spec.demo.endFrame after a reward (`demoreset demo info`)"
         )
     return demo
+
+
+def members(flag: int | None, workers: Workers) -> int:
+    """How many processes train in one worker: the flag, else the file, else one per GPU, or one.
+
+    Raises:
+        UserError: none is wanted.
+    """
+    wanted = flag if flag is not None else workers.members_per_worker
+    if wanted is None:
+        wanted = max(1, gpus())
+    if wanted < 1:
+        raise UserError(f"--members: received {wanted}; it is 1 or more")
+    return wanted
 
 
 # What must be the same for a checkpoint to be of use; all else may change between two lives.
@@ -150,6 +185,12 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
             )
 
 
+def met(state: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a checkpoint's state says that this goal is met, and nothing is left to do."""
+    same = state["spec"]["goal"] == spec.goal.model_dump(mode="json", by_alias=True)
+    return bool(same and state["goal"]["met"] and not state["playing_on"])
+
+
 def _lookup(spec: dict[str, Any], field: str) -> Any:
     value: Any = spec
     for key in field.split("."):
@@ -173,27 +214,48 @@ def make_folder(folder: Path) -> Path:
 
     Raises:
         UserError: it cannot be written.
+        TryAgain: not now.
     """
     checkpoints = folder / "checkpoints"
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         if not os.access(checkpoints, os.W_OK):
-            raise PermissionError(13, "no permission to write")
+            read_only = os.statvfs(checkpoints).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
     except OSError as error:
-        raise UserError(
+        kind = TryAgain if error.errno in AWAY else UserError
+        raise kind(
             f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
         ) from error
     return checkpoints
 
 
 def keep(wanted: DemoResetRun, demo: Demo, folder: Path) -> None:
-    """Write what is learned into the run's folder, beside what comes of it."""
+    """Write what is learned into the run's folder, beside what comes of it.
+
+    Raises:
+        TryAgain: the disk is full, read-only, or away.
+    """
     write_json(folder / SPEC, wanted.model_dump(mode="json", by_alias=True))
-    demo.save(folder / DEMO)
+    with suppress(OSError):
+        if (folder / DEMO).read_bytes() == demo.to_bytes():
+            return
+    try:
+        demo.save(folder / DEMO)
+    except UserError as error:
+        raise TryAgain(str(error)) from error
 
 
 def write_json(path: Path, content: object) -> None:
-    """Put a JSON file there, whole or not at all."""
+    """Put a JSON file there, whole or not at all.
+
+    Raises:
+        TryAgain: the disk is full, read-only, or away.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error

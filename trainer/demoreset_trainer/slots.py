@@ -22,6 +22,7 @@ import numpy.typing as npt
 from demoreset_api.errors import DemoResetError
 from demoreset_trainer.demo import Demo, from_bytes
 from demoreset_trainer.env import DemoResetEnv, End, Rules
+from demoreset_trainer.parent import end_with_parent
 from demoreset_trainer.states import View
 
 _STEP, _BEGIN, _DONE = b"s", b"b", b"d"
@@ -102,13 +103,14 @@ class Slots:
         context = multiprocessing.get_context("spawn")
         count, file = min(processes, slots), demo.to_bytes()
         # Ctrl-C is the parent's business; children inherit that they ignore it.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
+        stays = _in_main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if stays else None
         try:
             for number in range(count):
                 here, there = context.Pipe()
                 process = context.Process(
                     target=_run,
-                    args=(there, file, rules, view, shared.buffers, slots, number, count),
+                    args=(there, file, rules, view, shared.buffers, slots, number, count, stays),
                     name=f"slots-{number}-of-{count}",
                     daemon=True,
                 )
@@ -208,8 +210,11 @@ def _run(
     slots: int,
     number: int,
     count: int,
+    parent_stays: bool,
 ) -> None:
     """A process: step its slots whenever the parent says so, until it hangs up."""
+    if parent_stays:  # one that hangs in the emulator would not see that the parent is gone
+        end_with_parent()
     cv2.setNumThreads(0)
     arrays = _Shared(slots, view, buffers).arrays
     demo = from_bytes(demo_file, "demo")

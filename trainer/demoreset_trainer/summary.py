@@ -1,4 +1,4 @@
-"""What is left of a group's run when it ends: `summary.json`, and the last words to a person."""
+"""What is left of a run when it ends: `summary.json`, and the last words to a person."""
 
 import argparse
 import time
@@ -7,59 +7,88 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from demoreset_api.errors import ExitCode
-from demoreset_api.spec import CurriculumMode, RunSpec
-from demoreset_trainer.progress import Progress
+from demoreset_api.errors import ExitCode, TryAgain
+from demoreset_api.spec import RunSpec
+from demoreset_trainer import metrics, runfile
 
 NAME = "summary.json"
 
 
-def summarise(
-    progress: Progress,
-    told: Sequence[dict[str, Any]],
+def leave(
+    folder: Path,
     spec: RunSpec,
     code: int,
+    options: argparse.Namespace,
     *,
-    members: int,
-    updates_lost: int,
-) -> dict[str, Any]:
-    """How a group's run stands, from its latest update and its metrics.
+    members: int = 1,
+    updates_lost: int = 0,
+) -> str:
+    """Write the summary of a run into its folder; the last words to a person.
 
     Args:
-        progress: The latest.
-        told: The lines of its metrics.
+        folder: The run's.
         spec: What was wanted.
         code: With which it ends.
+        options: Those of `demoreset run`, for the command that goes on with it.
         members: That were wanted.
         updates_lost: Done, and lost with all members that knew of them.
     """
+    told = metrics.read(folder / metrics.NAME)
+    if not told:
+        return "Stopped before the first update"
+    found = summarise(told, spec, code, members=members, updates_lost=updates_lost)
+    found["savedUpdate"] = saved(folder / "checkpoints")
+    words = last_words(found, folder, options)
+    try:
+        runfile.write_json(folder / NAME, found)
+    except TryAgain as error:  # what was learned is in the checkpoints
+        words = f"{error}\n{words}"
+    return words
+
+
+def summarise(
+    told: Sequence[dict[str, Any]], spec: RunSpec, code: int, *, members: int, updates_lost: int
+) -> dict[str, Any]:
+    """How a run stands, from the lines of its metrics; at least one."""
+    latest = told[-1]
     reached = next((line for line in told if line["start_frame"] == 0), None)
-    guide = spec.curriculum.guide
-    if guide is None:
-        guide = 0.0 if spec.curriculum.mode is CurriculumMode.ORIGINAL else 0.1
     return {
         "goalMet": code == ExitCode.DONE,
         "budgetSpent": code == ExitCode.BUDGET_SPENT,
         "interrupted": code in (ExitCode.INTERRUPTED, ExitCode.DRAINED),
-        "frames": progress.frames,
-        "updates": progress.update,
-        "seconds": round(progress.seconds, 1),
-        "startFrame": progress.start_frame,
-        "demoFrames": progress.demo_frames,
-        "successRate": progress.goal_rate,
-        "scoreMax": progress.score_max,
+        "frames": latest["frames"],
+        "updates": latest["update"],
+        "seconds": round(latest["seconds"], 1),
+        "startFrame": latest["start_frame"],
+        "demoFrames": latest["demo_frames"],
+        "successRate": latest["goal_rate"],
+        "scoreMax": latest["score_max"],
         "startReachedFrames": reached["frames"] if reached else None,
         "startReachedSeconds": reached["seconds"] if reached else None,
-        "rejectedUpdates": progress.rejected_updates,
-        "guide": guide,
+        "rejectedUpdates": latest["rejected_updates"],
+        "guide": spec.curriculum.guide_weight,
         "members": members,
-        "recoveries": sum(progress.recoveries.values()),
+        "recoveries": sum(latest["recoveries"].values()),
         "updatesLost": updates_lost,
-        "goodput": progress.goodput,
+        "goodput": latest["goodput"],
         "seed": spec.seed,
         "version": version("demoreset"),
         "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def saved(checkpoints: Path) -> int | None:
+    """The update of the newest checkpoint; None where there is none."""
+    newest = max((path.name for path in checkpoints.glob("ckpt-l*-u*")), default=None)
+    return int(newest.rpartition("u")[2]) if newest is not None else None
+
+
+def met_already(folder: Path) -> str:
+    """What a person is told whose run has nothing left to do."""
+    return (
+        f"{folder}: the goal is met already; `demoreset evaluate {folder}`, "
+        "--set spec.goal.successRate=... or --fresh"
+    )
 
 
 def last_words(summary: dict[str, Any], folder: Path, options: argparse.Namespace) -> str:
@@ -84,4 +113,8 @@ def last_words(summary: dict[str, Any], folder: Path, options: argparse.Namespac
             f"Budget spent ({spent}) and the goal is not met: the start stands at {where}.\n"
             f"Go on with more: {again} --set spec.budget.frames={2 * summary['frames']}"
         )
-    return f"Stopped after {spent}, the start at {where}; saved. Go on with: {again}"
+    at = summary["savedUpdate"]
+    kept = "saved" if at == summary["updates"] else f"NOT saved: the checkpoint is of update {at}"
+    if at is None:
+        kept = "NOT saved: there is no checkpoint"
+    return f"Stopped after {spent}, the start at {where}; {kept}. Go on with: {again}"

@@ -18,13 +18,11 @@ from demoreset_api.errors import ExitCode
 from demoreset_api.names import ENV_CORES
 from demoreset_trainer import restart
 from demoreset_trainer.machine import cores
-from demoreset_trainer.member_process import MemberProcess
+from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Ending, LastError, Limits, Record
 from demoreset_trainer.wire import Beat, Note
 
-# torchft tells of every connection otherwise; and a member that is killed by a signal says where.
-QUIET = {"RUST_LOG": "warn", "PYTHONFAULTHANDLER": "1"}
 TURN = 0.05  # seconds between two looks at the members, at most
 # Ends of a member that was asked to stop, perhaps before it could listen.
 WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
@@ -93,6 +91,7 @@ class Supervisor:
         say: Takes the lines that members write, on whatever stream.
         environment: Of the members, before each has its share of the machine.
         limits: How long to wait for what.
+        spawn: Starts a member.
         tend: Called at every turn with the time, for what else must be kept running.
         clock: Monotonic seconds.
     """
@@ -108,11 +107,13 @@ class Supervisor:
         say: Callable[[str], None],
         environment: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        spawn: Spawn = popen,
         tend: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._command, self._watch = name, command, watch
         self._stopping, self._say, self._tend, self._clock = stopping, say, tend, clock
+        self._spawn = spawn
         self._limits = limits or Limits()
         base = dict(os.environ if environment is None else environment)
         self._environments = [share(base, index, members) for index in range(members)]
@@ -122,7 +123,6 @@ class Supervisor:
         self._notes: dict[tuple[int, str], str] = {}  # who told it first
         self._states: dict[str, str] = {}
         self._generation: int | None = None
-        self._bereft = False  # all members that knew the run's state have died
         self.progress: Progress | None = None  # the latest
         self.furthest = 0  # update that the run has ever reached
         self.updates_lost = 0  # done, and lost with all who knew of them
@@ -223,16 +223,18 @@ class Supervisor:
 
     def _progressed(self, member: MemberProcess, progress: Progress) -> None:
         """Tell of an update, in the words of our first member in the group."""
-        latest = self.progress.update if self.progress is not None else None
-        if self._bereft and latest is not None and progress.update <= latest:
-            # Loaded from a checkpoint. Otherwise the group knows better than any one member.
-            lost = latest - progress.update + 1
-            self.updates_lost += lost
-            self._watch.note(
-                f"back at update {progress.update - 1}: {lost} were lost with all members"
-            )
+        before = self.progress
+        latest = before.update if before is not None else None
+        if before is not None and progress.life > before.life:
+            # Read from the disk anew: all that knew the run's state were lost.
+            if (lost := before.update - progress.update + 1) > 0:
+                self.updates_lost += lost
+                self._watch.note(
+                    f"back at update {progress.update - 1}: {lost} were lost with all members"
+                )
             self._generation, latest = None, None
-        self._bereft = False
+        elif before is not None and progress.life < before.life:
+            return  # the last words of somebody whom the others left behind
         self.furthest = max(self.furthest, progress.update)
         if any(
             other.progress.rank < progress.rank
@@ -260,8 +262,6 @@ class Supervisor:
         """A member has ended: what was it, and what follows."""
         place.member, place.lost = None, member.name
         member.bury()
-        if member.progress is not None and not any(other.progress for other in self.members):
-            self._bereft = True
         ending = restart.ended(self._ending, code, now, self._limits)
         if ending is not None:
             if self._ending is None or ending.code != self._ending.code:
@@ -274,16 +274,17 @@ class Supervisor:
             self._ending = ending
             return
         self.error = error = member.error(code)
+        update = member.told or self.furthest  # who has done none was to go on where the run stands
         place.record = place.record.after(
             code,
-            update=member.told,
+            update=update,
             brought=member.progress is not None,
             furthest=self.furthest,
             hung=member.hung is not None,
         )
         self.restarts[_cause(code, member.hung)] += 1
         if place.record.hopeless:
-            times = f"update {member.told + 1} failed {place.record.deaths} times"
+            times = f"update {update + 1} failed {place.record.deaths} times"
             self.error = LastError("NoProgress", f"{times}; the last: {error}", error.lines)
             self._ending = Ending(ExitCode.NO_PROGRESS, now, now + self._limits.grace)
             then = "not again: it failed so often at the same update"
@@ -293,7 +294,7 @@ class Supervisor:
             then = f"starting it again in {wait:g} s" if wait else "starting it again"
         how = member.hung or (f"{restart.words(code)} ({error})" if code > 0 else str(error))
         self._watch.note(
-            f"lost member {member.name} (pid {member.pid}) at update {member.told}: {how}; {then}"
+            f"lost member {member.name} (pid {member.pid}) at update {update}: {how}; {then}"
         )
 
     def _end_the_hung(self, now: float) -> None:
@@ -327,7 +328,12 @@ class Supervisor:
             name = f"{self._name}-{index}-{secrets.token_hex(4)}"
             try:
                 place.member = MemberProcess(
-                    index, name, self._command(index, name), self._environments[index], now
+                    index,
+                    name,
+                    self._command(index, name),
+                    self._environments[index],
+                    now,
+                    self._spawn,
                 )
             except OSError as error:
                 place.record = place.record.after(
@@ -367,7 +373,7 @@ def _cause(code: int, hung: str | None) -> str:
 
 def share(environment: Mapping[str, str], index: int, members: int) -> dict[str, str]:
     """The environment of a member: its cores, and its GPU where there are any."""
-    its = {ENV_CORES: str(max(1, cores() // members)), **QUIET, **environment}
+    its = {ENV_CORES: str(max(1, cores() // members)), **SETTINGS, **environment}
     if found := devices(environment):
         its["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
     return its

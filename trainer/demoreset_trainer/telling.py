@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from demoreset_api.spec import RunSpec
-from demoreset_trainer.counters import Counters
-from demoreset_trainer.curriculum import Curriculum, Result
+from demoreset_trainer.curriculum import Result
 from demoreset_trainer.env import End
-from demoreset_trainer.goal import GoalWatch
 from demoreset_trainer.group import Quorum
 from demoreset_trainer.ppo import Statistics
 from demoreset_trainer.progress import Progress, Watch
-from demoreset_trainer.stall import Ladder
+from demoreset_trainer.run_state import RunState
 
 
 class Telling:
@@ -39,10 +37,7 @@ class Telling:
 
     def update(
         self,
-        counters: Counters,
-        curriculum: Curriculum,
-        goal: GoalWatch,
-        ladder: Ladder,
+        state: RunState,
         statistics: Statistics,
         results: Sequence[Result],
         quorum: Quorum,
@@ -51,30 +46,31 @@ class Telling:
         checkpoint: dict[str, Any],
     ) -> None:
         """An update is done."""
-        spec = self._spec
-        frontier = curriculum.frontier
+        spec, counters = self._spec, state.counters
+        frontier = state.curriculum.frontier
         self._speed.append((counters.seconds, counters.frames))
         self._moves.append((counters.seconds, frontier))
         from_start = [result.score for result in results if result.start == 0]
         self._watch.update(
             Progress(
+                life=state.life,
                 update=counters.update,
                 frames=counters.frames,
                 seconds=counters.seconds,
                 episodes=counters.episodes,
                 start_frame=frontier,
                 demo_frames=self._demo_frames,
-                success_rate=curriculum.success_rate(),
-                goal_rate=goal.rate,
+                success_rate=state.curriculum.success_rate(),
+                goal_rate=state.goal.rate,
                 goal=spec.goal.success_rate,
                 ended=len(results),
                 outcomes=dict(Counter(End(result.end).name for result in results)),
                 score_mean=float(np.mean(from_start)) if from_start else None,
                 score_max=counters.score_max,
                 learning_rate=learning_rate,
-                entropy_coefficient=spec.ppo.entropy * ladder.remedy.entropy,
-                stall_rung=ladder.rung,
-                stalled=ladder.stalled,
+                entropy_coefficient=spec.ppo.entropy * state.ladder.remedy.entropy,
+                stall_rung=state.ladder.rung,
+                stalled=state.ladder.stalled,
                 **asdict(statistics),
                 frames_per_second=_slope(self._speed),
                 phase_seconds=self._phases,

@@ -1,0 +1,180 @@
+"""Members and coordinators that are killed, stopped, frozen, sent away and joined."""
+
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from injured import Event, Injured, Outcome, Row, alive, check, group
+
+CALM_MINUTES = 3.0  # of the undisturbed group that a goodput compares with
+
+
+# One trial each: seconds
+
+
+def struck(injured: Injured, strike: Callable[[int], None], *, first: bool) -> float:
+    """Strike the first member, or another one."""
+    members = injured.whole()
+    ids = list(members)
+    victim = ids[0] if first else random.choice(ids[1:])
+    time.sleep(random.random())
+    since = time.monotonic()
+    strike(members[victim])
+    seconds = injured.recovered(since, [id for id in ids if id != victim])
+    injured.wait(lambda: not alive(members[victim]), "the end of the victim")
+    return seconds
+
+
+def by_signal(number: int, *, first: bool = False) -> Callable[[Injured], float]:
+    return lambda injured: struck(injured, lambda pid: os.kill(pid, number), first=first)
+
+
+def thawed(injured: Injured) -> float:
+    """Frozen for two seconds: until all three are one group again, from the thaw."""
+    members = injured.whole()
+    victim = random.choice(list(members))
+    time.sleep(random.random())
+    os.kill(members[victim], signal.SIGSTOP)
+    time.sleep(2)
+    since = time.monotonic()
+    os.kill(members[victim], signal.SIGCONT)
+    return injured.recovered(since, list(members))
+
+
+def without_coordinator(injured: Injured) -> float:
+    """The coordinator is killed; the run starts another one: the longest pause of any member."""
+    members = injured.whole()
+    time.sleep(random.random())
+    since = time.monotonic()
+    os.kill(injured.child("coordinator"), signal.SIGKILL)
+    time.sleep(12)  # one that is killed sooner is waited for longer before it is made again
+    pauses = []
+    for id in members:
+        times = [
+            event["time"]
+            for event in injured.look()
+            if event["member"] == id and event["event"] == "commit"
+        ]
+        pauses += [b - max(a, since) for a, b in itertools.pairwise(times) if b > since]
+    return float(max(pauses))
+
+
+def joined(injured: Injured) -> float:
+    """A member is killed: seconds that its successor's entry costs the others."""
+    members = injured.whole()
+    victim = list(members)[-1]
+    os.kill(members[victim], signal.SIGKILL)
+    injured.recovered(time.monotonic(), [id for id in members if id != victim])
+    entered = injured.whole()
+    new = next(id for id in entered if id not in members)
+    formed = [
+        event for event in injured.events if event["event"] == "formed" and new in event["members"]
+    ]
+    synced = [
+        event["seconds"]
+        for event in injured.events
+        if event["event"] == "synced" and event["time"] > formed[0]["time"]
+    ]
+    return float(max(event["seconds"] for event in formed) + max(synced))
+
+
+# Rows
+
+
+def repeated(trial: Callable[[Injured], float]) -> Callable[[int], Outcome]:
+    """The same trial again and again, in one run."""
+
+    def measure(trials: int) -> Outcome:
+        outcome = Outcome()
+        with group() as injured:
+            for _ in range(trials):
+                outcome.seconds.append(trial(injured))
+                outcome.n += 1
+                print(f"  {outcome.n}/{trials}: {outcome.seconds[-1]:.3f} s", flush=True)
+            injured.whole()
+        outcome.facts, outcome.events = dict(check(injured.events)), injured.events
+        return outcome
+
+    return measure
+
+
+def flapping(every: float) -> Callable[[int], Outcome]:
+    """A kill of any member every so many seconds, `trials` of them: what is learned meanwhile."""
+
+    def measure(trials: int) -> Outcome:
+        paces: dict[str, float] = {}
+        sizes: dict[str, float] = {}
+        outcome = Outcome()
+        for kind in ("undisturbed", "killed"):
+            with group(changes=()) as injured:
+                injured.whole()
+                begun = time.monotonic()
+                span = (
+                    trials * every if kind == "killed" else min(trials * every, CALM_MINUTES * 60)
+                )
+                while time.monotonic() - begun < span:
+                    time.sleep(every)
+                    if kind == "killed":
+                        outcome.n += _kill_any(injured)
+                ended = time.monotonic()
+            paces[kind], sizes[kind] = _pace(injured.events, begun, ended)
+        outcome.facts = {
+            **check(injured.events),
+            "goodput": round(paces["killed"] / paces["undisturbed"], 3),
+            "framesPerSecond": {kind: round(pace) for kind, pace in paces.items()},
+            "membersOnAverage": {kind: round(size, 2) for kind, size in sizes.items()},
+        }
+        outcome.events = injured.events
+        return outcome
+
+    return measure
+
+
+def _kill_any(injured: Injured) -> bool:
+    pids = {event["member"]: event["pid"] for event in injured.look()}
+    living = [pid for pid in pids.values() if alive(pid)]
+    if living:
+        os.kill(random.choice(living), signal.SIGKILL)
+    return bool(living)
+
+
+def _pace(events: list[Event], begun: float, ended: float) -> tuple[float, float]:
+    """Frames per second that were committed in a span, and the group's size over the time."""
+    commits: dict[int, Any] = {}
+    sizes: list[tuple[float, int]] = []
+    for event in events:
+        if not begun <= event["time"] <= ended:
+            continue
+        if event["event"] == "commit":
+            commits[event["update"]] = event
+        elif event["event"] == "formed":
+            sizes.append((event["time"], len(event["members"])))
+    first, last = commits[min(commits)], commits[max(commits)]
+    pace = (last["frames"] - first["frames"]) / (last["time"] - first["time"])
+    known = [event for event in events if event["event"] == "formed" and event["time"] < begun]
+    steps = [(begun, len(known[-1]["members"])), *sizes, (ended, 0)]
+    held = sum(size * (after - at) for (at, size), (after, _) in itertools.pairwise(steps))
+    return pace, held / (ended - begun)
+
+
+ROWS: dict[str, Row] = {
+    "killed": Row(1, "a member, kill -9", 20, repeated(by_signal(signal.SIGKILL)), 1.0),
+    "segv": Row(1, "a member, segmentation fault", 20, repeated(by_signal(signal.SIGSEGV)), 1.0),
+    "abort": Row(1, "a member, abort", 20, repeated(by_signal(signal.SIGABRT)), 1.0),
+    "first": Row(
+        3, "the first member, kill -9", 20, repeated(by_signal(signal.SIGKILL, first=True)), 1.0
+    ),
+    "coordinator": Row(
+        5, "the coordinator, kill -9; made again", 20, repeated(without_coordinator), 3.0
+    ),
+    "drained": Row(7, "SIGTERM to a member", 20, repeated(by_signal(signal.SIGTERM)), 10.0),
+    "frozen": Row(9, "a member stopped (SIGSTOP)", 10, repeated(by_signal(signal.SIGSTOP)), 6.0),
+    "thawed": Row(10, "stopped for 2 s, then thawed: back in", 20, repeated(thawed), 6.0),
+    "joined": Row(19, "a new member joins: cost to the others", 20, repeated(joined), 1.0),
+    "flapping": Row(21, "any member, kill -9 every 15 s", 100, flapping(15), goodput=0.9),
+    "flapping-5": Row(21, "any member, kill -9 every 5 s", 60, flapping(5), goodput=0.75),
+}

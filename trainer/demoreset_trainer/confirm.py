@@ -1,0 +1,67 @@
+"""Playing the goal's episodes, near the goal, with the policy held still."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from demoreset_trainer.group import Quorum
+from demoreset_trainer.play import play
+from demoreset_trainer.policy import Policy
+from demoreset_trainer.slots import Begin, Slots
+
+MOST_SLOTS = 32
+
+
+class Confirmation:
+    """The goal's episodes, shared out among the members.
+
+    In slots of their own: if the training's were used, all of their episodes would begin anew at
+    the same moment, and the rollouts after a failed confirmation would be of one kind.
+
+    Args:
+        policy: As it is at the time.
+        make_slots: Makes so many environments, once.
+        episodes: How many are played.
+        seed: Of the run.
+        alive: Told that the loop moves.
+        watch: Told when an episode has ended.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        make_slots: Callable[[int], Slots],
+        *,
+        episodes: int,
+        seed: int,
+        alive: Callable[[], None],
+        watch: Callable[[], None],
+    ) -> None:
+        self._policy, self._make_slots = policy, make_slots
+        self._episodes, self._seed = episodes, seed
+        self._alive, self._watch = alive, watch
+        self._slots: Slots | None = None
+
+    def share(self, update: int, quorum: Quorum) -> list[bool]:
+        """Play this member's share; which of its episodes tied the demo.
+
+        Each episode draws from the stream of its number, so that all of them are the same for any
+        number of members.
+        """
+        random = np.random.default_rng([self._seed, update])
+        begins = [Begin(0, int(random.integers(2**62))) for _ in range(self._episodes)]
+        mine = range(quorum.rank, self._episodes, len(quorum.members))
+        if not mine:
+            return []
+        if self._slots is None:
+            self._slots = self._make_slots(min(self._episodes, MOST_SLOTS))
+        played = play(
+            self._slots,
+            self._policy,
+            [begins[number] for number in mine],
+            numbers=mine,
+            seed=self._seed,
+            watch=lambda _: self._watch(),
+            alive=self._alive,
+        )
+        return [episode.success for episode in played]
