@@ -39,10 +39,10 @@ class Village:
         self._wires: dict[str, Any] = {}
         self.coordinate(0)
 
-    def coordinate(self, port: int) -> None:
+    def coordinate(self, port: int, least: int = 1) -> None:
         self.coordinator = torchft.LighthouseServer(
             bind=f"0.0.0.0:{port}",
-            min_replicas=1,
+            min_replicas=least,
             join_timeout_ms=60_000,
             quorum_tick_ms=20,
             heartbeat_timeout_ms=700,
@@ -186,6 +186,27 @@ def test_a_group_waits_for_its_coordinator_and_goes_on_from_disk_when_all_died(
     assert int(saved.name.rpartition("u")[2]) <= update
     assert "ckpt-l000001" in note
     assert not [event for event in village.events("commit") if event["time"] > died]
+    # It might have been the first to find a coordinator that was away: it waited for the others.
+    asked, formed = (
+        next(event["time"] for event in village.events(name) if event["member"] == "c")
+        for name in ("quorum", "formed")
+    )
+    assert formed - asked > 1
+
+
+def test_who_is_left_without_the_first_saves_what_they_knew(village: Village) -> None:
+    village.coordinate(0, least=2)
+    for id in ("a", "b"):
+        village.start(id, "spec.checkpoint.intervalSeconds=10000")
+    village.wait(village.whole("a", "b"))
+    first, other = village.events("formed")[-1]["members"]
+    village.members[first].kill()
+    time.sleep(2)
+    village.members[other].terminate()
+    assert village.members[other].wait(PATIENCE) == 143
+    saved = newest(village.folder / "checkpoints")
+    assert saved is not None
+    assert int(saved.name.rpartition("u")[2]) == max(village.check())
 
 
 def test_a_frozen_member_is_left_behind_and_comes_back_when_it_thaws(village: Village) -> None:

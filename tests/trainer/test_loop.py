@@ -137,6 +137,33 @@ def test_a_lost_member_in_the_middle_of_an_update_costs_nothing(crossing: Demo) 
     assert torch.equal(weights(undisturbed), weights(disturbed))
 
 
+def test_an_update_that_is_interrupted_leaves_the_weights_of_the_one_before(
+    crossing: Demo,
+) -> None:
+    class Interrupted(Faulty):
+        def sum(self, tensor: Tensor) -> None:
+            super().sum(tensor)
+            if self.gradients == 3:
+                raise KeyboardInterrupt
+
+    loop, _, _ = make(crossing, group=Interrupted([], lost=False))
+    before = weights(loop).clone()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(lambda: False)
+    assert torch.equal(weights(loop), before)
+    assert loop.snapshot().update == 0
+    assert not loop.ppo.state()[1]
+
+
+def test_members_that_play_other_slots_do_not_have_the_same_digest(crossing: Demo) -> None:
+    loop, _, _ = make(crossing)
+    digests = set()
+    for owners in ("aabb", "abab"):
+        loop.state.owners = list(owners)
+        digests.add(loop.state.digest(1))
+    assert len(digests) == 2
+
+
 def test_the_budget_ends_the_run(crossing: Demo) -> None:
     loop, diary, _ = make(crossing, budget={"frames": 600})
     stopped = loop.run(lambda: False)

@@ -122,3 +122,22 @@ def test_the_interval_narrows_with_more_episodes_and_holds_the_mean() -> None:
         low, high = interval(values)
         assert low <= iqm(values) <= high
     assert np.diff(interval(many))[0] < np.diff(interval(few))[0] / 3
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_the_network_as_onnx_says_what_ours_says(tmp_path: Path) -> None:
+    reference = pytest.importorskip("onnx.reference")
+    trained = policy_file.load("montezuma-first-key")
+    path = tmp_path / "key.onnx"
+    policy_file.export_onnx(trained, path)
+    images = np.random.default_rng(0).integers(
+        0, 256, (3, *trained.policy.shape.view.shape), np.uint8
+    )
+    state = trained.policy.initial_state(3)
+    logits, values, _ = reference.ReferenceEvaluator(str(path)).run(
+        None, {"images": images, "state": state.numpy()}
+    )
+    with torch.no_grad():
+        ours = trained.policy.step(torch.from_numpy(images), state)
+    np.testing.assert_allclose(logits, ours[0].numpy(), atol=1e-3)
+    np.testing.assert_allclose(values, ours[1].numpy(), atol=1e-3)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from demoreset_api.spec import PpoSpec
+from demoreset_trainer import ppo
 from demoreset_trainer.env import TRUNCATED, End
 from demoreset_trainer.group import Alone, Group, Quorum
 from demoreset_trainer.policy import Architecture, Policy
@@ -230,8 +231,12 @@ def gradients(policy: Policy) -> Tensor:
     return torch.cat(found)
 
 
+@pytest.mark.parametrize("images", [ppo.MOST_IMAGES, 1])  # at once; slot by slot
 @pytest.mark.parametrize("shape", [PLAIN, MEMORY])
-def test_an_update_follows_the_gradient_of_the_plain_loss(shape: Architecture) -> None:
+def test_an_update_follows_the_gradient_of_the_plain_loss(
+    shape: Architecture, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo, "MOST_IMAGES", images)
     spec = PpoSpec(gradient_norm=0, value_coefficient=0.7, clip=0.15)
     r = rollout(shape, burn_in=3 if shape.hidden else 0)
     raw = np.array(

@@ -107,6 +107,19 @@ def test_a_demo_is_found_beside_its_run_file_and_cut(tmp_path: Path) -> None:
     assert len(runfile.load_demo(wanted, tmp_path / "run.yaml")) == 180
 
 
+def test_members_read_the_run_file_as_it_was(tmp_path: Path) -> None:
+    crossing().save(tmp_path / "x.demo.safetensors")
+    file = write(tmp_path, GOOD)
+    changes = ["spec.demo={path: x.demo.safetensors}", "spec.seed=7"]
+    wanted = runfile.read(file, changes)
+    with runfile.frozen(wanted, file) as copy:
+        file.write_text("nonsense: [")
+        kept = runfile.read(copy)
+        assert kept.spec.seed == 7
+        assert len(runfile.load_demo(kept.spec, copy)) == 172
+    assert not copy.exists()
+
+
 def test_another_demo_than_the_hash_is_refused(tmp_path: Path) -> None:
     crossing().save(tmp_path / "x.demo.safetensors")
     with pytest.raises(UserError, match=r"sha256.*wants 0000"):

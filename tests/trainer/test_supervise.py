@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from demoreset_trainer.machine import cores
+from demoreset_trainer.machine import cores, devices
 from demoreset_trainer.member_process import SETTINGS
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Limits
-from demoreset_trainer.supervise import Supervisor, devices, share
+from demoreset_trainer.supervise import Supervisor, share
 
 BASE = Progress(
     update=0,
@@ -488,7 +488,7 @@ def test_nothing_is_left_of_members_that_are_lost(tmp_path: Path) -> None:
     ],
 )
 def test_devices(environment: dict[str, str], nodes: list[str], found: list[str]) -> None:
-    assert devices(environment, nodes) == found
+    assert devices(environment, [Path(node) for node in nodes]) == found
 
 
 @pytest.mark.parametrize(

@@ -151,14 +151,27 @@ def _write_demo(archive: "Archive", options: argparse.Namespace) -> None:
     from demoreset_trainer.demo import record
     from demoreset_trainer.emulator import Emulator
     from demoreset_trainer.explore import FRAME_SKIP
-    from demoreset_trainer.shorten import Course, choose
+    from demoreset_trainer.shorten import TRIED, Course, choose
 
     print("cutting it shorter and smoothing it; a long way takes minutes", file=sys.stderr)
     course = Course(archive.game, options.score)
     ways = [list(way) for way in archive.candidates if course.walk(way) is not None]
     if not ways:
         raise UserError("--archive: damaged: none of its ways reaches the score; choose another")
-    way, survival = choose(course, ways[: max(1, POLISHED // len(ways[0]))])
+    ways = ways[: max(1, POLISHED // len(ways[0]))]
+    told = time.monotonic()
+
+    def watch(place: int, length: int, share: float) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_EVERY:
+            told = time.monotonic()
+            print(
+                f"way {place + 1} of {min(len(ways), TRIED)}: {length} decisions; {share:.0%} of a "
+                "pass (the last is the one that finds nothing)",
+                file=sys.stderr,
+            )
+
+    way, survival = choose(course, ways, watch)
     codes = np.array(Emulator(archive.game).minimal_actions, np.uint8)
     command = (
         f"demoreset demo explore {archive.game} --score {options.score} "

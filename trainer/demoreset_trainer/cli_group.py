@@ -43,14 +43,14 @@ def run_group(
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
-    runfile.load_demo(spec, options.file)  # a mistake is told once, not by every member
+    demo = runfile.load_demo(spec, options.file)  # a mistake is told once, not by every member
     runfile.make_folder(folder)
     if met(folder, spec):
         print(summary.met_already(folder))
         return ExitCode.DONE
     with (
         Watchers(folder, options, None) as watchers,
-        Nursery(os.environ) as nursery,
+        Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,
         runfile.frozen(wanted, options.file) as file,
     ):
         coordinator = LocalCoordinator(min(spec.workers.min, members), watchers.note)

@@ -32,6 +32,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(func=run)
     parser = commands.add_parser("members", description="Start members when asked to.")
     parser.add_argument("--link", type=int, required=True, help="socket of the supervisor")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor")
+    parser.add_argument("--game", help="make emulators of it beforehand")
+    parser.add_argument("--emulators", type=int, default=0, help="how many")
     parser.set_defaults(func=bring_forth)
 
 
@@ -39,7 +42,8 @@ def bring_forth(options: argparse.Namespace) -> ExitCode:
     """Be the nursery of a supervisor."""
     from demoreset_trainer import nursery
 
-    nursery.serve(socket.socket(fileno=options.link))
+    stock = (options.game, options.emulators) if options.game else None
+    nursery.serve(socket.socket(fileno=options.link), options.parent, stock)
     return ExitCode.DONE
 
 
@@ -72,7 +76,8 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_api.spec import Collectives
     from demoreset_trainer.wire import Wire
 
-    wire = Wire(int(os.environ[ENV_WIRE]) if ENV_WIRE in os.environ else os.open(os.devnull, 1))
+    pipe = int(os.environ[ENV_WIRE]) if ENV_WIRE in os.environ else os.open(os.devnull, 1)
+    wire = Wire(pipe, hung_up=stop.set)
     from demoreset_trainer.network import bind_gloo_to
 
     bind_gloo_to(options.address)
@@ -116,7 +121,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         stopped = loop.run(stop.is_set)
     finally:
         group.close()
-        if loop.first and loop.state.counters.update:
+        if loop.saves and loop.state.counters.update:
             writer.finish(loop.snapshot(), best=loop.at_best())
     if stopped.goal_met:
         return ExitCode.DONE

@@ -103,12 +103,12 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
 
     wanted = runfile.read(options.file, options.set)
     members = runfile.members(options.members, wanted.spec.workers)
-    runfile.load_demo(wanted.spec, options.file)
+    demo = runfile.load_demo(wanted.spec, options.file)
     folder: Path = options.dir
     runfile.make_folder(folder)
     with (
         Watchers(folder, options, None) as watchers,
-        Nursery(os.environ) as nursery,
+        Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,
         runfile.frozen(wanted, options.file) as file,
     ):
         if met(folder, wanted.spec):

@@ -54,7 +54,7 @@ class Confirmation:
         if not mine:
             return []
         if self._slots is None:
-            self._slots = self._make_slots(min(self._episodes, MOST_SLOTS))
+            self._slots = self._make_slots(min(len(mine), MOST_SLOTS))
         played = play(
             self._slots,
             self._policy,

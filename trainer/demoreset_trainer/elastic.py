@@ -28,7 +28,7 @@ from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNC
 
 from demoreset_api.errors import ExitCode
 from demoreset_trainer.events import Events
-from demoreset_trainer.group import Leaving, MemberLost, Quorum
+from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
 from demoreset_trainer.heart import Heart
 
 SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
@@ -83,10 +83,12 @@ class Elastic:
         self._generation = 0
         self._joined = 0  # generation in which this member came in
         self._fresh = False  # nothing was summed yet since the group was formed
-        self._gaps: deque[float] = deque(maxlen=100)  # seconds from the end of a sum to the next's
+        self._gaps: deque[float] = deque(maxlen=100)  # seconds from a sum to the next, here
         self._summed = 0.0  # when the latest of this update ended
+        self._handed = False  # the state went over, and nothing was summed since
         self._answered: float | None = None  # since when the coordinator answers without a break
         self._told = False  # that it waits
+        self._asked_to_stop: float | None = None  # when it noticed
         self._asker = _Asker(self._url)
         self._heart = Heart(self._url, id, beat)
 
@@ -131,7 +133,7 @@ class Elastic:
                     "id": member.replica_id,
                     "pid": fact["pid"],
                     "host": fact["host"],
-                    "update": member.step & ((1 << 40) - 1),
+                    "update": update_of(member.step),
                 }
                 for member, fact in zip(members, facts, strict=True)
             ]
@@ -225,11 +227,11 @@ class Elastic:
             self._note("waiting for the other members, or for enough of them")
 
     def _wait_for(self, answer: "queue.Queue[Any]", waiting: Callable[[], None]) -> Any:
-        told: float | None = None
         while True:
             if self._stopping():
-                told = told or time.monotonic()
-                if time.monotonic() - told > FAREWELL:
+                now = time.monotonic()
+                self._asked_to_stop = self._asked_to_stop or now
+                if now - self._asked_to_stop > FAREWELL:
                     raise Leaving("told to stop while it waited for the others")
             try:
                 result = answer.get(timeout=POLL)
@@ -301,14 +303,14 @@ class Elastic:
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over the members, in place."""
         self._heart.moved()
+        if self._summed:
+            self._gaps.append(time.monotonic() - self._summed)
         if len(self._members) > 1:
             options = AllreduceOptions()
             options.timeout = timedelta(seconds=self._timeout())
             self._do(tensor, options.timeout, lambda one: self._pg.allreduce([one], options))
-        now = time.monotonic()
-        if self._summed:
-            self._gaps.append(now - self._summed)
-        self._summed = now
+        self._handed = False
+        self._summed = time.monotonic()
         if self._fresh:
             self._fresh = False
             self._events.tell("summed", generation=self._generation)
@@ -316,9 +318,13 @@ class Elastic:
     def _timeout(self) -> float:
         """Seconds after which a sum counts as failed: by the run's own pace.
 
-        From one sum to the next takes a part of the optimisation, and the sum itself.
+        What a part of the optimisation takes here, it may take another some times over. Who has
+        just been handed the state may have more to do before its first sum.
         """
-        return max(LEAST_TIMEOUT, PACES * max(self._gaps, default=0.0))
+        if self._handed:
+            return STATE_TIMEOUT
+        pace = PACES * max(self._gaps, default=0.0)
+        return min(max(LEAST_TIMEOUT, pace), STATE_TIMEOUT)
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         there = tensor.cuda() if self._on_gpu else tensor
@@ -339,16 +345,19 @@ class Elastic:
 
     def _abort(self) -> None:
         """End the process group; where that hangs, this member's life is the price."""
-        done = threading.Event()
+        if not self._begin_abort().wait(ABORT_TIMEOUT):
+            os._exit(ExitCode.TRY_AGAIN)
+
+    def _begin_abort(self) -> threading.Event:
+        done, group = threading.Event(), self._pg
 
         def abort() -> None:
             with suppress(Exception):
-                self._pg.abort(errored=False)
+                group.abort(errored=False)
             done.set()
 
         threading.Thread(target=abort, daemon=True, name="abort").start()
-        if not done.wait(ABORT_TIMEOUT):
-            os._exit(ExitCode.TRY_AGAIN)
+        return done
 
     def gather(self, value: Any) -> list[Any]:
         """A JSON value of every member, in the order of their ranks."""
@@ -368,6 +377,7 @@ class Elastic:
     def hand_over(self, quorum: Quorum, state: bytes) -> bytes:
         """The state of the source."""
         begun = time.monotonic()
+        self._handed = True
         length = torch.tensor([len(state)], dtype=torch.int64)
         options = BroadcastOptions()
         options.rootRank = quorum.source or 0
@@ -394,10 +404,10 @@ class Elastic:
         self._events.tell(name, **facts)
 
     def close(self) -> None:
-        """Leave: the others need not wait until it shows."""
+        """Leave: the others need not wait until it shows. There may be something left to save."""
         self._heart.stop()
         if self._formed and len(self._members) > 1:
-            self._abort()
+            self._begin_abort()
 
 
 class _Asker:

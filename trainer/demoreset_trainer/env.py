@@ -21,7 +21,7 @@ from gymnasium import spaces
 from demoreset_api.errors import UserError
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
-from demoreset_trainer.emulator import ALL_ACTIONS, Emulator
+from demoreset_trainer.emulator import ALL_ACTIONS, take
 from demoreset_trainer.states import Camera, Image, StartStates, View, start_states
 
 NOOP = 0
@@ -134,7 +134,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self.view = view or View()
         self.states = states or start_states(self.demo, self.view, self.rules.frame_skip)
         self.render_mode = render_mode
-        self.emulator = Emulator(self.demo.game)
+        self.emulator = take(self.demo.game)
         self.action_codes = (
             ALL_ACTIONS if self.rules.full_action_space else self.emulator.minimal_actions
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from demoreset_api.errors import DemoResetError
 
 ALONE = "alone"
+_UPDATE_BITS = 40
 
 
 class MemberLost(DemoResetError):
@@ -50,6 +51,16 @@ class Quorum:
     def first(self) -> bool:
         """Whether this member is the first."""
         return self.rank == 0
+
+
+def step_of(life: int, update: int) -> int:
+    """Orders the states of a run: one of an earlier life is behind, whatever its update is."""
+    return life << _UPDATE_BITS | update
+
+
+def update_of(step: int) -> int:
+    """The update of a `step_of`."""
+    return step & ((1 << _UPDATE_BITS) - 1)
 
 
 def deal(owners: Sequence[str], members: Sequence[str]) -> list[str]:

@@ -165,8 +165,8 @@ class Loop:
         self.state.resume(snapshot.state)
 
     @property
-    def first(self) -> bool:
-        """Whether this member writes the run's checkpoints, or nobody else may be left to do so."""
+    def saves(self) -> bool:
+        """Whether it falls to this member to save: it is the first, or lost sight of the others."""
         return self.state.life > 0 and (self._rank == 0 or self._deserted)
 
     def at_best(self) -> bool:
@@ -386,9 +386,8 @@ class Loop:
         Raises:
             MemberLost: also where states have drifted apart: those that differ go on as new ones.
         """
-        digest = self._digest() if len(quorum.members) > 1 else 0
-        if digest > 0:  # else not finite
-            digest = self.state.digest(digest)
+        weights = self._digest() if len(quorum.members) > 1 else 0
+        digest = None if weights is None else self.state.digest(weights)
         shares = self._group.gather(
             {
                 "digest": digest,
@@ -403,7 +402,7 @@ class Loop:
         }
         digests = [share["digest"] for share in shares]
         if len(set(digests)) > 1:
-            finite = [one for one in digests if one >= 0] or digests
+            finite = [one for one in digests if one is not None] or digests
             right = max(finite, key=finite.count)
             if digest != right:
                 self.state.life = 0
@@ -413,13 +412,13 @@ class Loop:
             raise MemberLost("the members' states differ")
         return shares
 
-    def _digest(self) -> int:
-        """A checksum of the weights; -1 where one is not finite."""
+    def _digest(self) -> int | None:
+        """A checksum of the weights; None where one is not finite."""
         digest = 0
         for tensor in self._policy.state_dict().values():
             values = tensor.detach().cpu().contiguous().numpy()
             if not np.isfinite(values).all():
-                return -1
+                return None
             digest = zlib.crc32(values, digest)
         return digest
 

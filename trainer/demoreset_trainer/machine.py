@@ -4,6 +4,7 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from demoreset_api.names import ENV_CORES
@@ -24,10 +25,22 @@ def cores() -> int:
 
 def gpus() -> int:
     """NVIDIA's GPUs that this process may use; found out without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return len(devices(os.environ))
+
+
+def devices(environment: Mapping[str, str], nodes: Sequence[Path] | None = None) -> list[str]:
+    """The GPUs that a process with this environment may use, as CUDA names them.
+
+    Args:
+        environment: CUDA_VISIBLE_DEVICES there, where it is set, has the last word.
+        nodes: The files of the machine's GPUs.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        named = [name.strip() for name in chosen.split(",")]
+        return [name for name in named if name and name != "-1"]
+    found = list(Path("/dev").glob("nvidia[0-9]*")) if nodes is None else nodes
+    return [str(number) for number in range(len(found))]
 
 
 def settle() -> None:

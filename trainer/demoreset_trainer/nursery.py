@@ -4,9 +4,10 @@
         ▲                                                                      │
         └───────────── its parent from here on (it adopts orphans) ────────────┘
 
-Torch alone takes two to three seconds of a core to import: on a machine that loses a member every
-few seconds, that is most of what a loss costs the others. The nursery forks before there is any
-thread, GPU or connection. Its members become the supervisor's own children, which tells their ends,
+Torch alone takes two to three seconds of a core to import, and every emulator a tenth: on a machine
+that loses a member every few seconds, that is most of what a loss costs the others. The nursery
+forks before it has a thread of its own, a GPU or a connection (the mathematics' library has threads
+and a handler for forks). Its members become the supervisor's own children, which tells their ends,
 and outlive it: when it is killed, the next member waits for another one. Linux only, as torchft is.
 """
 
@@ -27,19 +28,24 @@ from demoreset_api.names import ENV_WIRE
 from demoreset_trainer.member_process import DEMORESET, SETTINGS
 from demoreset_trainer.parent import adopt_orphans, end_with_parent
 
-MOST_BYTES = 1 << 20  # of a request
+MOST_BYTES = 1 << 17  # of a request: what a link takes
+MOST_EMULATORS = 64  # of a stock: a process of environments seldom has more
 
 
 class Nursery:
     """The supervisor's end: starts members, and learns how they ended.
 
     Args:
-        environment: Of the nursery, and of members where it is not their own.
+        environment: Of the nursery; members have it, too, with what is their own.
+        stock: The game that they play, and how many emulators of it are made beforehand.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], stock: tuple[str, int] | None = None
+    ) -> None:
         self._environment = {**SETTINGS, **environment}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._stock = stock
+        self._pid: int | None = None  # of the nursery that lives
         self._link: socket.socket | None = None
         self._groups: set[int] = set()  # process groups: of every nursery, with its members
         self._unborn: deque[Forked] = deque()  # in the order in which they were asked for
@@ -54,26 +60,38 @@ class Nursery:
         Raises:
             OSError: the machine has no room for another process.
         """
-        self._tend()
-        if self._link is None:
-            self._open()
-        assert self._link is not None
-        arguments = list(command)[len(DEMORESET) :]
-        request = {"arguments": arguments, "environment": dict(environment)}
-        socket.send_fds(self._link, [json.dumps(request).encode()], [wire, output])
+        ours = self._environment
+        own = {name: value for name, value in environment.items() if ours.get(name) != value}
+        content = {"arguments": list(command)[len(DEMORESET) :], "environment": own}
+        request = json.dumps(content).encode()
+        self.look()
+        try:
+            self._send(request, wire, output)
+        except ConnectionError:  # killed since we looked
+            self._lost()
+            self._send(request, wire, output)
         child = Forked(self)
         self._unborn.append(child)
         return child
 
-    def _open(self) -> None:
+    def _send(self, request: bytes, wire: int, output: int) -> None:
+        if self._link is None:
+            self._link = self._open(output)
+        socket.send_fds(self._link, [request], [wire, output])
+
+    def _open(self, output: int) -> socket.socket:
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        flags = ["--link", str(its.fileno()), "--parent", str(os.getpid())]
+        if self._stock is not None:
+            game, count = self._stock
+            flags += ["--game", game, "--emulators", str(min(count, MOST_EMULATORS))]
         with its:
             try:
-                self._process = subprocess.Popen(
-                    [*DEMORESET, "members", "--link", str(its.fileno())],
+                process = subprocess.Popen(
+                    [*DEMORESET, "members", *flags],
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # members say for themselves what is wrong
+                    stdout=output,  # what ends it is told as the first member's end
+                    stderr=output,
                     pass_fds=(its.fileno(),),
                     env=self._environment,
                     process_group=0,  # its members are found by it, and Ctrl-C does not reach them
@@ -81,66 +99,65 @@ class Nursery:
             except OSError:
                 mine.close()
                 raise
+        process.returncode = 0  # `look` buries it, with its group
+        self._pid = process.pid
+        self._groups.add(process.pid)
         mine.setblocking(False)
-        self._link = mine
-        self._groups.add(self._process.pid)
+        return mine
 
     def look(self) -> None:
         """Learn who was born, and who has died."""
-        self._tend()
+        self._hear()
         for group in list(self._groups):
             try:
                 while (ended := os.waitpid(-group, os.WNOHANG)) != (0, 0):
                     pid, status = ended
-                    if (child := self._born.pop(pid, None)) is not None:
-                        child.ended(os.waitstatus_to_exitcode(status))
-                    elif self._process is not None and pid == self._process.pid:
+                    if pid == self._pid:
                         self._lost()
+                    elif (child := self._born.pop(pid, None)) is not None:
+                        child.ended(os.waitstatus_to_exitcode(status))
                     # Others were processes of members that are dead: nobody asks for them.
             except ChildProcessError:
-                if self._process is None or group != self._process.pid:
+                if group != self._pid:
                     self._groups.discard(group)
 
-    def _tend(self) -> None:
-        """Hear who was born."""
+    def _hear(self) -> None:
+        """Who was born; False when the nursery has hung up."""
         while self._unborn and self._link is not None:
             try:
                 answer = self._link.recv(64)
             except BlockingIOError:
                 return
-            except OSError:
-                answer = b""
+            except ConnectionResetError:
+                continue  # told once; answers that came before lie behind it
             if not answer:
-                self._lost()
-                return
+                return  # `look` hears how it ended
             child = self._unborn.popleft()
             child.pid = int(answer)
             self._born[child.pid] = child
-            if child.returncode is not None:  # it was to end before
+            if child.returncode is not None:  # it was given up before
                 os.kill(child.pid, signal.SIGKILL)
 
     def _lost(self) -> None:
         """The nursery is gone: those that it has not started must be asked for again."""
+        self._hear()
         if self._link is not None:
             self._link.close()
-        if self._process is not None:
-            self._process.returncode = 0  # `look` buries it, with its group
-        self._process = self._link = None
+        self._pid = self._link = None
         for child in self._unborn:
             child.ended(ExitCode.TRY_AGAIN)
         self._unborn.clear()
 
     def kill(self) -> None:
         """End the nursery, whatever it does; its members live on."""
-        if self._process is not None:
+        if self._pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+                os.kill(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End it."""
-        process = self._process
         self.kill()
-        while self._process is not None and self._process is process:
+        while self._pid is not None:
             self.look()
             time.sleep(0.001)
 
@@ -171,7 +188,7 @@ class Forked:
         return self.returncode
 
     def send_signal(self, sig: int) -> None:
-        """Send it a signal; who gets one before it is born never was, nor will others be."""
+        """Send it a signal. One that is not born yet is given up, and the nursery: it may hang."""
         if self.returncode is not None:
             return
         if self.pid:
@@ -195,25 +212,33 @@ class Forked:
 # The nursery's end
 
 
-def serve(link: socket.socket) -> None:
-    """Start members until the supervisor hangs up."""
+def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -> None:
+    """Get ready, then start members until the supervisor, of this process id, hangs up."""
     end_with_parent()
+    if os.getppid() != supervisor:
+        return  # it has gone already
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):  # each member will say what is wrong with it
         from demoreset_trainer import cli_member
 
         cli_member.preload()
+        if stock is not None:
+            from demoreset_trainer import emulator
+
+            emulator.stock(*stock)
     while True:
         content, descriptors, _, _ = socket.recv_fds(link, MOST_BYTES, 2)
         if not content:
             return
-        pid = _fork_twice(json.loads(content), descriptors, link)
+        pid = _fork_twice(json.loads(content), descriptors, link, supervisor)
         for descriptor in descriptors:
             os.close(descriptor)
         link.send(str(pid).encode())
 
 
-def _fork_twice(request: dict[str, Any], descriptors: Sequence[int], link: socket.socket) -> int:
+def _fork_twice(
+    request: dict[str, Any], descriptors: Sequence[int], link: socket.socket, supervisor: int
+) -> int:
     """A grandchild, whose parent is gone: the supervisor adopts it."""
     read, write = os.pipe()
     between = os.fork()
@@ -225,6 +250,8 @@ def _fork_twice(request: dict[str, Any], descriptors: Sequence[int], link: socke
             link.close()
             while os.getppid() == parent:  # whose end must not count as the supervisor's
                 time.sleep(0.001)
+            if os.getppid() != supervisor:
+                os._exit(ExitCode.TRY_AGAIN)
             _live(request, descriptors)
         os.write(write, str(pid).encode())
         os._exit(0)
@@ -243,15 +270,18 @@ def _live(request: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-        os.environ.clear()
         os.environ.update(request["environment"])
         os.environ[ENV_WIRE] = str(wire)
         from demoreset_trainer import cli
 
         code = cli.main(request["arguments"])
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)

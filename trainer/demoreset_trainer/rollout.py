@@ -22,6 +22,7 @@ from demoreset_trainer.ppo import Rollout
 from demoreset_trainer.slots import IDLE, Begin, Slots
 
 EXPLORING = 0.5  # what the logits are multiplied with
+MAKING = 60.0  # seconds that new environments may take to be made
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Collector:
     Args:
         slots: Environments for all slots of the run; those that are not held stand still.
         choose: Asked for the start of every episode.
-        alive: Told that the loop moves.
+        alive: Told that the loop moves, or of something that may take so many seconds.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Collector:
         history: int,
         explore_frames: int,
         explore_every: int,
-        alive: Callable[[], None] = lambda: None,
+        alive: Callable[..., None] = lambda *_: None,
     ) -> None:
         self._slots, self._total = slots, len(slots.action)
         self._policy, self._burn_in, self._choose = policy, burn_in, choose
@@ -115,7 +116,9 @@ class Collector:
             column: old["_planned"][one] for column, one in zip(kept, source, strict=True)
         }
         self._planned |= {column: self._begin(column, int(episodes[column])) for column in fresh}
+        self._alive(MAKING)
         self._slots.begin({int(held[column]): self._planned[column] for column in fresh})
+        self._alive()
         self._slots.action[:] = IDLE
         self._enter(np.array(fresh, np.int64))
 

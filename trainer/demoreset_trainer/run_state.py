@@ -12,10 +12,8 @@ from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.episode import last_start
 from demoreset_trainer.goal import GoalWatch
-from demoreset_trainer.group import deal
+from demoreset_trainer.group import deal, step_of
 from demoreset_trainer.stall import Ladder
-
-_UPDATE_BITS = 40  # of the number that orders a run's states; above them its life
 
 
 class RunState:
@@ -47,8 +45,8 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """Orders the states of a run: a member of an earlier life is behind, a new one more so."""
-        return self.life << _UPDATE_BITS | self.counters.update
+        """What orders it among the states of other members; 0: this one has none yet."""
+        return step_of(self.life, self.counters.update)
 
     def state(self) -> dict[str, Any]:
         """All of it but the life and the owners, as JSON."""

@@ -255,7 +255,9 @@ def write_json(path: Path, content: object) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        # As it is, for YAML's sake: it does not know JSON's pairs of surrogates.
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error

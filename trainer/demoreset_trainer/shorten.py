@@ -6,7 +6,8 @@ neighbours. Of several ways the one that survives small disturbances is preferre
 that learns from it will be disturbed by its own mistakes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from ale_py import ALEState
@@ -81,8 +82,13 @@ class Course:
         return survived / max(1, 2 * (len(actions) - 2))
 
 
-def shorten(course: Course, way: Sequence[int]) -> list[int]:
-    """Cut out and smooth, place by place, until a whole pass finds nothing."""
+def shorten(
+    course: Course, way: Sequence[int], watch: Callable[[int, float], None] = lambda *_: None
+) -> list[int]:
+    """Cut out and smooth, place by place, until a whole pass finds nothing.
+
+    `watch` is told the way's length, and the share of the pass that is done.
+    """
     best = list(way)
     course.mark(best)
     while True:
@@ -90,6 +96,7 @@ def shorten(course: Course, way: Sequence[int]) -> list[int]:
         for size in range(LONGEST_CUT, -1, -1):  # cuts, and with size 0 replacements
             place = 0
             while place < len(best):
+                watch(len(best), (LONGEST_CUT - size + place / len(best)) / (LONGEST_CUT + 1))
                 for changed in _changes(best, place, size):
                     reached = course.walk(changed, place)
                     if reached is not None and _better(changed[:reached], best):
@@ -122,9 +129,18 @@ def _turns(way: Sequence[int]) -> int:
     return int(np.count_nonzero(np.diff(way)))
 
 
-def choose(course: Course, candidates: Sequence[Sequence[int]]) -> tuple[list[int], float]:
-    """The best way made from the candidates: the safest of those that are nearly the shortest."""
-    ways = [shorten(course, way) for way in candidates[:TRIED]]
+def choose(
+    course: Course,
+    candidates: Sequence[Sequence[int]],
+    watch: Callable[[int, int, float], None] = lambda *_: None,
+) -> tuple[list[int], float]:
+    """The best way made from the candidates: the safest of those that are nearly the shortest.
+
+    `watch` is told a candidate's place and what `shorten` tells of it.
+    """
+    ways = [
+        shorten(course, way, partial(watch, place)) for place, way in enumerate(candidates[:TRIED])
+    ]
     shortest = min(len(way) for way in ways)
     near = [way for way in ways if len(way) <= SAFER * shortest]
     rated = [(course.survival(way), -len(way), -_turns(way), way) for way in near]

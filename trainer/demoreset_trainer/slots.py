@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from demoreset_api.errors import DemoResetError
 from demoreset_trainer.demo import Demo, from_bytes
+from demoreset_trainer.emulator import stocked
 from demoreset_trainer.env import DemoResetEnv, End, Rules
 from demoreset_trainer.parent import end_with_parent
 from demoreset_trainer.states import View
@@ -100,7 +101,9 @@ class Slots:
         self._ready = False
         self._links: list[Connection] = []
         self._processes: list[Any] = []
-        context = multiprocessing.get_context("spawn")
+        # Where emulators were made beforehand, processes that are forked have them.
+        forked = stocked(demo.game)
+        context: Any = multiprocessing.get_context("fork" if forked else "spawn")
         count, file = min(processes, slots), demo.to_bytes()
         # Ctrl-C is the parent's business; children inherit that they ignore it.
         stays = _in_main_thread()
@@ -108,9 +111,13 @@ class Slots:
         try:
             for number in range(count):
                 here, there = context.Pipe()
+                ours = [*self._links, here] if forked else []
                 process = context.Process(
                     target=_run,
-                    args=(there, file, rules, view, shared.buffers, slots, number, count, stays),
+                    args=(
+                        *(there, file, rules, view, shared.buffers),
+                        *(slots, number, count, stays, ours),
+                    ),
                     name=f"slots-{number}-of-{count}",
                     daemon=True,
                 )
@@ -211,8 +218,11 @@ def _run(
     number: int,
     count: int,
     parent_stays: bool,
+    parents: Sequence[Connection],
 ) -> None:
     """A process: step its slots whenever the parent says so, until it hangs up."""
+    for one in parents:  # a fork has these ends, too, and would not see the parent hang up
+        one.close()
     if parent_stays:  # one that hangs in the emulator would not see that the parent is gone
         end_with_parent()
     cv2.setNumThreads(0)

@@ -1,17 +1,19 @@
 """What is left of a run when it ends: `summary.json`, and the last words to a person."""
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from demoreset_api.errors import ExitCode, TryAgain
+from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import metrics, runfile
 
 NAME = "summary.json"
+_NAME = re.compile(r"ckpt-l(\d+)-u(\d+)")  # life and update, as `checkpoint` has it, without torch
 
 
 def leave(
@@ -33,7 +35,10 @@ def leave(
         members: That were wanted.
         updates_lost: Done, and lost with all members that knew of them.
     """
-    told = metrics.read(folder / metrics.NAME)
+    try:
+        told = metrics.read(folder / metrics.NAME)
+    except UserError as error:  # the disk is away; how the run ended is not its business
+        return str(error)
     if not told:
         return "Stopped before the first update"
     found = summarise(told, spec, code, members=members, updates_lost=updates_lost)
@@ -79,8 +84,9 @@ def summarise(
 
 def saved(checkpoints: Path) -> int | None:
     """The update of the newest checkpoint; None where there is none."""
-    newest = max((path.name for path in checkpoints.glob("ckpt-l*-u*")), default=None)
-    return int(newest.rpartition("u")[2]) if newest is not None else None
+    found = [_NAME.fullmatch(path.name) for path in checkpoints.glob("ckpt-*")]
+    newest = max(((int(name[1]), int(name[2])) for name in found if name), default=None)
+    return newest[1] if newest is not None else None
 
 
 def met_already(folder: Path) -> str:

@@ -4,7 +4,6 @@ One thread and one loop, for members must be started by a thread that stays. Wha
 `restart`; what is told goes to whoever watches.
 """
 
-import glob
 import os
 import secrets
 import select
@@ -17,7 +16,7 @@ from typing import Protocol
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import ENV_CORES
 from demoreset_trainer import restart
-from demoreset_trainer.machine import cores
+from demoreset_trainer.machine import cores, devices
 from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Ending, LastError, Limits, Record
@@ -337,7 +336,10 @@ class Supervisor:
                 )
             except OSError as error:
                 place.record = place.record.after(
-                    ExitCode.TRY_AGAIN, update=0, brought=False, furthest=self.furthest
+                    ExitCode.TRY_AGAIN,
+                    update=place.record.update or 0,
+                    brought=False,
+                    furthest=self.furthest,
                 )
                 wait = max(1.0, place.record.wait)
                 place.start_at = now + wait
@@ -377,18 +379,3 @@ def share(environment: Mapping[str, str], index: int, members: int) -> dict[str,
     if found := devices(environment):
         its["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
     return its
-
-
-def devices(environment: Mapping[str, str], nodes: Sequence[str] | None = None) -> list[str]:
-    """The GPUs that members may use, as CUDA names them; found without torch.
-
-    Args:
-        environment: CUDA_VISIBLE_DEVICES there, where it is set, has the last word.
-        nodes: The files of the machine's GPUs.
-    """
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        named = [name.strip() for name in chosen.split(",")]
-        return [name for name in named if name and name != "-1"]
-    found = glob.glob("/dev/nvidia[0-9]*") if nodes is None else nodes
-    return [str(number) for number in range(len(found))]

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from demoreset_trainer.progress import Progress
@@ -34,17 +35,19 @@ _KINDS: dict[str, type[Message]] = {"beat": Beat, "note": Note, "progress": Prog
 
 
 class Wire:
-    """The member's end; the loop's `Watch`. A supervisor that is gone is not the member's concern.
+    """The member's end; the loop's `Watch`.
 
     Args:
         descriptor: Of the pipe.
+        hung_up: Called when nobody listens: the supervisor is gone, or has given this member up.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, hung_up: Callable[[], None] = lambda: None) -> None:
         os.set_inheritable(descriptor, False)
         self._file = os.fdopen(descriptor, "wb")
         self._lock = threading.Lock()
         self._beat = Beat(0, "starting")
+        self._hung_up = hung_up
 
     def phase(self, name: str) -> None:
         """The loop has entered a phase."""
@@ -69,6 +72,8 @@ class Wire:
             try:
                 self._file.write(line)
                 self._file.flush()
+            except BrokenPipeError:
+                self._hung_up()
             except OSError:
                 return
 

@@ -1,0 +1,48 @@
+"""The goal's episodes are the same, whoever plays them."""
+
+import torch
+
+from demoreset_api.spec import PolicySpec
+from demoreset_trainer.confirm import Confirmation
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import DemoResetEnv, Rules
+from demoreset_trainer.group import Quorum
+from demoreset_trainer.play import play
+from demoreset_trainer.policy import Policy, architecture
+from demoreset_trainer.slots import Begin, Slots
+
+EPISODES = 8
+
+
+def test_members_share_the_episodes_that_one_would_play(assault: Demo) -> None:
+    shape = architecture(PolicySpec())
+    torch.manual_seed(0)
+    demo = assault.prefix(54)  # 21 points; who plays at random has them sooner, later or never
+    policy = Policy(shape, len(DemoResetEnv(demo).action_codes))
+    rules = Rules(max_frames=60, lag_frames=60)
+    with Slots(demo, rules, shape.view, slots=3, processes=1) as slots:
+
+        def shares(members: int) -> list[bool]:
+            found: list[bool | None] = [None] * EPISODES
+            for rank in range(members):
+                confirmation = Confirmation(
+                    policy,
+                    lambda count: slots,
+                    episodes=EPISODES,
+                    seed=3,
+                    alive=lambda: None,
+                    watch=lambda: None,
+                )
+                quorum = Quorum(1, rank, tuple("abc"[:members]))
+                found[rank::members] = confirmation.share(5, quorum)
+            return [bool(one) for one in found]
+
+        alone = shares(1)
+        assert 0 < sum(alone) < EPISODES
+        assert shares(2) == shares(3) == alone
+
+        # Their noise is their own: the same start played under two numbers differs.
+        begins = [Begin(0, 1)] * 4
+        some = play(slots, policy, begins, numbers=[0, 1, 2, 3], seed=3)
+        assert len(set(some)) > 1
+        assert play(slots, policy, begins, numbers=[3, 2, 1, 0], seed=3) == some[::-1]
