@@ -1,5 +1,6 @@
 """A run that is as small as can be, for tests of the loop."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,7 +59,11 @@ class Shelf:
 
 
 def make(
-    demo: Demo, *, group: Group | None = None, **changes: dict[str, Any]
+    demo: Demo,
+    *,
+    group: Group | None = None,
+    find: Callable[[], tuple[int, Snapshot | None]] = lambda: (1, None),
+    **changes: dict[str, Any],
 ) -> tuple[Loop, Diary, Shelf]:
     torch.set_num_threads(1)
     spec = RunSpec.model_validate(
@@ -79,7 +84,7 @@ def make(
         group=group or Alone(),
         watch=diary,
         saver=shelf,
-        find=lambda: (1, None),
+        find=find,
     )
     return loop, diary, shelf
 

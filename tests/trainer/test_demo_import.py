@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from demoreset_api.errors import UserError
@@ -333,6 +333,7 @@ SMALL = pickle.dumps(
 
 
 @settings(max_examples=300, deadline=None)
+@example(48, b"\\")  # an escape that is none
 @given(st.integers(2, len(SMALL) - 1), st.binary(min_size=1, max_size=6))
 def test_a_damaged_pickle_is_refused_or_holds_numbers(place: int, damage: bytes) -> None:
     try:

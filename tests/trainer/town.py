@@ -104,7 +104,7 @@ class Citizen:
     def __init__(self, town: Town, id: str) -> None:
         self.town, self.id = town, id
         self.sums = 0
-        self.commits: list[tuple[int, int, int]] = []  # update, frames, digest
+        self.commits: list[tuple[int, int, int, int]] = []  # life, update, frames, digest
         self.doom: Callable[[str, int], bool] = lambda what, count: False
 
     def quorum(self, step: int) -> Quorum:
@@ -129,7 +129,8 @@ class Citizen:
 
     def event(self, name: str, **facts: Any) -> None:
         if name == "commit":
-            self.commits.append((facts["update"], facts["frames"], facts["digest"]()))
+            update, digest = facts["update"], facts["digest"]()
+            self.commits.append((facts["life"], update, facts["frames"], digest))
             self._fate("commit", facts["update"])
 
     def _fate(self, what: str, count: int) -> None:

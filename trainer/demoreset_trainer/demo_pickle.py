@@ -9,6 +9,7 @@ anything is made of it.
 """
 
 import pickletools
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,6 +70,14 @@ def read(content: bytes, name: str) -> Any:
     Raises:
         UserError: it is damaged, or asks for anything else; `name` is what the message calls it.
     """
+    with warnings.catch_warnings():
+        # A damaged text may have escapes that Python frowns upon; the reader's business, not ours.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return _read(content, name)
+
+
+def _read(content: bytes, name: str) -> Any:
     machine = _Machine()
     place = 0
     try:

@@ -468,7 +468,11 @@ class Loop:
         state.record(results, sum(share["slots"] for share in shares))
         self._results = results
         self._group.event(
-            "commit", update=counters.update, frames=counters.frames, digest=self._digest
+            "commit",
+            life=state.life,
+            update=counters.update,
+            frames=counters.frames,
+            digest=self._digest,
         )
         if state.playing_on:
             return
