@@ -319,7 +319,11 @@ def hold_lock(pid: int) -> None:
 def stop_environment(pid: int) -> int:
     """One of its environment processes answers no longer."""
     victim = random.choice(
-        [child for child in tree(pid) if "--multiprocessing-fork" in words(child)]
+        [
+            child
+            for child in tree(pid)
+            if child != pid and "resource_tracker" not in " ".join(words(child))
+        ]
     )
     os.kill(victim, signal.SIGSTOP)
     return victim
