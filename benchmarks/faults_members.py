@@ -120,7 +120,7 @@ def flapping(every: float) -> Callable[[int], Outcome]:
                 while time.monotonic() - begun < span:
                     time.sleep(every)
                     if kind == "killed":
-                        outcome.n += _kill_any(injured)
+                        outcome.n += injured.kill_any()
                 ended = time.monotonic()
             paces[kind], sizes[kind] = _pace(injured.events, begun, ended)
         outcome.facts = {
@@ -133,14 +133,6 @@ def flapping(every: float) -> Callable[[int], Outcome]:
         return outcome
 
     return measure
-
-
-def _kill_any(injured: Injured) -> bool:
-    pids = {event["member"]: event["pid"] for event in injured.look()}
-    living = [pid for pid in pids.values() if alive(pid)]
-    if living:
-        os.kill(random.choice(living), signal.SIGKILL)
-    return bool(living)
 
 
 def _pace(events: list[Event], begun: float, ended: float) -> tuple[float, float]:

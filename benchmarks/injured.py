@@ -7,6 +7,7 @@ is far from its goal. Members append events to one file, with times of one clock
 
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -181,6 +182,14 @@ class Watched:
 
         seconds: float = self.wait(done, "the others go on")
         return seconds
+
+    def kill_any(self) -> bool:
+        """Kill one of the members that live; whether there was one."""
+        pids = {event["member"]: event["pid"] for event in self.look()}
+        living = [pid for pid in pids.values() if alive(pid)]
+        if living:
+            os.kill(random.choice(living), signal.SIGKILL)
+        return bool(living)
 
     def close(self) -> int:
         """Stop all of it as Ctrl-C does; the exit code of what was started last."""
