@@ -19,7 +19,8 @@ install: .venv/installed  ## a virtual environment with the command `demoreset`
 	@touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt --group test --group lint
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[trainer,elastic,operator]' \
+		--group test --group lint
 	@touch $@
 
 demo: install  ## from a demonstration to a policy that takes Montezuma's first key, with a film

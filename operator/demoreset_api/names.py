@@ -2,6 +2,9 @@
 
 API_VERSION = "demoreset.dev/v1alpha1"
 KIND = "DemoResetRun"
+GROUP, VERSION = API_VERSION.split("/")
+PLURAL, SINGULAR, SHORT = "demoresetruns", "demoresetrun", "drr"
+MANAGER = "demoreset.dev/operator"  # who manages a run where spec.managedBy does not say
 METRICS_PORT = 9400
 METRIC_PREFIX = "demoreset_"
 COORDINATOR_PORT = 29510
@@ -15,3 +18,26 @@ ENV_CORES = "DEMORESET_CORES"  # cores of one member, where a worker holds sever
 ENV_WIRE = "DEMORESET_WIRE"  # file descriptor on which a member tells its supervisor
 ENV_EVENTS = "DEMORESET_EVENTS"  # file that members append their events to, for measurements
 ENV_TERMINATION_LOG = "DEMORESET_TERMINATION_LOG"  # instead of Kubernetes' own place
+
+# On every object that the operator makes. A run's are found by its UID, never by its name: another
+# run of this name may have been there before.
+OPERATOR_NAME = "demoreset-operator"  # app.kubernetes.io/managed-by, and who applies
+LABEL_RUN = "demoreset.dev/run"
+LABEL_RUN_UID = "demoreset.dev/run-uid"
+LABEL_WORKER = "demoreset.dev/worker"  # a worker's number, from 0
+LABEL_ATTEMPT = "demoreset.dev/attempt"  # which incarnation of that worker a pod is, from 1
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+ANNOTATION_HASH = "demoreset.dev/hash"  # of what an object was made from
+ANNOTATION_CONFIG = "demoreset.dev/config"  # of what a worker was told to learn
+COMPONENT_WORKER, COMPONENT_COORDINATOR = "worker", "coordinator"
+
+# The operator's own.
+OPERATOR_PORT = 8080  # /metrics, /healthz, /readyz
+LEASE = "demoreset-operator"  # who holds it acts; the others wait
+ENV_POD_NAME = "POD_NAME"
+ENV_POD_NAMESPACE = "POD_NAMESPACE"
+ENV_NAMESPACES = "DEMORESET_NAMESPACES"  # that are watched, with commas; empty: all
+ENV_TRAINER_IMAGE = "DEMORESET_TRAINER_IMAGE"  # of runs that name none
+ENV_TRAINER_PULL_POLICY = "DEMORESET_TRAINER_PULL_POLICY"
+ENV_LOG_FORMAT = "DEMORESET_LOG_FORMAT"  # json or text

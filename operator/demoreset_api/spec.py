@@ -1,17 +1,39 @@
 """The spec of a DemoResetRun: one model for a file, a cluster and a test.
 
 Positions in a demo are counted in frames. Every field has a default that works, but the demo.
+What only a cluster needs is ignored on one machine.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from demoreset_api.names import API_VERSION, KIND
+from demoreset_api.names import API_VERSION, KIND, MANAGER
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# As Kubernetes writes amounts: 500m, 2, 1.5Gi. A number in a YAML file is one, too.
+Quantity = Annotated[
+    str,
+    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kKMGTPE]i?)?$", json_schema_extra={"quantity": True}),
+    BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
+]
+Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must hold between the fields of a model: here, and as CEL in the API server.
+
+    cel: over `self`. holds: the same in Python. message: with `{field}` for a value received.
+    """
+
+    cel: str
+    holds: Callable[[Any], bool]
+    message: str
 
 
 class ApiModel(BaseModel):
@@ -25,6 +47,16 @@ class ApiModel(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=False,
     )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    fixed: ClassVar[tuple[str, ...]] = ()  # fields, as on the wire, that never change in a cluster
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        for rule in self.rules:
+            if not rule.holds(self):
+                values = {name: getattr(self, name) for name in type(self).model_fields}
+                raise ValueError(rule.message.format(**values))
+        return self
 
 
 class DemoRef(ApiModel):
@@ -36,7 +68,9 @@ class DemoRef(ApiModel):
         description="A bundled demonstration.",
     )
     path: str | None = Field(
-        default=None, description="A demonstration's file; relative to the run file."
+        default=None,
+        min_length=1,
+        description="A demonstration's file; relative to the run file, on a cluster to the volume.",
     )
     sha256: str | None = Field(
         default=None,
@@ -47,11 +81,13 @@ class DemoRef(ApiModel):
         default=None, ge=1, description="Learn only the demo up to this frame."
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.name is None) == (self.path is None):
-            raise ValueError("set exactly one of name (a bundled demo) and path (a file)")
-        return self
+    rules = (
+        Rule(
+            "has(self.name) != has(self.path)",
+            lambda demo: (demo.name is None) != (demo.path is None),
+            "set exactly one of name (a bundled demo) and path (a file)",
+        ),
+    )
 
 
 class After(StrEnum):
@@ -88,6 +124,8 @@ class CurriculumMode(StrEnum):
 
 class CurriculumSpec(ApiModel):
     """How starts are chosen and when they move. Unset fields take the mode's own default."""
+
+    fixed = ("mode",)
 
     mode: CurriculumMode = Field(
         default=CurriculumMode.ADAPTIVE,
@@ -212,6 +250,8 @@ class Reward(StrEnum):
 class EnvironmentSpec(ApiModel):
     """The game as the policy meets it."""
 
+    fixed = ("frameSkip", "fullActionSpace", "maxOverFrames", "slots")
+
     slots: int = Field(default=64, ge=1, le=65536, description="Environments of the whole run.")
     processes: int | None = Field(
         default=None,
@@ -249,13 +289,67 @@ class Budget(ApiModel):
     )
 
 
+class AccessMode(StrEnum):
+    """Who may mount a volume."""
+
+    ONCE = "ReadWriteOnce"
+    MANY = "ReadWriteMany"
+    ONCE_POD = "ReadWriteOncePod"
+
+
+class Retention(StrEnum):
+    """What becomes of a volume when its run is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
+class Volume(ApiModel):
+    """On a cluster: the volume that holds the run's folder, named after the run."""
+
+    claim: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        max_length=253,
+        description="An existing PersistentVolumeClaim. Default: one is made for the run.",
+    )
+    size: Quantity = Field(default="10Gi", description="Of the claim that is made.")
+    storage_class_name: str | None = Field(
+        default=None, description="Of the claim that is made. Default: the cluster's."
+    )
+    access_mode: AccessMode | None = Field(
+        default=None,
+        description="Of the claim that is made: ReadWriteMany for pods on several nodes. Default: "
+        "ReadWriteMany where workers.max is above 1, else ReadWriteOnce.",
+    )
+    retention: Retention = Field(
+        default=Retention.RETAIN,
+        description="Whether the claim that was made outlives the run.",
+    )
+
+    rules = (
+        Rule(
+            "!has(self.claim) || !has(self.storageClassName) && !has(self.accessMode)",
+            lambda volume: (
+                volume.claim is None
+                or (volume.storage_class_name is None and volume.access_mode is None)
+            ),
+            "claim is an existing one, with its own storageClassName and accessMode: "
+            "leave these out",
+        ),
+    )
+
+
 class CheckpointSpec(ApiModel):
-    """When the run is saved."""
+    """When the run is saved, and where."""
+
+    fixed = ("volume",)
 
     interval_seconds: float = Field(
         default=30, gt=0, description="Least time between two checkpoints."
     )
     keep: int = Field(default=3, ge=2, le=100, description="Newest checkpoints kept; the best too.")
+    volume: Volume = Field(default=Volume(), description="On a cluster: where they are.")
 
 
 class Stall(ApiModel):
@@ -284,11 +378,31 @@ class Collectives(StrEnum):
     NCCL = "Nccl"
 
 
+class PullPolicy(StrEnum):
+    """When an image is fetched."""
+
+    ALWAYS = "Always"
+    IF_NOT_PRESENT = "IfNotPresent"
+    NEVER = "Never"
+
+
+class Resources(ApiModel):
+    """What a worker's container asks for, and may use at most."""
+
+    requests: dict[str, Quantity] = Field(default={}, description="What it is promised.")
+    limits: dict[str, Quantity] = Field(default={}, description="What it may use at most.")
+
+
 class Workers(ApiModel):
     """The group: on a cluster so many pods, on one machine a single worker."""
 
-    min: int = Field(default=1, ge=1, description="Least members that train; fewer wait.")
-    max: int = Field(default=1, ge=1, description="Most workers.")
+    min: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Least members that train; fewer wait. On a cluster: least workers.",
+    )
+    max: int = Field(default=1, ge=1, le=1024, description="Workers that are wanted.")
     gpus: int = Field(default=0, ge=0, le=16, description="GPUs of a worker.")
     members_per_worker: int | None = Field(
         default=None,
@@ -300,12 +414,67 @@ class Workers(ApiModel):
         default=Collectives.GLOO,
         description="What adds up gradients: Gloo (CPU and GPU), or Nccl (one GPU per member).",
     )
+    image: str | None = Field(
+        default=None, min_length=1, description="Of the pods. Default: the operator's."
+    )
+    image_pull_policy: PullPolicy | None = Field(
+        default=None, description="When it is fetched. Default: the cluster's rule."
+    )
+    image_pull_secrets: list[str] = Field(
+        default=[], max_length=16, description="Names of Secrets with which it is fetched."
+    )
+    resources: Resources = Field(
+        default=Resources(), description="Of a worker's container; its GPUs are added."
+    )
+    node_selector: dict[str, str] = Field(
+        default={}, description="Labels that a worker's node must have."
+    )
+    tolerations: list[Opaque] = Field(
+        default=[], max_length=64, description="Taints that a worker's pod tolerates."
+    )
+    affinity: Opaque | None = Field(
+        default=None, description="A pod's affinity to nodes and other pods."
+    )
+    topology_spread_constraints: list[Opaque] = Field(
+        default=[], max_length=16, description="How workers spread over the cluster."
+    )
+    priority_class_name: str | None = Field(default=None, description="Of the worker's pods.")
+    labels: dict[str, str] = Field(default={}, description="More labels of the worker's pods.")
+    annotations: dict[str, str] = Field(default={}, description="Annotations of the worker's pods.")
+    grace_seconds: int = Field(
+        default=60,
+        ge=5,
+        le=3600,
+        description="From SIGTERM to SIGKILL of a pod: what leaving and saving may take.",
+    )
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max < self.min:
-            raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
-        return self
+    rules = (
+        Rule(
+            "self.max >= self.min",
+            lambda workers: workers.max >= workers.min,
+            "max ({max}) must be at least min ({min})",
+        ),
+    )
+
+
+class Restart(ApiModel):
+    """On a cluster: what happens when a worker's pod fails.
+
+    Lost nodes, evictions, preemptions and deleted pods never count; crashes do.
+    """
+
+    limit: int = Field(
+        default=10, ge=0, le=10_000, description="Crashes that a run survives; the next ends it."
+    )
+    back_off_seconds: float = Field(
+        default=1,
+        ge=0,
+        le=3600,
+        description="Before the second restart in a row; doubles from restart to restart.",
+    )
+    max_back_off_seconds: float = Field(
+        default=300, ge=0, le=86_400, description="Longest wait before a restart."
+    )
 
 
 class RunSpec(ApiModel):
@@ -321,16 +490,45 @@ class RunSpec(ApiModel):
     budget: Budget = Field(default=Budget(), description="What it may spend.")
     checkpoint: CheckpointSpec = Field(default=CheckpointSpec(), description="When it is saved.")
     stall: Stall = Field(default=Stall(), description="What to try when it no longer learns.")
-    workers: Workers = Field(default=Workers(), description="The group, on a cluster.")
+    workers: Workers = Field(default=Workers(), description="The group.")
+    restart: Restart = Field(default=Restart(), description="On a cluster: after failures.")
+    suspend: bool = Field(
+        default=False,
+        description="On a cluster: save, and give all pods back; false: go on from there.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None, ge=0, description="On a cluster: a run that ended is deleted after so long."
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="On a cluster: a run that has pods for so long has failed.",
+    )
+    pending_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="On a cluster: a run that waits so long for its first worker has failed.",
+    )
+    managed_by: str | None = Field(
+        default=None,
+        max_length=63,
+        description=f"On a cluster: who manages the run; another than {MANAGER} is left alone.",
+    )
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.environment.slots % self.ppo.minibatches:
-            raise ValueError(
-                f"environment.slots ({self.environment.slots}) must be a multiple of "
-                f"ppo.minibatches ({self.ppo.minibatches})"
-            )
-        return self
+    fixed = ("demo", "seed", "policy", "managedBy")
+    rules = (
+        Rule(
+            "self.environment.slots % self.ppo.minibatches == 0",
+            lambda spec: spec.environment.slots % spec.ppo.minibatches == 0,
+            "environment.slots ({environment.slots}) must be a multiple of "
+            "ppo.minibatches ({ppo.minibatches})",
+        ),
+        Rule(
+            "self.workers.collectives != 'Nccl' || self.workers.gpus > 0",
+            lambda spec: spec.workers.collectives is not Collectives.NCCL or spec.workers.gpus > 0,
+            "workers.collectives: Nccl needs workers.gpus, at least 1",
+        ),
+    )
 
 
 class Metadata(ApiModel):

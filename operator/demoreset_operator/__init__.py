@@ -1,0 +1,1 @@
+"""The operator: turns DemoResetRuns into groups of pods, and keeps them training."""

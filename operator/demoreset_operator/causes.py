@@ -1,0 +1,70 @@
+"""Why a worker's pod ended: from its exit code and Kubernetes' own words, and nothing else."""
+
+from dataclasses import dataclass
+
+from demoreset_api.errors import ExitCode
+from demoreset_api.status import Cause
+from demoreset_operator.observation import Pod
+
+BY_CODE: dict[int, Cause] = {
+    ExitCode.DONE: Cause.DONE,
+    ExitCode.BUDGET_SPENT: Cause.BUDGET_SPENT,
+    ExitCode.USER_ERROR: Cause.WRONG_RUN,
+    ExitCode.NO_VALID_CHECKPOINT: Cause.NO_VALID_CHECKPOINT,
+    ExitCode.NO_PROGRESS: Cause.NO_PROGRESS,
+    ExitCode.TRY_AGAIN: Cause.TRY_AGAIN,
+    ExitCode.DRAINED: Cause.DRAINED,
+}
+FINAL = (Cause.BUDGET_SPENT, Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)
+COUNTED = (Cause.CRASHED, Cause.OUT_OF_MEMORY)
+NODE = ("NodeLost", "NodeShutdown", "Terminated", "DeletionByTaintManager", "DeletionByPodGC")
+MOST_WORDS = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a pod ended, and for people, how."""
+
+    cause: Cause
+    message: str
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is the run's own fault."""
+        return self.cause in COUNTED
+
+
+def verdict(pod: Pod) -> Verdict:
+    """Why a pod that has ended, or is being deleted, did."""
+    said = last_words(pod.last_words)
+    by_code = BY_CODE.get(pod.exit_code) if pod.exit_code is not None else None
+    if by_code in (Cause.DONE, *FINAL):  # it has the last word, however the pod ended
+        return Verdict(by_code, said)
+    if pod.oom_killed:
+        limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "the node's memory"
+        return Verdict(
+            Cause.OUT_OF_MEMORY,
+            f"the worker needed more than {limit}; raise spec.workers.resources.limits.memory",
+        )
+    for word in (pod.disruption, pod.reason):
+        if word in NODE:
+            return Verdict(Cause.NODE_LOST, f"node {pod.node}: {word}")
+    if pod.disruption or pod.reason in ("Evicted", "Preempting", "UnexpectedAdmissionError"):
+        word = pod.disruption or pod.reason
+        return Verdict(Cause.EVICTED, f"{word}: {pod.message}".removesuffix(": "))
+    if by_code is not None:
+        return Verdict(by_code, said)
+    if pod.exit_code is None:
+        if pod.ended:  # the kubelet refused it, or lost it
+            return Verdict(Cause.EVICTED, f"{pod.reason}: {pod.message}".strip(": "))
+        return Verdict(Cause.DELETED, "the pod was deleted")
+    how = f"exit code {pod.exit_code}"
+    if pod.exit_code > 128:
+        how += f" (signal {pod.exit_code - 128})"
+    return Verdict(Cause.CRASHED, f"{how}: {said}" if said else how)
+
+
+def last_words(text: str) -> str:
+    """What a worker left as its termination message: its error, then its last lines."""
+    words = text.strip()
+    return words if len(words) <= MOST_WORDS else words[: MOST_WORDS - 2] + " …"

@@ -1,0 +1,226 @@
+"""The queue of runs to look at, and what is done when it is a run's turn."""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from demoreset_api.names import API_VERSION, KIND, OPERATOR_NAME
+from demoreset_operator import story
+from demoreset_operator.api import Api, ApiError
+from demoreset_operator.cache import Cache
+from demoreset_operator.decide import Event, Plan, decide
+from demoreset_operator.metrics import Metrics
+from demoreset_operator.observation import Run, parse_run
+from demoreset_operator.render import Settings
+
+Json = dict[str, Any]
+AT_ONCE = 16  # runs that are worked on
+PODS_AT_ONCE = 64  # requests for pods, over all runs
+PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
+
+log = logging.getLogger(__name__)
+
+
+class Queue:
+    """Keys and when they are due; a key is there once, at its earliest time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: dict[str, float] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._count = itertools.count()
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Keys that wait."""
+        return len(self._due)
+
+    def add(self, key: str, after: float = 0.0) -> None:
+        """Look at a key so many seconds from now, or sooner."""
+        due = self._clock() + after
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            heapq.heappush(self._heap, (due, next(self._count), key))
+            self._changed.set()
+
+    async def get(self) -> str:
+        """The next key, when it is due."""
+        while True:
+            now = self._clock()
+            while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+                heapq.heappop(self._heap)  # it is due sooner, or was taken
+            if self._heap and self._heap[0][0] <= now:
+                _, _, key = heapq.heappop(self._heap)
+                del self._due[key]
+                return key
+            self._changed.clear()
+            wait = self._heap[0][0] - now if self._heap else None
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+            except TimeoutError:
+                continue
+
+
+class Controller:
+    """Looks at runs whose turn it is, one at a time for each run, and does what was decided."""
+
+    def __init__(self, api: Api, cache: Cache, settings: Settings, metrics: Metrics) -> None:
+        self._api, self.cache, self._settings, self._metrics = api, cache, settings, metrics
+        self.queue = Queue()
+        self._busy: set[str] = set()
+        self._again: set[str] = set()  # that changed while they were worked on
+        self._failures: dict[str, int] = {}
+        self._written: dict[str, float] = {}  # when progress was last written
+        self._requests = asyncio.Semaphore(PODS_AT_ONCE)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            uid = await self.queue.get()
+            if uid in self._busy:
+                self._again.add(uid)
+                continue
+            self._busy.add(uid)
+            begun = time.monotonic()
+            try:
+                await self.reconcile(uid)
+                self._failures.pop(uid, None)
+                self._metrics.reconciled("done", time.monotonic() - begun)
+            except Exception as error:
+                failures = self._failures[uid] = self._failures.get(uid, 0) + 1
+                wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 10), LONGEST_WAIT)
+                self.queue.add(uid, wait * random.uniform(0.8, 1.2))
+                conflict = isinstance(error, ApiError) and error.code in (404, 409)
+                self._metrics.reconciled("again" if conflict else "error", 0.0)
+                log.log(
+                    logging.INFO if conflict else logging.WARNING,
+                    "run %s: trying again in %.0f s: %s",
+                    self._name(uid),
+                    wait,
+                    error,
+                    exc_info=None if isinstance(error, ApiError) else error,
+                )
+            finally:
+                self._busy.discard(uid)
+                if uid in self._again:
+                    self._again.discard(uid)
+                    self.queue.add(uid)
+
+    def _name(self, uid: str) -> str:
+        body = self.cache.runs.get(uid)
+        return f"{body['metadata']['namespace']}/{body['metadata']['name']}" if body else uid
+
+    async def reconcile(self, uid: str) -> None:
+        """Look at a run, decide, and do it."""
+        body = self.cache.runs.get(uid)
+        if body is None:
+            self._metrics.forget(uid)
+            self._written.pop(uid, None)
+            return
+        try:
+            run = parse_run(body)
+        except ValidationError as error:  # another version's run: the schema keeps all else out
+            log.warning("run %s: not understood: %s", self._name(uid), error)
+            return
+        now = datetime.now(UTC)
+        plan = decide(self.cache.observe(run), self._settings, now)
+        self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
+        late = await self._tell(run, plan)
+        await self._carry_out(run, plan)
+        waits = [late] if late else []
+        if plan.again is not None:
+            waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
+        if waits:
+            self.queue.add(uid, min(waits))
+
+    async def _tell(self, run: Run, plan: Plan) -> float | None:
+        """Write the status; where it may wait, seconds until it is due."""
+        if plan.status is None:
+            return None
+        if not story.urgent(run.status, plan.status):
+            left = self._written.get(run.uid, 0.0) + PROGRESS_SECONDS - time.monotonic()
+            if left > 0:
+                return left
+        self._written[run.uid] = time.monotonic()
+        answer = await self._api.apply_status(
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                # With the UID it is refused where another run has the name by now.
+                "metadata": {"name": run.name, "namespace": run.namespace, "uid": run.uid},
+                "status": plan.status.model_dump(mode="json", by_alias=True, exclude_none=True),
+            }
+        )
+        self.cache.put_run(answer)
+        return None
+
+    async def _carry_out(self, run: Run, plan: Plan) -> None:
+        for body in plan.apply:
+            self._put(await self._api.apply(body), body)
+        await self._all([self._delete("Pod", run, name) for name in plan.delete])
+        await self._all([self._create(body) for body in plan.create])
+        await self._all([self._delete(kind, run, name) for kind, name in plan.remove])
+        for event in plan.events:
+            await self._api.create(_event(run, event))
+        if plan.delete_run:
+            await self._api.delete(KIND, run.namespace, run.name)
+
+    async def _all(self, requests: list[Any]) -> None:
+        """Make requests side by side; all of them, also where one fails."""
+
+        async def one(request: Any) -> None:
+            async with self._requests:
+                await request
+
+        results = await asyncio.gather(*map(one, requests), return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _create(self, body: Json) -> None:
+        answer = await self._api.create(body)
+        if answer is None:
+            meta = body["metadata"]
+            answer = await self._api.get(body["kind"], meta["namespace"], meta["name"])
+        if answer is not None:
+            self._put(answer, body)
+
+    def _put(self, answer: Json, body: Json) -> None:
+        """What was made is known at once, before the watch tells of it."""
+        self.cache.put({**answer, "kind": body["kind"]})
+
+    async def _delete(self, kind: str, run: Run, name: str) -> None:
+        await self._api.delete(kind, run.namespace, name)
+
+
+def _event(run: Run, event: Event) -> Json:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    name = f"{run.name}.{time.time_ns():x}{random.randrange(4096):03x}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": run.namespace},
+        "involvedObject": run.reference,
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "source": {"component": OPERATOR_NAME},
+        "reportingComponent": OPERATOR_NAME,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

@@ -1,0 +1,182 @@
+"""What is to be done for a run: an observation and the time in, a plan out. Pure.
+
+    observe ──▶ ledger: what ended ──▶ ending: over? ──▶ group: pods ──▶ story: what is told
+
+The plan is carried out in the order of its fields: the status goes first, so that what the operator
+must not forget is written before anything follows from it.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from demoreset_api.names import ANNOTATION_HASH, MANAGER
+from demoreset_api.status import Cause, ConditionType, RunStatus
+from demoreset_operator import render, story
+from demoreset_operator.ending import deadlines, ending
+from demoreset_operator.group import Changes, change, gone, outdated
+from demoreset_operator.ledger import Loss, record
+from demoreset_operator.observation import Json, Observation, Run
+from demoreset_operator.render import Settings, Wanted
+
+FAREWELL = timedelta(seconds=30)  # for workers of a complete run to end by themselves
+
+
+@dataclass(frozen=True)
+class Event:
+    """What `kubectl describe` tells."""
+
+    type: str  # Normal, Warning
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    status: None where there is nothing to tell. apply: objects, as they are to be. delete: pods by
+    name, before those that take their place. remove: other objects. again: when to look again, if
+    nothing happens before.
+    """
+
+    status: RunStatus | None = None
+    apply: list[Json] = field(default_factory=list)
+    delete: list[str] = field(default_factory=list)
+    create: list[Json] = field(default_factory=list)
+    remove: list[tuple[str, str]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    delete_run: bool = False
+    again: datetime | None = None
+
+
+def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
+    """What brings a run closer to what its spec wants."""
+    run = seen.run
+    if run.deleting or run.spec.managed_by not in (None, MANAGER):
+        return Plan()
+    if story.over(run.status):
+        return _after(seen, now)
+    wanted = render.wanted(run, settings)
+    leaves = {pod.name for pod in outdated(seen, wanted)}
+    status, losses = record(seen, now, outdated=leaves)
+    if run.spec.suspend:
+        status = status.model_copy(update={"active_since": None})
+    elif status.active_since is None:
+        start = now.replace(microsecond=0)
+        status = status.model_copy(
+            update={"active_since": start, "started": status.started or start}
+        )
+    status = story.progress(seen, status, now)
+    end = ending(seen, status, losses, now)
+    if end is not None:
+        status = story.put(status, end.type, True, end.reason, end.message, now, run.generation)
+        status = story.put(
+            status, ConditionType.RUNNING, False, end.reason, "the run is over", now, run.generation
+        )
+        status = status.model_copy(update={"finished": now.replace(microsecond=0)})
+        seen_after = replace(seen, run=replace(run, status=status))
+        status = story.progress(seen_after, status, now)
+        after = _after(seen_after, now)
+        return replace(after, status=_told(run, status), events=_events(run, status, losses))
+    apply: list[Json] = []
+    remove: list[tuple[str, str]] = []
+    if run.spec.suspend:
+        changes = gone(seen)
+    else:
+        apply, remove = _children(seen, settings, wanted)
+        changes = change(seen, status, settings, wanted, now, story.training(seen, now))
+    status = story.conditions(seen, status, now)
+    return Plan(
+        status=_told(run, status),
+        apply=apply,
+        create=changes.create,
+        delete=changes.delete,
+        remove=remove,
+        events=_events(run, status, losses),
+        again=_again(seen, status, now),
+    )
+
+
+def _told(run: Run, status: RunStatus) -> RunStatus | None:
+    """The status, if it says anything new."""
+    status = status.model_copy(
+        update={"observed_generation": run.generation, "phase": story.phase(status)}
+    )
+    return None if status == run.status else status
+
+
+def _children(
+    seen: Observation, settings: Settings, wanted: Wanted
+) -> tuple[list[Json], list[tuple[str, str]]]:
+    """Objects that are missing or other than wanted; and those that nobody needs any more."""
+    right = {
+        (one["kind"], one["metadata"]["name"]): one for one in render.children(seen.run, settings)
+    }
+    known = {(child.kind, child.name): child for child in seen.children}
+    apply = []
+    for key, one in right.items():
+        child = known.get(key)
+        if child is None or child.hash != one["metadata"]["annotations"][ANNOTATION_HASH]:
+            if child is not None and (child.deleting or child.kind == "PersistentVolumeClaim"):
+                continue  # what a claim asks for cannot be changed
+            apply.append(one)
+    used = {pod.config for pod in seen.workers if not pod.ended}
+    remove = [
+        key
+        for key, child in known.items()
+        if key not in right
+        and not child.deleting
+        and child.kind != "PersistentVolumeClaim"
+        and used <= {wanted.config}
+    ]
+    return apply, remove
+
+
+def _after(seen: Observation, now: datetime) -> Plan:
+    """A run that is over gives its pods back, and is deleted when its time has come."""
+    run, status = seen.run, seen.run.status
+    finished = status.finished or now
+    complete = story.holds(status, ConditionType.COMPLETE)
+    waits = complete and now < finished + FAREWELL and any(pod.live for pod in seen.workers)
+    changes = Changes() if waits else gone(seen)
+    times = [finished + FAREWELL] if waits else []
+    ttl = run.spec.ttl_seconds_after_finished
+    due = finished + timedelta(seconds=ttl) if ttl is not None else None
+    if due is not None and now < due:
+        times.append(due)
+    told = _told(run, story.progress(seen, status, now))
+    return Plan(
+        status=told,
+        delete=changes.delete,
+        delete_run=due is not None and now >= due,
+        again=min(times, default=None),
+    )
+
+
+def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
+    """What has happened, for people."""
+    told = []
+    for loss in losses:
+        attempt = loss.attempt
+        if attempt.cause is Cause.DONE:
+            continue
+        then = f"; the next one in {loss.wait:g} s" if loss.wait else ""
+        said = f"worker {attempt.worker} ({attempt.pod}): {attempt.message or attempt.cause}{then}"
+        kind = "Warning" if attempt.counts else "Normal"
+        told.append(Event(kind, f"Worker{attempt.cause}", said))
+    reasons = {
+        ConditionType.RUNNING: "TrainingStarted",
+        ConditionType.COMPLETE: "GoalMet",
+        ConditionType.SUSPENDED: "Suspended",
+        ConditionType.STALLED: "Stalled",
+    }
+    for one in story.news(run.status, status, [*reasons, ConditionType.FAILED]):
+        kind = "Warning" if one.type in (ConditionType.FAILED, ConditionType.STALLED) else "Normal"
+        told.append(Event(kind, reasons.get(one.type, one.reason), one.message))
+    return told
+
+
+def _again(seen: Observation, status: RunStatus, now: datetime) -> datetime | None:
+    times = [place.not_before for place in status.places if place.not_before is not None]
+    times += deadlines(seen, status)
+    return min((time for time in times if time > now), default=None)

@@ -1,0 +1,132 @@
+"""Which pods a run needs, and which it must give back."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from demoreset_api.status import RunStatus
+from demoreset_operator import render
+from demoreset_operator.observation import Json, Observation, Pod
+from demoreset_operator.render import Settings, Wanted
+
+
+@dataclass
+class Changes:
+    """Pods to make and to delete."""
+
+    create: list[Json] = field(default_factory=list)
+    delete: list[str] = field(default_factory=list)
+
+
+def outdated(seen: Observation, wanted: Wanted) -> list[Pod]:
+    """Workers that are to go: of another template, or of a place that is no longer wanted."""
+    count = seen.run.spec.workers.max
+    return [pod for pod in seen.workers if pod.hash != wanted.worker or (pod.worker or 0) >= count]
+
+
+def change(
+    seen: Observation,
+    status: RunStatus,
+    settings: Settings,
+    wanted: Wanted,
+    now: datetime,
+    training: set[str],
+) -> Changes:
+    """What brings the group to its wanted size and template.
+
+    Args:
+        seen: The run and its pods.
+        status: With all pods that ended recorded.
+        settings: The operator's.
+        wanted: What pods are to be made of.
+        now: The time.
+        training: Names of pods that train.
+    """
+    run, changes = seen.run, Changes()
+    _coordinate(seen, settings, wanted, changes)
+    # What is learned has changed: members with different rules must not meet in one group. All
+    # leave, the last one saves, and the new ones go on from there.
+    others = [pod for pod in seen.workers if pod.config != wanted.config and not pod.ended]
+    if others:
+        changes.delete += [pod.name for pod in others if not pod.deleting]
+        return changes
+    live: dict[int, Pod] = {}
+    for pod in sorted(seen.workers, key=lambda pod: pod.attempt):
+        if not pod.live:
+            continue
+        if pod.worker in live or (pod.worker or 0) >= run.spec.workers.max:
+            changes.delete.append(pod.name)
+        elif pod.worker is not None:
+            live[pod.worker] = pod
+    _roll(seen, wanted, live, training, changes)
+    places = {place.worker: place for place in status.places}
+    for index in range(run.spec.workers.max):
+        place = places.get(index)
+        if index in live:
+            continue
+        if place is not None and place.not_before is not None and now < place.not_before:
+            continue
+        attempts = [pod.attempt for pod in seen.workers if pod.worker == index]
+        attempt = max([place.attempt if place is not None else 0, *attempts]) + 1
+        changes.create.append(render.worker(run, settings, index, attempt))
+    _tidy(seen, changes)
+    return changes
+
+
+def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, changes: Changes) -> None:
+    """One coordinator, made as the run says now."""
+    live = [pod for pod in seen.coordinators if pod.live]
+    right = max((pod for pod in live if pod.hash == wanted.coordinator), key=_attempt, default=None)
+    changes.delete += [
+        pod.name for pod in seen.coordinators if not pod.deleting and pod is not right
+    ]
+    if right is None:
+        attempt = max(map(_attempt, seen.coordinators), default=0) + 1
+        changes.create.append(render.coordinator(seen.run, settings, attempt))
+
+
+def _roll(
+    seen: Observation,
+    wanted: Wanted,
+    live: dict[int, Pod],
+    training: set[str],
+    changes: Changes,
+) -> None:
+    """Replace pods of another template, one at a time, while all the others train."""
+    old = {pod.name for pod in outdated(seen, wanted)}
+    stale = [index for index, pod in live.items() if pod.name in old]
+    if not stale:
+        return
+    # A pod that does not train has nothing to lose; the first worker, which writes, comes last.
+    idle = [index for index in stale if live[index].name not in training]
+    whole = len(live) == seen.run.spec.workers.max
+    if not idle and not (whole and all(pod.name in training for pod in live.values())):
+        return
+    chosen = idle or [max(stale)]
+    changes.delete += [live.pop(index).name for index in chosen]
+
+
+def _tidy(seen: Observation, changes: Changes) -> None:
+    """Of the pods that have ended only each worker's latest is kept, for its log."""
+    latest: dict[int, int] = {}
+    for pod in seen.workers:
+        if pod.ended and pod.worker is not None:
+            latest[pod.worker] = max(latest.get(pod.worker, 0), pod.attempt)
+    for pod in seen.workers:
+        if not pod.ended or pod.deleting or pod.worker is None:
+            continue
+        if pod.worker >= seen.run.spec.workers.max or pod.attempt < latest[pod.worker]:
+            changes.delete.append(pod.name)
+
+
+def gone(seen: Observation) -> Changes:
+    """All pods given back; the coordinator last, for those who leave need it."""
+    changes = Changes()
+    workers = [pod for pod in seen.workers if not pod.ended]
+    changes.delete += [pod.name for pod in workers if not pod.deleting]
+    if not workers:
+        changes.delete += [pod.name for pod in seen.coordinators if not pod.deleting]
+    return changes
+
+
+def _attempt(pod: Pod) -> int:
+    return pod.attempt

@@ -1,0 +1,164 @@
+"""`demoreset-operator`: watches DemoResetRuns, and keeps their pods as they are to be."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
+
+from demoreset_api.names import (
+    ENV_LOG_FORMAT,
+    ENV_NAMESPACES,
+    ENV_POD_NAME,
+    ENV_POD_NAMESPACE,
+    ENV_TRAINER_IMAGE,
+    ENV_TRAINER_PULL_POLICY,
+    LEASE,
+    OPERATOR_PORT,
+)
+from demoreset_operator.api import Api
+from demoreset_operator.cache import Cache
+from demoreset_operator.controller import Controller
+from demoreset_operator.lease import Lease
+from demoreset_operator.metrics import Metrics
+from demoreset_operator.poll import Poll
+from demoreset_operator.render import Settings
+from demoreset_operator.serve import serve
+from demoreset_operator.watch import Watch, home
+
+DEPTH_SECONDS = 1.0  # between two measurements of the queue
+
+log = logging.getLogger("demoreset_operator")
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags; each has its default in the environment, which the chart sets."""
+    environment = os.environ
+    parser = argparse.ArgumentParser(prog="demoreset-operator", description=__doc__)
+    parser.add_argument(
+        "--namespaces",
+        default=environment.get(ENV_NAMESPACES, ""),
+        help=f"that are watched, with commas; default ${ENV_NAMESPACES}, else all",
+    )
+    parser.add_argument(
+        "--trainer-image",
+        default=environment.get(ENV_TRAINER_IMAGE),
+        help=f"of runs that name none; default ${ENV_TRAINER_IMAGE}",
+    )
+    parser.add_argument(
+        "--trainer-pull-policy",
+        default=environment.get(ENV_TRAINER_PULL_POLICY) or None,
+        help=f"default ${ENV_TRAINER_PULL_POLICY}",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=OPERATOR_PORT,
+        help=f"of /metrics, /healthz and /readyz; default {OPERATOR_PORT}",
+    )
+    parser.add_argument(
+        "--log", choices=("text", "json"), default=environment.get(ENV_LOG_FORMAT, "text")
+    )
+    options = parser.parse_args(given)
+    if not options.trainer_image:
+        parser.error(f"--trainer-image: missing; or set {ENV_TRAINER_IMAGE}")
+    options.namespaces = [name for name in options.namespaces.split(",") if name]
+    return options
+
+
+def main() -> None:
+    """Run until a signal, or until the lease is lost."""
+    options = arguments()
+    _log(options.log)
+    sys.exit(asyncio.run(operate(options)))
+
+
+def _log(form: str) -> None:
+    handler = logging.StreamHandler()
+    if form == "json":
+        fields = "%(asctime)s %(levelname)s %(name)s %(message)s"
+        handler.setFormatter(JsonFormatter(fields))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+async def operate(options: argparse.Namespace) -> int:
+    """Wait for the lease, then act; the exit code."""
+    own = os.environ.get(ENV_POD_NAMESPACE, "default")
+    identity = os.environ.get(ENV_POD_NAME, socket.gethostname())
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics, cache = Metrics(), Cache()
+    api = Api(metrics.requested)
+    await api.connect()
+    settings = Settings(options.trainer_image, options.trainer_pull_policy, own)
+    controller = Controller(api, cache, settings, metrics)
+    watch = Watch(
+        api, cache, controller.queue.add, options.namespaces, home(options.namespaces, own)
+    )
+    lease = Lease(api, own, LEASE, identity)
+    runner = await serve(
+        options.port,
+        metrics,
+        alive=lambda: watch.deaf() if lease.held else None,
+        ready=lambda: None,
+    )
+    try:
+        await _until(stop, lease.acquire())
+        if not lease.held:
+            return 0
+        metrics.leader.set(1)
+        await watch.fill()
+        log.info(
+            "watching %s; %d runs",
+            ", ".join(options.namespaces) or "all namespaces",
+            len(cache.runs),
+        )
+        poll = Poll(cache, controller.queue.add)
+        await _until(
+            stop,
+            lease.keep(),
+            watch.run(stop),
+            watch.refill(),
+            watch.beat(),
+            controller.run(),
+            poll.run(),
+            _measure(controller, metrics),
+        )
+        return 0 if lease.held else 1
+    finally:
+        await lease.release()
+        await runner.cleanup()
+        await api.close()
+
+
+async def _measure(controller: Controller, metrics: Metrics) -> None:
+    while True:
+        metrics.depth.set(len(controller.queue))
+        await asyncio.sleep(DEPTH_SECONDS)
+
+
+async def _until(stop: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
+    """Until one of them ends, or we are told to stop; the first error is raised."""
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work) for work in works]
+    tasks.append(asyncio.create_task(stop.wait()))
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The operator's own metrics. Series of a run are removed with it."""
+
+from collections import Counter as Count
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from demoreset_api.status import Phase, RunStatus
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+PREFIX = "demoreset_operator_"
+BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """What the operator does, and how its runs are."""
+
+    def __init__(self) -> None:
+        self.registry = its = CollectorRegistry()
+        self._reconciles = Counter(
+            PREFIX + "reconciles", "Looks at a run, by how they ended", ["result"], registry=its
+        )
+        self._seconds = Histogram(
+            PREFIX + "reconcile_seconds", "Time of a look at a run", buckets=BUCKETS, registry=its
+        )
+        self.depth = Gauge(PREFIX + "queue_depth", "Runs that wait to be looked at", registry=its)
+        self.leader = Gauge(PREFIX + "is_leader", "1 while this operator acts", registry=its)
+        self._runs = Gauge(PREFIX + "runs", "Runs by phase", ["phase"], registry=its)
+        self._restarts = Counter(
+            PREFIX + "restarts", "Workers that ended, by cause", ["cause"], registry=its
+        )
+        self._requests = Counter(
+            PREFIX + "api_requests", "To the API server", ["verb", "code"], registry=its
+        )
+        run = ["namespace", "run"]
+        self._failed = Gauge(PREFIX + "run_failed", "1 where a run has failed", run, registry=its)
+        self._again = Gauge(
+            PREFIX + "run_restarts", "Workers of a run that were started again", run, registry=its
+        )
+        self._start = Gauge(
+            PREFIX + "run_start_frame", "Where a run's episodes begin", run, registry=its
+        )
+        self._known: dict[str, tuple[str, str, Phase, int]] = {}
+        for result in ("done", "again", "error"):
+            self._reconciles.labels(result)
+        for phase in Phase:
+            self._runs.labels(phase.value)
+
+    def requested(self, verb: str, code: int) -> None:
+        """A request to the API server was answered."""
+        self._requests.labels(verb, str(code)).inc()
+
+    def reconciled(self, result: str, seconds: float) -> None:
+        """A run was looked at."""
+        self._reconciles.labels(result).inc()
+        if result == "done":
+            self._seconds.observe(seconds)
+
+    def run(self, uid: str, namespace: str, name: str, status: RunStatus) -> None:
+        """How a run is."""
+        before = self._known.get(uid)
+        total = status.restarts.total
+        if before is not None and (new := total - before[3]) > 0:
+            for attempt in status.attempts[-new:]:
+                self._restarts.labels(attempt.cause.value).inc()
+        self._known[uid] = namespace, name, status.phase, total
+        self._failed.labels(namespace, name).set(status.phase is Phase.FAILED)
+        self._again.labels(namespace, name).set(total)
+        if status.curriculum is not None:
+            self._start.labels(namespace, name).set(status.curriculum.start_frame)
+        if before is None or before[2] is not status.phase:
+            self._count()
+
+    def forget(self, uid: str) -> None:
+        """A run is gone."""
+        if (known := self._known.pop(uid, None)) is None:
+            return
+        namespace, name, *_ = known
+        for gauge in (self._failed, self._again, self._start):
+            if (namespace, name) not in {(one[0], one[1]) for one in self._known.values()}:
+                gauge.remove_by_labels({"namespace": namespace, "run": name})
+        self._count()
+
+    def _count(self) -> None:
+        phases = Count(known[2] for known in self._known.values())
+        for phase in Phase:
+            self._runs.labels(phase.value).set(phases[phase])

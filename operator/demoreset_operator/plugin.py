@@ -1,0 +1,268 @@
+"""`kubectl demoreset`: a run's story, its log, its files. It does what kubectl may do."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from demoreset_api.names import COMPONENT_WORKER, GROUP, LABEL_COMPONENT, LABEL_RUN_UID, PLURAL
+from demoreset_operator.observation import Run, parse_run
+from demoreset_operator.render import DATA, claim_name
+from demoreset_operator.why import why
+
+Json = dict[str, Any]
+RESOURCE = f"{PLURAL}.{GROUP}"
+READER_SECONDS = 600  # that a pod which reads a volume lives at most
+CHECKPOINTS = """
+import json, sys, pathlib
+for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
+    whole = (path / "MANIFEST.json").exists()
+    size = sum(part.stat().st_size for part in path.iterdir())
+    print(path.name, f"{size / 1e6:.1f} MB", "" if whole else "broken", sep="\\t")
+"""
+
+
+class PluginError(Exception):
+    """What a person is told."""
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Run the plugin."""
+    options = _parser().parse_args(given)
+    try:
+        options.func(options)
+    except PluginError as error:
+        sys.exit(f"kubectl demoreset: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kubectl demoreset", description=__doc__)
+    parser.add_argument("-n", "--namespace", help="default: kubectl's")
+    parser.add_argument("--context", help="default: kubectl's")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, func: Any, text: str, *, run: bool = True) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        if run:
+            made.add_argument("run", metavar="RUN")
+        made.set_defaults(func=func)
+        return made
+
+    command("list", _list, "all runs", run=False).add_argument(
+        "-A", "--all-namespaces", action="store_true"
+    )
+    command("status", _status, "a run's figures, and its latest losses")
+    command("why", _why, "what is happening, and what to do")
+    logs = command("logs", _logs, "what its workers say")
+    logs.add_argument("-f", "--follow", action="store_true")
+    logs.add_argument("--pod", help="of one pod, also of one that has ended")
+    command("suspend", lambda options: _suspend(options, True), "save, and give all pods back")
+    command("resume", lambda options: _suspend(options, False), "go on from there")
+    command("checkpoints", _checkpoints, "what is on its volume")
+    fetch = command("fetch", _fetch, "its folder to this machine, for `demoreset evaluate`")
+    fetch.add_argument("--out", type=Path, help="a new folder; default runs/RUN")
+    branch = command("branch", _branch, "a new run that goes on from this one's checkpoint")
+    branch.add_argument("new", metavar="NEW", help="the new run's name")
+    branch.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="spec.a.b=value"
+    )
+    return parser
+
+
+# Commands
+
+
+def _list(options: argparse.Namespace) -> None:
+    more = ["--all-namespaces"] if options.all_namespaces else []
+    print(_kubectl(options, "get", RESOURCE, "-o", "wide", *more), end="")
+
+
+def _status(options: argparse.Namespace) -> None:
+    status = _read(options)[0].get("status") or {}
+    shown = {key: value for key, value in status.items() if key not in ("places", "attempts")}
+    print(yaml.safe_dump(shown, sort_keys=False), end="")
+    for one in status.get("attempts", [])[-5:]:
+        print(f"{one['ended']}  {one['pod']}  {one['cause']}  {one.get('message', '')}")
+
+
+def _why(options: argparse.Namespace) -> None:
+    print(why(_read(options)[1], datetime.now(UTC)))
+
+
+def _logs(options: argparse.Namespace) -> None:
+    _, run = _read(options)
+    selector = f"{LABEL_RUN_UID}={run.uid},{LABEL_COMPONENT}={COMPONENT_WORKER}"
+    which = [options.pod] if options.pod else ["-l", selector, "--prefix", "--tail=100"]
+    which += ["--max-log-requests=64"] if not options.pod else []
+    subprocess.run(_command(options, "logs", *which, *(["-f"] if options.follow else [])))
+
+
+def _suspend(options: argparse.Namespace, suspend: bool) -> None:
+    patch = json.dumps({"spec": {"suspend": suspend}})
+    print(_kubectl(options, "patch", RESOURCE, options.run, "--type=merge", "-p", patch), end="")
+
+
+def _checkpoints(options: argparse.Namespace) -> None:
+    _, run = _read(options)
+    with _Reader(options, run) as reader:
+        said = reader.run("python", "-c", CHECKPOINTS, f"{DATA}/{run.name}")
+    print(said.decode() or "no checkpoint yet\n", end="")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    _, run = _read(options)
+    out: Path = options.out or Path("runs") / run.name
+    if out.exists():
+        raise PluginError(f"{out} is there already; choose another --out")
+    with _Reader(options, run) as reader:
+        command = reader.command("tar", "--create", "--directory", f"{DATA}/{run.name}", ".")
+        partial = out.with_name(f".{out.name}.partial")
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                archive.extractall(partial, filter="data")
+        if process.returncode:
+            raise PluginError(f"not all was fetched; what came is in {partial}")
+        partial.rename(out)
+    print(f"{out}\nNext: demoreset evaluate {out}; demoreset video {out}")
+
+
+def _branch(options: argparse.Namespace) -> None:
+    body, run = _read(options)
+    spec = {key: value for key, value in body["spec"].items() if key != "suspend"}
+    volume = {"claim": claim_name(run)}
+    spec["checkpoint"] = {**spec.get("checkpoint", {}), "volume": volume}
+    for change in options.set:
+        _change(spec, change)
+    made = {
+        "apiVersion": body["apiVersion"],
+        "kind": body["kind"],
+        "metadata": {"name": options.new, "namespace": run.namespace},
+        "spec": spec,
+    }
+    text = json.dumps(made)
+    _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
+    with _Reader(options, run) as reader:
+        old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
+        reader.run("sh", "-c", 'test ! -e "$1" && cp -r "$0" "$1"', old, new)
+    print(_kubectl(options, "create", "-f", "-", given=text), end="")
+
+
+def _change(spec: Json, change: str) -> None:
+    field, equals, value = change.partition("=")
+    path = field.removeprefix("spec.").split(".")
+    if not equals or not all(path):
+        raise PluginError(f"--set: received {change!r}; it looks like spec.ppo.learningRate=3e-4")
+    for key in path[:-1]:
+        spec = spec.setdefault(key, {})
+    try:
+        spec[path[-1]] = json.loads(value)
+    except ValueError:
+        spec[path[-1]] = yaml.safe_load(value)
+
+
+# Reaching what there is
+
+
+def _command(options: argparse.Namespace, *arguments: str) -> list[str]:
+    where = ["--namespace", options.namespace] if options.namespace else []
+    where += ["--context", options.context] if options.context else []
+    return ["kubectl", *where, *arguments]
+
+
+def _kubectl(options: argparse.Namespace, *arguments: str, given: str | None = None) -> str:
+    command = _command(options, *arguments)
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise PluginError("kubectl is not on the PATH") from error
+    if done.returncode:
+        raise PluginError(done.stderr.strip())
+    return done.stdout
+
+
+def _read(options: argparse.Namespace) -> tuple[Json, Run]:
+    body = json.loads(_kubectl(options, "get", RESOURCE, options.run, "-o", "json"))
+    return body, parse_run(body)
+
+
+class _Reader:
+    """A pod that sees the run's volume: a worker that runs, else one that is made for it."""
+
+    def __init__(self, options: argparse.Namespace, run: Run) -> None:
+        self._options, self._run = options, run
+        self._pod, self._made = "", False
+
+    def __enter__(self) -> "_Reader":
+        selector = f"{LABEL_RUN_UID}={self._run.uid},{LABEL_COMPONENT}={COMPONENT_WORKER}"
+        found = json.loads(_kubectl(self._options, "get", "pods", "-l", selector, "-o", "json"))
+        pods = found["items"]
+        for body in pods:
+            gone = "deletionTimestamp" in body["metadata"]
+            if body["status"]["phase"] == "Running" and not gone:
+                self._pod = body["metadata"]["name"]
+                return self
+        if not pods:
+            raise PluginError(
+                f"{self._run.name} has no pod, and so no image is known that could read its volume "
+                f"({claim_name(self._run)}); resume it first"
+            )
+        self._pod, self._made = f"{self._run.name}-reader", True
+        _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
+        _kubectl(self._options, "wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=2m")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._made:
+            _kubectl(self._options, "delete", "pod", self._pod, "--wait=false")
+
+    def command(self, *arguments: str) -> list[str]:
+        """A command that runs in the pod."""
+        return _command(self._options, "exec", self._pod, "--", *arguments)
+
+    def run(self, *arguments: str) -> bytes:
+        """What a command in the pod says."""
+        done = subprocess.run(self.command(*arguments), capture_output=True)
+        if done.returncode:
+            raise PluginError(done.stderr.decode().strip() or f"{arguments[0]} failed")
+        return done.stdout
+
+
+def _reader(name: str, worker: Json) -> Json:
+    """A pod like a worker's, that only waits."""
+    spec = worker["spec"]
+    container = spec["containers"][0]
+    kept = ("image", "imagePullPolicy", "securityContext", "volumeMounts")
+    wait = {"command": ["sleep", str(READER_SECONDS)], "name": "reader"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": worker["metadata"]["namespace"]},
+        "spec": {
+            "containers": [{**{key: container[key] for key in kept if key in container}, **wait}],
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "activeDeadlineSeconds": READER_SECONDS,
+            **{
+                key: spec[key]
+                for key in (
+                    *("securityContext", "volumes", "imagePullSecrets", "nodeSelector"),
+                    *("tolerations", "automountServiceAccountToken"),
+                )
+                if key in spec
+            },
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

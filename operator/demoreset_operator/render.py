@@ -1,0 +1,436 @@
+"""The objects of a run, built purely: what a run wants is what this says."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from demoreset_api.names import (
+    ANNOTATION_CONFIG,
+    ANNOTATION_HASH,
+    API_VERSION,
+    COMPONENT_COORDINATOR,
+    COMPONENT_WORKER,
+    COORDINATOR_PORT,
+    ENV_ADDRESS,
+    ENV_COORDINATOR,
+    ENV_ID,
+    KIND,
+    LABEL_ATTEMPT,
+    LABEL_COMPONENT,
+    LABEL_MANAGED_BY,
+    LABEL_RUN,
+    LABEL_RUN_UID,
+    LABEL_WORKER,
+    METRICS_PORT,
+    OPERATOR_NAME,
+)
+from demoreset_api.spec import AccessMode, Opaque, Retention
+from demoreset_operator.observation import Json, Run
+
+QUEUE = "kueue.x-k8s.io/queue-name"  # of the run, passed on to its pods
+CONFIG, DATA = "/etc/demoreset", "/data"  # where a worker finds its run file and its volume
+USER = 10001
+LOST_NODE_SECONDS = 5  # that a pod stays on a node which is not heard of
+# What changes nothing for a worker: the operator's business, or the pods' template.
+NOT_CONFIG = {
+    "suspend",
+    "ttlSecondsAfterFinished",
+    "activeDeadlineSeconds",
+    "pendingDeadlineSeconds",
+    "managedBy",
+    "restart",
+    "workers",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator was told for all runs.
+
+    image, pull_policy: of workers of runs that name none. namespace: the operator's own.
+    """
+
+    image: str
+    pull_policy: str | None = None
+    namespace: str = "default"
+
+
+def digest(content: Any) -> str:
+    """A short name for a content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def config(run: Run) -> Json:
+    """The run file that workers read."""
+    spec = run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    workers = {key: spec["workers"][key] for key in ("membersPerWorker",) if key in spec["workers"]}
+    kept = {key: value for key, value in spec.items() if key not in NOT_CONFIG}
+    kept["checkpoint"] = {k: v for k, v in spec["checkpoint"].items() if k != "volume"}
+    kept["workers"] = {
+        **workers,
+        "gpus": spec["workers"]["gpus"],
+        "collectives": spec["workers"]["collectives"],
+    }
+    if run.spec.demo.path is not None:
+        kept["demo"] = {**spec["demo"], "path": f"{DATA}/{run.spec.demo.path.lstrip('/')}"}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": run.name},
+        "spec": kept,
+    }
+
+
+def labels(run: Run, component: str) -> dict[str, str]:
+    """What every object of a run carries."""
+    return {
+        "app.kubernetes.io/name": "demoreset",
+        "app.kubernetes.io/instance": run.name,
+        LABEL_COMPONENT: component,
+        "app.kubernetes.io/part-of": "demoreset",
+        LABEL_MANAGED_BY: OPERATOR_NAME,
+        LABEL_RUN: run.name,
+        LABEL_RUN_UID: run.uid,
+    }
+
+
+def selector(run: Run) -> str:
+    """Finds a run's workers."""
+    return f"{LABEL_RUN_UID}={run.uid},{LABEL_COMPONENT}={COMPONENT_WORKER}"
+
+
+def children(run: Run, settings: Settings) -> list[Json]:
+    """All objects of a run but its pods, as they are to be."""
+    made = [config_map(run), service(run), network_policy(run, settings)]
+    if run.spec.checkpoint.volume.claim is None:
+        made.append(claim(run))
+    if run.spec.workers.max > 1:
+        made.append(disruption_budget(run))
+    return made
+
+
+def _object(
+    run: Run, api: str, kind: str, name: str, component: str, *, owned: bool = True, **content: Any
+) -> Json:
+    """An object with its labels, its owner and the hash of what it is made of."""
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": run.name,
+        "uid": run.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    made: Json = {
+        "apiVersion": api,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": run.namespace, "labels": labels(run, component)},
+        **content,
+    }
+    made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(made)}
+    if owned:
+        made["metadata"]["ownerReferences"] = [owner]
+    return made
+
+
+def config_name(run: Run) -> str:
+    """Another content has another name: pods that live keep what they were told."""
+    return f"{run.name}-{digest(config(run))}"
+
+
+def config_map(run: Run) -> Json:
+    """The run file. JSON, which is YAML."""
+    text = json.dumps(config(run), indent=2, ensure_ascii=False) + "\n"
+    return _object(
+        run, "v1", "ConfigMap", config_name(run), "config", immutable=True, data={"run.json": text}
+    )
+
+
+def claim_name(run: Run) -> str:
+    """The volume that holds the run's folder."""
+    return run.spec.checkpoint.volume.claim or f"{run.name}-data"
+
+
+def claim(run: Run) -> Json:
+    """The run's own volume; where it is retained, nobody owns it."""
+    volume = run.spec.checkpoint.volume
+    many = run.spec.workers.max > 1
+    mode = volume.access_mode or (AccessMode.MANY if many else AccessMode.ONCE)
+    spec: Json = {
+        "accessModes": [mode.value],
+        "resources": {"requests": {"storage": volume.size}},
+    }
+    if volume.storage_class_name is not None:
+        spec["storageClassName"] = volume.storage_class_name
+    return _object(
+        run,
+        "v1",
+        "PersistentVolumeClaim",
+        claim_name(run),
+        "volume",
+        owned=volume.retention is Retention.DELETE,
+        spec=spec,
+    )
+
+
+def coordinator_name(run: Run) -> str:
+    """Of the Service, under which members find the coordinator."""
+    return f"{run.name}-coordinator"
+
+
+def service(run: Run) -> Json:
+    """The coordinator's address, whichever pod it is."""
+    return _object(
+        run,
+        "v1",
+        "Service",
+        coordinator_name(run),
+        COMPONENT_COORDINATOR,
+        spec={
+            "selector": {LABEL_RUN_UID: run.uid, LABEL_COMPONENT: COMPONENT_COORDINATOR},
+            "ports": [{"name": "coordinator", "port": COORDINATOR_PORT, "protocol": "TCP"}],
+        },
+    )
+
+
+def network_policy(run: Run, settings: Settings) -> Json:
+    """Only a run's own pods talk to one another; its metrics are for the operator and Prometheus.
+
+    The ports of members and coordinator know no passwords.
+    """
+    own = {"podSelector": {"matchLabels": {LABEL_RUN_UID: run.uid}}}
+    readers = [
+        {
+            "namespaceSelector": {
+                "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
+            },
+            "podSelector": {"matchLabels": {LABEL_COMPONENT: "operator"}},
+        },
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+        },
+    ]
+    dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    return _object(
+        run,
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        run.name,
+        "network",
+        spec={
+            "podSelector": {"matchLabels": {LABEL_RUN_UID: run.uid}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": [own]},
+                {"from": readers, "ports": [{"port": METRICS_PORT, "protocol": "TCP"}]},
+            ],
+            "egress": [{"to": [own]}, {"ports": dns}],
+        },
+    )
+
+
+def disruption_budget(run: Run) -> Json:
+    """Drains take one worker at a time; the others go on."""
+    return _object(
+        run,
+        "policy/v1",
+        "PodDisruptionBudget",
+        run.name,
+        COMPONENT_WORKER,
+        spec={
+            "maxUnavailable": 1,
+            "selector": {
+                "matchLabels": {LABEL_RUN_UID: run.uid, LABEL_COMPONENT: COMPONENT_WORKER}
+            },
+        },
+    )
+
+
+def members_per_worker(run: Run) -> int:
+    """Processes that train in one worker, as `demoreset worker` counts them."""
+    workers = run.spec.workers
+    return workers.members_per_worker or max(1, workers.gpus)
+
+
+def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
+    """The pod that knows which members live; its kubelet starts it again in place."""
+    least = run.spec.workers.min * members_per_worker(run)
+    container = {
+        "name": "coordinator",
+        "args": ["coordinator", "--min", str(least)],
+        "ports": [{"name": "coordinator", "containerPort": COORDINATOR_PORT}],
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "48Mi"},
+            "limits": {"memory": "128Mi"},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    spec = {
+        **_pod_spec(run, settings, container),
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": 2,
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+    return _pod(run, COMPONENT_COORDINATOR, f"{coordinator_name(run)}-{attempt}", attempt, spec, {})
+
+
+def worker_name(run: Run, worker: int, attempt: int) -> str:
+    """A name of its own for every incarnation, so that none waits for another's end."""
+    return f"{run.name}-worker-{worker}-{attempt}"
+
+
+def worker(run: Run, settings: Settings, index: int, attempt: int) -> Json:
+    """A pod that trains."""
+    workers = run.spec.workers
+    resources = workers.resources.model_dump(mode="json")
+    if workers.gpus:
+        resources["limits"]["nvidia.com/gpu"] = str(workers.gpus)
+    address = f"{coordinator_name(run)}.{run.namespace}.svc:{COORDINATOR_PORT}"
+    container = {
+        "name": "worker",
+        "args": [
+            *("worker", "--file", f"{CONFIG}/run.json"),
+            *("--dir", f"{DATA}/{run.name}", "--log", "json"),
+        ],
+        "env": [
+            {"name": ENV_COORDINATOR, "value": address},
+            {"name": ENV_ADDRESS, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": ENV_ID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "HOME", "value": "/tmp"},  # the root is read-only
+        ],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "resources": resources,
+        # Long enough for imports and the replay of a long demo; a member that hangs is the
+        # worker's own business, this is for a worker that does.
+        "livenessProbe": {
+            "httpGet": {"path": "/healthz", "port": "metrics"},
+            "initialDelaySeconds": 60,
+            "periodSeconds": 20,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG, "readOnly": True},
+            {"name": "data", "mountPath": DATA},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    spec = {
+        **_pod_spec(run, settings, container),
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": workers.grace_seconds,
+        "volumes": [
+            {"name": "config", "configMap": {"name": config_name(run)}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": claim_name(run)}},
+            {"name": "tmp", "emptyDir": {}},
+            # What the environments' processes share; the default of 64 MB is soon full.
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+    if workers.priority_class_name is not None:
+        spec["priorityClassName"] = workers.priority_class_name
+    if workers.topology_spread_constraints:
+        spec["topologySpreadConstraints"] = workers.topology_spread_constraints
+    made = _pod(
+        run,
+        COMPONENT_WORKER,
+        worker_name(run, index, attempt),
+        attempt,
+        spec,
+        {LABEL_WORKER: str(index)},
+    )
+    made["metadata"]["labels"] = {**workers.labels, **made["metadata"]["labels"]}
+    if queue := run.labels.get(QUEUE):
+        made["metadata"]["labels"][QUEUE] = queue
+    made["metadata"]["annotations"] = {
+        **workers.annotations,
+        ANNOTATION_HASH: digest([spec, workers.labels, workers.annotations]),
+        ANNOTATION_CONFIG: digest(config(run)),
+    }
+    return made
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What pods are to be made of; one with another hash is to be replaced.
+
+    config: what workers are told to learn.
+    """
+
+    worker: str
+    coordinator: str
+    config: str
+
+
+def wanted(run: Run, settings: Settings) -> Wanted:
+    """The hashes of a run as its spec says now."""
+    made = worker(run, settings, 0, 0)["metadata"]["annotations"]
+    other = coordinator(run, settings, 0)["metadata"]["annotations"]
+    return Wanted(made[ANNOTATION_HASH], other[ANNOTATION_HASH], made[ANNOTATION_CONFIG])
+
+
+def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
+    """What worker and coordinator have in common: where they may run, and as whom."""
+    workers = run.spec.workers
+    policy = workers.image_pull_policy or (None if workers.image else settings.pull_policy)
+    container = {
+        "image": workers.image or settings.image,
+        **({"imagePullPolicy": policy} if policy else {}),
+        **container,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    spec: Json = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    for key, value in (
+        ("nodeSelector", workers.node_selector),
+        ("tolerations", [*workers.tolerations, *_leaves_lost_nodes(workers.tolerations)]),
+        ("affinity", workers.affinity),
+        ("imagePullSecrets", [{"name": name} for name in workers.image_pull_secrets]),
+    ):
+        if value:
+            spec[key] = value
+    return spec
+
+
+def _leaves_lost_nodes(tolerations: list[Opaque]) -> list[Json]:
+    """Without these a pod stays bound to a lost node for five minutes."""
+    keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+    wanted = {one.get("key") for one in tolerations}
+    return [
+        {
+            "key": key,
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_SECONDS,
+        }
+        for key in keys
+        if key not in wanted
+    ]
+
+
+def _pod(
+    run: Run, component: str, name: str, attempt: int, spec: Json, more: dict[str, str]
+) -> Json:
+    made = _object(run, "v1", "Pod", name, component, spec=spec)
+    made["metadata"]["labels"] |= {LABEL_ATTEMPT: str(attempt), **more}
+    made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(spec)}
+    return made

@@ -1,0 +1,241 @@
+"""What is told of a run: progress, conditions, and one word for people."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from demoreset_api.status import (
+    CheckpointStatus,
+    Condition,
+    ConditionType,
+    CurriculumStatus,
+    Phase,
+    RunStatus,
+    TrainingStatus,
+    WorkersStatus,
+)
+from demoreset_operator import render
+from demoreset_operator.ending import waiting
+from demoreset_operator.observation import Json, Observation, Told
+
+FRESH = timedelta(seconds=30)  # that what a worker said holds
+
+
+def training(seen: Observation, now: datetime) -> set[str]:
+    """Names of pods whose worker trains: it said so lately."""
+    return {
+        pod.name
+        for pod in seen.workers
+        if pod.live
+        and (told := seen.told.get(pod.name)) is not None
+        and now - told.at <= FRESH
+        and "update" in told.content
+    }
+
+
+def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
+    """The status with what the workers said."""
+    ready = training(seen, now)
+    told = [seen.told[name] for name in ready]
+    latest = max(told, key=lambda one: one.content["update"], default=None)
+    live = [pod for pod in seen.workers if pod.live]
+    wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
+    workers = WorkersStatus(
+        wanted=wanted,
+        current=len(live),
+        ready=len(ready),
+        shown=f"{len(ready)}/{wanted}",
+        selector=render.selector(seen.run),
+        members=latest.content["worldSize"] if latest else 0,
+        generation=latest.content["generation"] if latest else status.workers.generation,
+    )
+    changes: Json = {"workers": workers}
+    if latest is not None and _newer(latest, status):
+        changes |= _told(latest, status)
+    return status.model_copy(update=changes)
+
+
+def _newer(told: Told, status: RunStatus) -> bool:
+    known = status.training.update if status.training is not None else -1
+    return bool(told.content["update"] != known)
+
+
+def _told(told: Told, status: RunStatus) -> Json:
+    content = told.content
+    where, how, kept = content["curriculum"], content["training"], content["checkpoint"]
+    before = status.curriculum
+    moved = before is None or before.start_frame != where["startFrame"]
+    curriculum = CurriculumStatus(
+        start_frame=where["startFrame"],
+        demo_frames=where["demoFrames"],
+        progress=f"{where['progress']:.0%}",
+        success_rate=_short(where["successRate"]),
+        goal_rate=_short(where["goalRate"]),
+        last_move=told.at if moved or before is None else before.last_move,
+    )
+    learning = TrainingStatus(
+        frames=content["frames"],
+        update=content["update"],
+        seconds=round(content["seconds"], 1),
+        frames_per_second=_short(how["framesPerSecond"], 0),
+        score_mean=_short(how["scoreMean"]),
+        score_max=_short(how["scoreMax"]),
+        entropy=_short(how["entropy"]),
+        learning_rate=how["learningRate"],
+        eta_seconds=_short(how["etaSeconds"], 0),
+    )
+    changes: Json = {"curriculum": curriculum, "training": learning}
+    if kept["update"] is not None or kept["error"] is not None:
+        age = kept["ageSeconds"]
+        changes["checkpoint"] = CheckpointStatus(
+            update=kept["update"],
+            time=(told.at - timedelta(seconds=age)).replace(microsecond=0) if age else None,
+            bytes=kept["bytes"],
+            error=kept["error"],
+        )
+    return changes
+
+
+def _short(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
+    """The conditions of a run that is not over."""
+    ready = training(seen, now)
+    told = [seen.told[name].content for name in ready]
+    made: list[tuple[ConditionType, bool, str, str]] = []
+    if seen.run.spec.suspend:
+        left = [pod for pod in seen.workers if not pod.ended]
+        made.append((ConditionType.RUNNING, False, "Suspended", "spec.suspend is true"))
+        if left:
+            said = f"{len(left)} pods save and leave"
+            made.append((ConditionType.SUSPENDED, False, "Suspending", said))
+        else:
+            said = "no pods; spec.suspend: false goes on from the checkpoint"
+            made.append((ConditionType.SUSPENDED, True, "Suspended", said))
+    else:
+        made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready)))
+        if find(status, ConditionType.SUSPENDED) is not None:
+            made.append((ConditionType.SUSPENDED, False, "Resumed", "spec.suspend is false"))
+    if told:
+        stalled = any(one["training"]["stalled"] for one in told)
+        said = "all remedies of spec.stall were tried in vain" if stalled else "it learns"
+        if stalled or find(status, ConditionType.STALLED) is not None:
+            made.append((ConditionType.STALLED, stalled, "Plateau" if stalled else "Moves", said))
+    if (kept := status.checkpoint) is not None:
+        well = kept.error is None
+        said = "what was learned is on the volume" if well else str(kept.error)
+        reason = "Written" if well else "NotWritten"
+        made.append((ConditionType.CHECKPOINT_READY, well, reason, said))
+    for kind, value, reason, message in made:
+        status = put(status, kind, value, reason, message, now, seen.run.generation)
+    return status
+
+
+def _running(seen: Observation, status: RunStatus, ready: set[str]) -> tuple[str, str]:
+    """Reason and message of the condition Running."""
+    count = seen.run.spec.workers.max
+    lacking = [pod for pod in seen.workers if pod.live and pod.name not in ready and pod.reason]
+    for pod in lacking:
+        said = f"worker {pod.worker}: {pod.reason}: {pod.message}".removesuffix(": ")
+        if ready:
+            return "Training", f"fewer than {count} workers train; {said}"
+        return pod.reason if pod.reason.isalnum() else "Waiting", said
+    if ready:
+        return "Training", f"{count} workers wanted" if len(ready) < count else "all workers train"
+    held = [place for place in status.places if place.not_before is not None]
+    if held and not any(pod.live for pod in seen.workers):
+        last = status.attempts[-1]
+        said = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
+        return "BackOff", f"waiting before the next try; {said}"
+    if any(pod.started and pod.live for pod in seen.workers):
+        return "Starting", "workers load the demonstration and meet one another"
+    return "Creating", waiting(seen)
+
+
+def put(
+    status: RunStatus,
+    kind: ConditionType,
+    value: bool,
+    reason: str,
+    message: str,
+    now: datetime,
+    generation: int,
+) -> RunStatus:
+    """The status with a condition; its time changes with its status alone."""
+    before = find(status, kind)
+    text = "True" if value else "False"
+    since = before.last_transition_time if before and before.status == text else now
+    made = Condition(
+        type=kind,
+        status="True" if value else "False",
+        reason=reason,
+        message=message,
+        last_transition_time=since.replace(microsecond=0),
+        observed_generation=generation,
+    )
+    others = [one for one in status.conditions if one.type is not kind]
+    kept = sorted([*others, made], key=lambda one: list(ConditionType).index(one.type))
+    return status.model_copy(update={"conditions": kept})
+
+
+def find(status: RunStatus, kind: ConditionType) -> Condition | None:
+    """A condition, if it was ever told."""
+    return next((one for one in status.conditions if one.type is kind), None)
+
+
+def holds(status: RunStatus, kind: ConditionType) -> bool:
+    """Whether a condition is true."""
+    found = find(status, kind)
+    return found is not None and found.status == "True"
+
+
+def over(status: RunStatus) -> bool:
+    """Whether a run has completed or failed."""
+    return holds(status, ConditionType.COMPLETE) or holds(status, ConditionType.FAILED)
+
+
+def phase(status: RunStatus) -> Phase:
+    """One word for people."""
+    for kind, word in (
+        (ConditionType.COMPLETE, Phase.COMPLETE),
+        (ConditionType.FAILED, Phase.FAILED),
+        (ConditionType.SUSPENDED, Phase.SUSPENDED),
+        (ConditionType.RUNNING, Phase.RUNNING),
+    ):
+        if holds(status, kind):
+            return word
+    return Phase.PENDING
+
+
+def urgent(before: RunStatus, after: RunStatus) -> bool:
+    """Whether a status must be written at once: it has what must not be forgotten, or is awaited.
+
+    All else, as progress, may wait for a few seconds.
+    """
+
+    def key(status: RunStatus) -> object:
+        return (
+            status.phase,
+            [(one.type, one.status) for one in status.conditions],
+            status.restarts,
+            [
+                (one.worker, one.ended, one.failures, one.not_before)
+                for one in status.places
+                if one.ended
+            ],
+            status.started,
+            status.active_since,
+            status.observed_generation,
+        )
+
+    return key(before) != key(after)
+
+
+def news(before: RunStatus, after: RunStatus, kinds: Iterable[ConditionType]) -> list[Condition]:
+    """Conditions that are true now, and were not."""
+    return [
+        one
+        for one in after.conditions
+        if one.type in kinds and one.status == "True" and not holds(before, one.type)
+    ]

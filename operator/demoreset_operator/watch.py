@@ -1,0 +1,177 @@
+"""What kopf is used for: watches that feed the cache, and a key into the queue. Nothing else.
+
+`on.event` alone: no finalizers, no annotations, nothing to miss while we are away. A watch that was
+cut off may miss deletions, so everything is listed again from time to time; and a heartbeat that
+must come back through a watch tells a watch that has died.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kopf
+
+from demoreset_api.names import (
+    GROUP,
+    KIND,
+    LABEL_MANAGED_BY,
+    OPERATOR_NAME,
+    PLURAL,
+    VERSION,
+)
+from demoreset_operator.api import PATHS, Api, ApiError
+from demoreset_operator.cache import Cache
+
+Json = dict[str, Any]
+OURS = f"{LABEL_MANAGED_BY}={OPERATOR_NAME}"
+CHILDREN = (
+    "Pod",
+    "Service",
+    "ConfigMap",
+    "PersistentVolumeClaim",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+)
+RESYNC = 300.0  # seconds between two lists of everything
+BEAT, DEAF = 30.0, 120.0  # seconds between heartbeats, and without one that came back
+HEARTBEAT = "demoreset-operator-heartbeat"
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """All watches of the operator.
+
+    Args:
+        api: To list.
+        cache: What is fed.
+        changed: Told the run of every change.
+        namespaces: That are watched; none: all.
+        home: Namespace of the heartbeat; one that is watched.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        cache: Cache,
+        changed: Callable[[str], None],
+        namespaces: Sequence[str],
+        home: str,
+    ) -> None:
+        self._api, self._cache, self._changed = api, cache, changed
+        self._namespaces, self._home = list(namespaces), home
+        self._heard = time.monotonic()
+        self._deleted: set[str] = set()  # UIDs, while everything is listed
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch until told to stop."""
+        settings = kopf.OperatorSettings()
+        settings.scanning.disabled = True  # a Role is enough
+        settings.posting.enabled = False
+        settings.watching.server_timeout, settings.watching.client_timeout = 300, 330
+        settings.process.ultimate_exiting_timeout = 30
+        registry = kopf.OperatorRegistry()
+        kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="run")(self._on_run)
+        for kind in CHILDREN:
+            base, plural = PATHS[kind]
+            group, _, version = base.removeprefix("/apis/").removeprefix("/api/").rpartition("/")
+            settings.watching.label_selectors[group, version, plural] = OURS
+            kopf.on.event(group, version, plural, registry=registry, id=plural, param=kind)(
+                self._on_child
+            )
+        for login in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
+            kopf.on.login(registry=registry)(login)
+        where: Json = (
+            {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
+        )
+        await kopf.operator(
+            registry=registry, settings=settings, standalone=True, stop_flag=stop, **where
+        )
+
+    async def _on_run(self, event: Any, **_: Any) -> None:
+        self._saw(event)
+        gone = event["type"] == "DELETED"
+        self._changed(self._cache.put_run(dict(event["object"]), gone=gone))
+
+    async def _on_child(self, event: Any, param: Any = None, **_: Any) -> None:
+        self._saw(event)
+        body = {**event["object"], "kind": param}
+        if body["metadata"]["name"] == HEARTBEAT:
+            self._heard = time.monotonic()
+        gone = event["type"] == "DELETED"
+        if (uid := self._cache.put(body, gone=gone)) is not None:
+            self._changed(uid)
+
+    def _saw(self, event: Any) -> None:
+        if event["type"] == "DELETED":
+            self._deleted.add(event["object"]["metadata"]["uid"])
+
+    async def fill(self) -> None:
+        """List everything: what is not there any more is forgotten."""
+        self._deleted.clear()
+        known = self._cache.identities()
+        listed: set[str] = set()
+        for kind in (*CHILDREN, KIND):
+            for namespace in self._namespaces or [""]:
+                selector = OURS if kind != KIND else ""
+                async for body in self._api.list(kind, namespace, selector):
+                    body["kind"] = kind
+                    uid = body["metadata"]["uid"]
+                    listed.add(uid)
+                    if uid in self._deleted:
+                        continue
+                    put = self._cache.put_run if kind == KIND else self._cache.put
+                    if (run := put(body)) is not None:
+                        self._changed(run)
+        for uid in known - listed:
+            if (run := self._cache.forget(uid)) is not None:
+                log.info("an object of run %s was gone, and no watch had told of it", run)
+                self._changed(run)
+
+    async def refill(self) -> None:
+        """List everything again and again; soon after the start, when the watches have begun."""
+        wait = 10.0
+        while True:
+            await asyncio.sleep(wait)
+            try:
+                await self.fill()
+                wait = RESYNC
+            except ApiError as error:
+                log.warning("not everything could be listed: %s", error)
+
+    async def beat(self) -> None:
+        """Write a heartbeat that is to come back through a watch."""
+        while True:
+            body = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {
+                    "name": HEARTBEAT,
+                    "namespace": self._home,
+                    "labels": {LABEL_MANAGED_BY: OPERATOR_NAME},
+                },
+                "data": {"time": str(time.time())},
+            }
+            try:
+                await self._api.apply(body)
+            except ApiError as error:
+                log.warning("no heartbeat: %s", error)
+                self._heard = max(self._heard, time.monotonic() - BEAT)  # not the watch's fault
+            await asyncio.sleep(BEAT)
+
+    def deaf(self) -> str | None:
+        """Why the watches count as dead; None while they live."""
+        silent = time.monotonic() - self._heard
+        return f"no heartbeat came back for {silent:.0f} s" if silent > DEAF else None
+
+
+def home(namespaces: Sequence[str], own: str) -> str:
+    """Where the heartbeat goes: into our own namespace if it is watched.
+
+    Args:
+        namespaces: That are watched; none: all.
+        own: Ours, from the environment.
+    """
+    return own if not namespaces or own in namespaces else namespaces[0]

@@ -1,0 +1,95 @@
+"""What is happening to a run, and what to do: a paragraph, from its status alone."""
+
+from datetime import datetime
+
+from demoreset_api.status import Attempt, Cause, Condition, ConditionType, Phase, RunStatus
+from demoreset_operator.observation import Run
+
+DO = {
+    "RestartLimit": "Read the log of that pod (`kubectl demoreset logs {name} --pod POD`); mend "
+    "it, and apply the run anew under this name: its volume has the checkpoints.",
+    "WrongRun": "Correct what the message names, delete the run and apply it anew.",
+    "BudgetSpent": "Go on with more: `kubectl demoreset branch {name} NEW --set "
+    "spec.budget.frames=...`.",
+    "NoValidCheckpoint": "Look at the volume (`kubectl demoreset checkpoints {name}`); broken ones "
+    "were set aside, nothing was overwritten.",
+    "NoProgress": "Branch with a lower learning rate: `kubectl demoreset branch {name} NEW --set "
+    "spec.ppo.learningRate=1e-4`.",
+    "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node.",
+    "ErrImagePull": "Correct spec.workers.image or imagePullSecrets.",
+    "ImagePullBackOff": "Correct spec.workers.image or imagePullSecrets.",
+    "ErrImageNeverPull": "The image must be on the nodes, or imagePullPolicy another one.",
+    "Plateau": "Film it where it stands (`demoreset video --from FRAME`), then branch from a "
+    "checkpoint with other settings.",
+    "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",
+}
+
+
+def why(run: Run, now: datetime) -> str:
+    """The paragraph.
+
+    Args:
+        run: As the API server has it.
+        now: The time.
+    """
+    status = run.status
+    said = [_stands(run, status)]
+    for found in status.conditions:
+        if _speaks(found, status.phase):
+            said.append(f"{found.reason}: {found.message.rstrip('.')}.")
+            if found.reason in DO:
+                said.append(DO[found.reason].format(name=run.name))
+    if (lost := _lost(status, now)) is not None:
+        said.append(lost)
+    return " ".join(said)
+
+
+def _speaks(found: Condition, phase: Phase) -> bool:
+    """Whether a condition is worth a sentence now."""
+    match found.type:
+        case ConditionType.FAILED | ConditionType.STALLED:
+            return found.status == "True"
+        case ConditionType.CHECKPOINT_READY:
+            return found.status == "False"
+        case ConditionType.RUNNING:
+            lacking = phase is Phase.RUNNING and "fewer" in found.message
+            return phase is Phase.PENDING or lacking
+    return False
+
+
+def _stands(run: Run, status: RunStatus) -> str:
+    workers, where, how = status.workers, status.curriculum, status.training
+    parts = {
+        Phase.PENDING: f"{run.name} waits for its first worker",
+        Phase.RUNNING: f"{run.name} trains with {workers.ready} of {workers.wanted} workers",
+        Phase.SUSPENDED: f"{run.name} is suspended, and goes on from its checkpoint when "
+        "spec.suspend is false",
+        Phase.COMPLETE: f"{run.name} is complete: the policy plays from the game's own start",
+        Phase.FAILED: f"{run.name} has failed",
+    }
+    said = parts[status.phase]
+    if where is not None and how is not None:
+        at = "the game's own start" if not where.start_frame else f"frame {where.start_frame}"
+        said += f"; the start stands at {at} of {where.demo_frames} after {how.frames:,} frames"
+        if status.phase is Phase.RUNNING and how.frames_per_second:
+            said += f", {how.frames_per_second:,.0f} a second"
+    return said + "."
+
+
+def _lost(status: RunStatus, now: datetime) -> str | None:
+    recent = [
+        one
+        for one in status.attempts
+        if (now - one.ended).total_seconds() < 3600
+        and one.cause not in (Cause.REPLACED, Cause.DONE)
+    ]
+    if not recent:
+        return None
+    last: Attempt = recent[-1]
+    minutes = (now - last.ended).total_seconds() / 60
+    count = "A worker was" if len(recent) == 1 else f"{len(recent)} workers were"
+    message = f": {last.message}" if last.message else ""
+    return (
+        f"{count} lost in the last hour, the latest {minutes:.0f} min ago "
+        f"({last.pod}, {last.cause}{message})."
+    )

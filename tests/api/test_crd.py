@@ -1,0 +1,62 @@
+"""The CustomResourceDefinition is what the models say, in the words that Kubernetes knows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from demoreset_api.crd import crd, schema
+from demoreset_api.reference import reference
+from demoreset_api.spec import RunSpec
+
+ROOT = Path(__file__).parents[2]
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema within a schema."""
+    yield path, node
+    for name, inner in node.get("properties", {}).items():
+        yield from nodes(inner, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            yield from nodes(node[key], f"{path}[{key}]")
+
+
+def test_the_file_is_current() -> None:
+    kept = yaml.safe_load((ROOT / "manifests/base/crd.yaml").read_text())
+    assert kept == crd(), "python -m demoreset_api.crd > manifests/base/crd.yaml"
+
+
+def test_the_reference_is_current() -> None:
+    kept = (ROOT / "docs/run.md").read_text()
+    assert kept == reference(), "python -m demoreset_api.reference > docs/run.md"
+
+
+def test_every_field_is_described() -> None:
+    for path, node in nodes(schema()):
+        if path.count(".") > 1 and "[" not in path.rpartition(".")[2]:
+            assert node.get("description"), path
+
+
+def test_there_is_nothing_that_kubernetes_does_not_know() -> None:
+    for path, node in nodes(schema()):
+        assert not {"$ref", "title", "const", "$defs"} & set(node), path
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        for key in ("exclusiveMinimum", "exclusiveMaximum"):
+            assert isinstance(node.get(key, False), bool), path
+
+
+def test_every_rule_between_fields_is_the_same_in_both_worlds() -> None:
+    spec = schema()["properties"]["spec"]
+    assert {one["rule"] for one in spec["x-kubernetes-validations"]} > {
+        rule.cel for rule in RunSpec.rules
+    }
+
+
+def test_defaults_fill_in_what_was_not_said() -> None:
+    spec = schema()["properties"]["spec"]["properties"]
+    assert spec["goal"]["default"] == {}
+    assert spec["goal"]["properties"]["successRate"]["default"] == 0.9
+    assert "default" not in spec["curriculum"]["properties"]["guide"], "the mode decides"
+    assert "default" not in spec["demo"]

@@ -1,0 +1,58 @@
+"""Why a pod ended, by its exit code and Kubernetes' own words."""
+
+import pytest
+
+from demoreset_api.status import Cause
+from demoreset_operator.causes import MOST_WORDS, verdict
+from demoreset_operator.observation import Pod
+
+
+def pod(**facts: object) -> Pod:
+    given: dict[str, object] = {"phase": "Failed", "node": "node1", **facts}
+    return Pod("p", 0, 1, "", "", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seen", "cause", "counts"),
+    [
+        (pod(phase="Succeeded", exit_code=0), Cause.DONE, False),
+        (pod(exit_code=2), Cause.BUDGET_SPENT, False),
+        (pod(exit_code=64), Cause.WRONG_RUN, False),
+        (pod(exit_code=65), Cause.NO_VALID_CHECKPOINT, False),
+        (pod(exit_code=66), Cause.NO_PROGRESS, False),
+        (pod(exit_code=75), Cause.TRY_AGAIN, False),
+        (pod(exit_code=143), Cause.DRAINED, False),
+        (pod(exit_code=1), Cause.CRASHED, True),
+        (pod(exit_code=137), Cause.CRASHED, True),
+        (pod(exit_code=139), Cause.CRASHED, True),
+        (pod(exit_code=137, oom_killed=True), Cause.OUT_OF_MEMORY, True),
+        (pod(reason="Evicted", message="low on memory"), Cause.EVICTED, False),
+        (pod(reason="Evicted", exit_code=137), Cause.EVICTED, False),
+        (pod(reason="NodeLost"), Cause.NODE_LOST, False),
+        (pod(reason="NodeShutdown", exit_code=143), Cause.NODE_LOST, False),
+        (pod(reason="UnexpectedAdmissionError"), Cause.EVICTED, False),
+        (pod(reason="OutOfcpu", message="no cpu"), Cause.EVICTED, False),
+        (pod(disruption="PreemptionByScheduler", exit_code=143), Cause.EVICTED, False),
+        (pod(disruption="DeletionByTaintManager"), Cause.NODE_LOST, False),
+        (pod(phase="Running", deleting=True), Cause.DELETED, False),
+        # Its goal was met while somebody deleted it.
+        (
+            pod(phase="Succeeded", exit_code=0, disruption="EvictionByEvictionAPI"),
+            Cause.DONE,
+            False,
+        ),
+    ],
+)
+def test_a_verdict(seen: Pod, cause: Cause, counts: bool) -> None:
+    found = verdict(seen)
+    assert (found.cause, found.counts) == (cause, counts)
+
+
+def test_a_signal_is_named() -> None:
+    assert verdict(pod(exit_code=139)).message == "exit code 139 (signal 11)"
+
+
+def test_long_last_words_are_cut() -> None:
+    said = verdict(pod(exit_code=64, last_words="x" * 5000)).message
+    assert len(said) == MOST_WORDS
+    assert said.endswith("…")

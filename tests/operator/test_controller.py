@@ -1,0 +1,174 @@
+"""The queue, and a run's turn: requests in order, failures tried again, answers known at once."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from demoreset_operator.api import ApiError
+from demoreset_operator.cache import Cache
+from demoreset_operator.controller import Controller, Queue
+from demoreset_operator.metrics import Metrics
+from world import SETTINGS, World
+
+Json = dict[str, Any]
+
+
+class Server:
+    """An API server in this process: objects with versions; strict where ours must be right."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], Json] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.version = 100
+        self.broken = 0
+
+    def _took(self, verb: str, kind: str) -> None:
+        self.requests.append((verb, kind))
+        if self.broken:
+            self.broken -= 1
+            raise ApiError(500, "no luck")
+
+    def _keep(self, body: Json) -> Json:
+        self.version += 1
+        key = body["kind"], body["metadata"]["name"]
+        meta = {"uid": f"{key}", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        meta |= self.objects.get(key, {}).get("metadata", {}) | body["metadata"]
+        kept = {**body, "metadata": {**meta, "resourceVersion": str(self.version)}}
+        self.objects[key] = kept
+        return kept
+
+    async def get(self, kind: str, namespace: str, name: str) -> Json | None:
+        self._took("get", kind)
+        return self.objects.get((kind, name))
+
+    async def create(self, body: Json) -> Json | None:
+        self._took("create", body["kind"])
+        if (body["kind"], body["metadata"]["name"]) in self.objects:
+            return None
+        return self._keep(body)
+
+    async def apply(self, body: Json) -> Json:
+        self._took("apply", body["kind"])
+        return self._keep(body)
+
+    async def apply_status(self, body: Json) -> Json:
+        self._took("apply status", body["kind"])
+        known = self.objects[body["kind"], body["metadata"]["name"]]
+        if known["metadata"]["uid"] != body["metadata"]["uid"]:
+            raise ApiError(409, "another run has this name")
+        return self._keep({**known, "status": body["status"]})
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        self._took("delete", kind)
+        self.objects.pop((kind, name), None)
+
+
+def made(**spec: Any) -> tuple[Server, Controller, str]:
+    server, cache = Server(), Cache()
+    uid = cache.put_run(server._keep(World(**spec).run_body))
+    return server, Controller(server, cache, SETTINGS, Metrics()), uid  # type: ignore[arg-type]
+
+
+def test_the_status_goes_before_what_follows_from_it() -> None:
+    server, controller, uid = made(workers={"max": 2})
+    asyncio.run(controller.reconcile(uid))
+    assert server.requests[0] == ("apply status", "DemoResetRun")
+    assert server.requests.count(("create", "Pod")) == 3
+
+
+def test_what_was_made_is_known_before_the_watch_tells_of_it() -> None:
+    server, controller, uid = made(workers={"max": 2})
+    asyncio.run(controller.reconcile(uid))
+    before = len(server.requests)
+    asyncio.run(controller.reconcile(uid))
+    assert [one for one in server.requests[before:] if one[0] == "create"] == []
+
+
+def test_pods_of_an_operator_that_died_are_taken_over() -> None:
+    server, controller, uid = made(workers={"max": 2})
+    asyncio.run(controller.reconcile(uid))
+    names = set(server.objects)
+    fresh = Cache()
+    fresh.put_run(server.objects["DemoResetRun", "key"])
+    again = Controller(server, fresh, SETTINGS, Metrics())  # type: ignore[arg-type]
+    asyncio.run(again.reconcile(uid))
+    assert set(server.objects) == names
+
+
+def test_a_failure_is_tried_again() -> None:
+    server, controller, uid = made()
+    server.broken = 1
+
+    async def work() -> None:
+        controller.queue.add(uid)
+        working = asyncio.create_task(controller.run())
+        while ("Pod", "key-worker-0-1") not in server.objects:
+            await asyncio.sleep(0.01)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(asyncio.wait_for(work(), 10))
+
+
+def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
+    server, controller, uid = made(workers={"max": 3})
+    real = server.create
+
+    async def refuse(body: Json) -> Json | None:
+        if body["metadata"]["name"] == "key-worker-1-1":
+            raise ApiError(403, "exceeded quota")
+        return await real(body)
+
+    server.create = refuse  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="exceeded quota"):
+        asyncio.run(controller.reconcile(uid))
+    assert ("Pod", "key-worker-2-1") in server.objects
+
+
+def test_a_run_that_is_gone_is_forgotten() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    controller.cache.put_run(server.objects["DemoResetRun", "key"], gone=True)
+    before = len(server.requests)
+    asyncio.run(controller.reconcile(uid))
+    assert len(server.requests) == before
+
+
+def test_a_key_waits_once_and_comes_at_its_earliest_time() -> None:
+    now = 0.0
+    queue = Queue(lambda: now)
+    queue.add("a", 5)
+    queue.add("b", 3)
+    queue.add("a", 1)
+    queue.add("a", 9)
+    assert len(queue) == 2
+    now = 10.0
+
+    async def all_of_them() -> list[str]:
+        return [await queue.get(), await queue.get()]
+
+    assert asyncio.run(all_of_them()) == ["a", "b"]
+    assert len(queue) == 0
+
+
+def test_an_older_word_about_an_object_is_not_believed() -> None:
+    cache = Cache()
+    body = World().run_body
+    new = {**body, "metadata": {**body["metadata"], "resourceVersion": "20"}, "status": {}}
+    old = {**body, "metadata": {**body["metadata"], "resourceVersion": "19"}}
+    uid = cache.put_run(new)
+    cache.put_run(old)
+    assert "status" in cache.runs[uid]
+
+
+def test_what_is_gone_without_a_word_is_forgotten_with_the_next_list() -> None:
+    server, controller, uid = made(workers={"max": 2})
+    asyncio.run(controller.reconcile(uid))
+    cache = controller.cache
+    pod = server.objects["Pod", "key-worker-1-1"]["metadata"]["uid"]
+    assert pod in cache.identities()
+    assert cache.forget(pod) == uid
+    assert "key-worker-1-1" not in {one.name for one in cache.pods(uid)}
+    assert cache.forget("never seen") is None

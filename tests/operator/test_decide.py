@@ -1,0 +1,370 @@
+"""What the operator decides, in the words of those who run it."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from demoreset_api.status import Cause, Phase
+from demoreset_operator.render import Settings
+from world import SETTINGS, Crash, World
+
+
+def training(count: int = 3, **spec: Any) -> World:
+    world = World(workers={"min": 1, "max": count}, **spec)
+    world.settle()
+    world.start()
+    world.train()
+    world.settle()
+    return world
+
+
+def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
+    world = World(workers={"max": 3})
+    plan = world.step()
+    assert [body["kind"] for body in plan.apply] == [
+        "ConfigMap",
+        "Service",
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+        "PodDisruptionBudget",
+    ]
+    assert sorted(world.created) == [
+        "key-coordinator-1",
+        "key-worker-0-1",
+        "key-worker-1-1",
+        "key-worker-2-1",
+    ]
+    assert world.status.phase is Phase.PENDING
+    assert world.status.workers.shown == "0/3"
+
+
+def test_nothing_is_written_twice() -> None:
+    world = training()
+    before = world.writes
+    for _ in range(5):
+        world.step()
+    assert world.writes == before
+
+
+def test_a_run_with_workers_that_train_is_running() -> None:
+    world = training()
+    assert world.status.phase is Phase.RUNNING
+    assert world.condition("Running") == ("True", "Training", "all workers train")
+    assert world.status.workers.shown == "3/3"
+    assert world.status.curriculum is not None
+    assert world.status.curriculum.progress == "44%"
+    assert [event.reason for event in world.events] == ["TrainingStarted"]
+
+
+def test_few_requests_until_a_run_of_four_workers_trains() -> None:
+    world = World(workers={"max": 4})
+    world.patient = True
+    world.settle()
+    world.tick(2)
+    world.start()
+    world.settle()
+    world.tick(4)
+    world.train()
+    world.settle()
+    assert world.status.phase is Phase.RUNNING
+    assert world.writes + len(world.events) <= 14
+
+
+def test_a_crash_is_recorded_and_the_worker_comes_again_at_once() -> None:
+    world = training()
+    world.end("key-worker-1-1", 1, words="RuntimeError: no luck")
+    world.step()
+    assert world.live()[1] == "key-worker-1-2"
+    (attempt,) = world.status.attempts
+    assert (attempt.worker, attempt.attempt, attempt.cause) == (1, 1, Cause.CRASHED)
+    assert (attempt.exit_code, attempt.counts) == (1, True)
+    assert attempt.message == "exit code 1: RuntimeError: no luck"
+    assert (world.status.restarts.total, world.status.restarts.counted) == (1, 1)
+    assert world.events[-1].reason == "WorkerCrashed"
+    assert "key-worker-1-1" in world.pods, "its log can be read"
+
+
+def test_crashes_in_a_row_wait_longer_and_longer_and_then_end_the_run() -> None:
+    world = training(1, restart={"limit": 4, "backOffSeconds": 2})
+    waits = []
+    for number in range(1, 5):
+        world.end(f"key-worker-0-{number}", 1, words="Boom")
+        world.settle()
+        begun = world.now
+        while 0 not in world.live():
+            world.tick()
+            world.settle()
+        waits.append((world.now - begun).total_seconds())
+        world.start()
+    assert waits == [0, 2, 4, 8]
+    world.end("key-worker-0-5", 1, words="Boom")
+    world.settle()
+    assert world.status.phase is Phase.FAILED
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[1] == "RestartLimit"
+    assert "5 crashes, spec.restart.limit is 4" in failed[2]
+    assert "Boom" in failed[2]
+
+
+def test_a_worker_that_trained_for_a_while_is_not_made_to_wait() -> None:
+    world = training(1)
+    for number in range(1, 6):
+        world.tick(120)
+        world.end(f"key-worker-0-{number}", 137)
+        world.step()
+        assert world.live()[0] == f"key-worker-0-{number + 1}"
+        world.start()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(64, "WrongRun"), (65, "NoValidCheckpoint"), (66, "NoProgress"), (2, "BudgetSpent")],
+)
+def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
+    world = training()
+    world.end("key-worker-2-1", code, words="demoreset: spec.ppo: received 3")
+    world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[:2] == ("True", reason)
+    assert "received 3" in failed[2]
+    world.vanish()
+    world.settle()
+    assert not world.live()
+    assert not world.coordinators()
+    assert "key-worker-2-1" in world.pods, "its log can be read"
+
+
+@pytest.mark.parametrize(
+    ("befalls", "cause"),
+    [
+        (lambda world: world.evict("key-worker-0-1"), Cause.EVICTED),
+        (lambda world: world.evict("key-worker-0-1", "PreemptionByScheduler"), Cause.EVICTED),
+        (lambda world: world.evict("key-worker-0-1", "DeletionByTaintManager"), Cause.NODE_LOST),
+        (lambda world: world.delete("key-worker-0-1"), Cause.DELETED),
+        (lambda world: world.vanish("key-worker-0-1"), Cause.DELETED),
+        (lambda world: world.end("key-worker-0-1", 143), Cause.DRAINED),
+        (lambda world: world.end("key-worker-0-1", 75), Cause.TRY_AGAIN),
+    ],
+)
+def test_what_the_run_cannot_help_does_not_count(befalls: Any, cause: Cause) -> None:
+    world = training(restart={"limit": 0})
+    befalls(world)
+    world.step()
+    assert world.live()[0] == "key-worker-0-2", "replaced without waiting for its end"
+    (attempt,) = world.status.attempts
+    assert (attempt.cause, attempt.counts) == (cause, False)
+    assert world.status.restarts.counted == 0
+
+
+def test_memory_that_was_not_enough_names_the_limit() -> None:
+    world = training(1, restart={"limit": 0})
+    world.pods["key-worker-0-1"]["spec"]["containers"][0]["resources"] = {
+        "limits": {"memory": "512Mi"}
+    }
+    world.end("key-worker-0-1", 137, "OOMKilled")
+    world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert "more than its limit of 512Mi; raise spec.workers.resources.limits.memory" in failed[2]
+
+
+def test_the_goal_completes_a_run_and_the_others_end_by_themselves() -> None:
+    world = training()
+    world.end("key-worker-0-1", 0, "Completed")
+    world.settle()
+    assert world.status.phase is Phase.COMPLETE
+    assert world.live(), "they are about to end by themselves"
+    world.end("key-worker-1-1", 0, "Completed")
+    world.tick(60)
+    world.settle()
+    world.vanish()
+    world.settle()
+    assert not world.live()
+    assert not world.coordinators()
+    assert world.events[-1].reason == "GoalMet"
+
+
+def test_a_run_that_ended_is_deleted_when_its_time_has_come() -> None:
+    world = training(ttlSecondsAfterFinished=100)
+    world.end("key-worker-0-1", 0)
+    world.settle()
+    plan = world.decide()
+    assert plan.again is not None
+    world.tick(99)
+    world.settle()
+    assert not world.deleted
+    world.tick(2)
+    world.step()
+    assert world.deleted
+
+
+def test_suspending_gives_the_pods_back_and_the_coordinator_last() -> None:
+    world = training()
+    world.change(suspend=True)
+    world.settle()
+    assert world.coordinators(), "those who leave need it"
+    suspended = world.condition("Suspended")
+    assert suspended is not None
+    assert suspended[:2] == ("False", "Suspending")
+    world.vanish()
+    world.settle()
+    world.vanish()
+    world.settle()
+    assert world.pods == {}
+    assert world.status.phase is Phase.SUSPENDED
+    assert world.status.restarts.total == 0
+    world.change(suspend=False)
+    world.settle()
+    assert len(world.live()) == 3
+    assert world.live()[0] == "key-worker-0-2"
+    suspended = world.condition("Suspended")
+    assert suspended is not None
+    assert suspended[:2] == ("False", "Resumed")
+
+
+def test_a_larger_group_leaves_those_who_train_alone() -> None:
+    world = training(1)
+    world.change(workers={"min": 1, "max": 3})
+    world.settle()
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-1"}
+    assert world.coordinators() == ["key-coordinator-1"]
+
+
+def test_a_smaller_group_loses_its_last_workers_and_no_restart_is_counted() -> None:
+    world = training(3)
+    world.change(workers={"min": 1, "max": 1})
+    world.settle()
+    world.vanish()
+    world.settle()
+    assert world.live() == {0: "key-worker-0-1"}
+    assert world.status.restarts.total == 0
+    world.change(workers={"min": 1, "max": 2})
+    world.settle()
+    assert set(world.live()) == {0, 1}
+
+
+def test_another_template_is_rolled_through_the_group_one_by_one() -> None:
+    world = training(3)
+    world.change(workers={"min": 1, "max": 3, "labels": {"team": "a"}})
+    gone = []
+    for _ in range(20):
+        before = set(world.live().values())
+        world.settle()
+        gone.append(len(before - set(world.live().values())))
+        world.vanish()
+        world.start()
+        world.train(2)
+        world.tick()
+    assert max(gone) == 1
+    assert sum(gone) == 3
+    assert {name[-1] for name in world.live().values()} == {"2"}
+    assert {one.cause for one in world.status.attempts} == {Cause.REPLACED}
+    assert world.status.restarts.counted == 0
+
+
+def test_other_things_to_learn_let_all_leave_before_anybody_comes() -> None:
+    world = training(3)
+    old = set(world.pods)
+    world.change(goal={"successRate": 0.5})
+    world.settle()
+    assert not world.live()
+    assert set(world.pods) <= old | {"key-coordinator-1"}
+    world.vanish(*[name for name in world.names("worker")])
+    world.settle()
+    assert len(world.live()) == 3
+    configs = [name for kind, name in world.children if kind == "ConfigMap"]
+    assert len(configs) == 1, "the old one is gone"
+
+
+def test_another_image_of_the_operator_rolls_the_group() -> None:
+    world = training(2)
+    world.step(settings=Settings("trainer:next", "Never", SETTINGS.namespace))
+    assert world.live()[1] == "key-worker-1-2"
+    assert world.live()[0] == "key-worker-0-1"
+
+
+def test_an_image_that_cannot_be_had_fails_after_minutes() -> None:
+    world = World()
+    world.settle()
+    waiting = {"reason": "ImagePullBackOff", "message": "no such image trainer:test"}
+    world.pods["key-worker-0-1"]["status"]["containerStatuses"] = [{"state": {"waiting": waiting}}]
+    world.settle()
+    running = world.condition("Running")
+    assert running is not None
+    assert running[1] == "ImagePullBackOff"
+    assert "no such image" in running[2]
+    plan = world.decide()
+    assert plan.again is not None
+    world.now = plan.again + timedelta(seconds=1)
+    world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[1] == "ImagePullBackOff"
+
+
+def test_what_cannot_be_scheduled_says_so_and_has_a_deadline() -> None:
+    world = World(pendingDeadlineSeconds=30)
+    world.settle()
+    world.pods["key-worker-0-1"]["status"]["conditions"] = [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+        }
+    ]
+    world.settle()
+    running = world.condition("Running")
+    assert running is not None
+    assert running[1] == "Unschedulable"
+    assert "Insufficient nvidia.com/gpu" in running[2]
+    world.tick(31)
+    world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[1] == "PendingDeadlineExceeded"
+    assert "Insufficient" in failed[2]
+
+
+def test_a_run_that_is_too_long_active_fails() -> None:
+    world = training(activeDeadlineSeconds=100)
+    world.tick(101)
+    world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[1] == "DeadlineExceeded"
+
+
+def test_a_lost_coordinator_is_made_again_without_touching_workers() -> None:
+    world = training()
+    world.delete("key-coordinator-1")
+    world.step()
+    assert world.coordinators() == ["key-coordinator-2"]
+    assert world.status.restarts.total == 0
+
+
+def test_a_run_of_another_manager_is_left_alone() -> None:
+    world = World(managedBy="kueue.x-k8s.io/multikueue")
+    world.step()
+    assert not world.pods
+    assert "status" not in world.run_body
+
+
+def test_a_child_that_was_deleted_comes_back() -> None:
+    world = training()
+    del world.children["Service", "key-coordinator"]
+    world.settle()
+    assert ("Service", "key-coordinator") in world.children
+
+
+@pytest.mark.parametrize("requests", range(1, 10))
+def test_an_operator_that_dies_anywhere_at_the_start_leaves_no_duplicate(requests: int) -> None:
+    world = World(workers={"max": 3})
+    with pytest.raises(Crash):
+        world.step(crash_after=requests)
+    world.settle()
+    assert len(world.created) == len(set(world.created)) == 4
+    assert len(world.live()) == 3

@@ -1,0 +1,99 @@
+"""Workers are asked how it goes, and whatever answers cannot harm the operator."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+
+from demoreset_operator import poll as polls
+from demoreset_operator.cache import Cache
+from demoreset_operator.metrics import Metrics
+from demoreset_operator.poll import Poll
+from demoreset_operator.serve import serve
+from world import World, told
+
+
+async def asked(
+    answer: Any, monkeypatch: pytest.MonkeyPatch, status: int = 200
+) -> tuple[Cache, list[str]]:
+    """A worker that answers so, asked once."""
+
+    async def respond(_request: web.Request) -> web.Response:
+        if isinstance(answer, bytes):
+            return web.Response(body=answer, status=status)
+        return web.json_response(answer, status=status)
+
+    app = web.Application()
+    app.add_routes([web.get("/status", respond)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    (address,) = runner.addresses
+    monkeypatch.setattr(polls, "METRICS_PORT", address[1])
+    world = World()
+    world.settle()
+    world.start()
+    cache, changed = Cache(), list[str]()
+    cache.put_run(world.run_body)
+    for body in world.pods.values():
+        body["status"]["podIP"] = "127.0.0.1"
+        cache.put(body)
+    task = asyncio.create_task(Poll(cache, changed.append).run())
+    while not changed:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await runner.cleanup()
+    return cache, changed
+
+
+def test_an_answer_is_kept_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, changed = asyncio.run(asked(told(7, 1), monkeypatch))
+    assert changed == ["u-1"]
+    kept = cache.told("u-1")["key-worker-0-1"]
+    assert kept.content["update"] == 7
+    assert (datetime.now(UTC) - kept.at).total_seconds() < 60
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"\xff\xfe not JSON", 200),
+        ([1, 2], 200),
+        ({"hello": "world"}, 200),
+        ({"worldSize": 1, "update": 3}, 200),
+        ({"worldSize": 1}, 500),
+    ],
+)
+def test_what_is_no_status_is_passed_over_and_the_run_looked_at(
+    answer: Any, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, changed = asyncio.run(asked(answer, monkeypatch, status))
+    assert changed == ["u-1"]
+    assert not cache.told("u-1")
+
+
+def test_the_operators_port_tells_metrics_and_health() -> None:
+    sick: list[str] = []
+
+    async def ask() -> list[tuple[int, str]]:
+        metrics = Metrics()
+        runner = await serve(0, metrics, lambda: next(iter(sick), None), lambda: None)
+        port = runner.addresses[0][1]
+        found = []
+        async with ClientSession(f"http://127.0.0.1:{port}") as session:
+            for path in ("/healthz", "/readyz", "/metrics"):
+                async with session.get(path) as response:
+                    found.append((response.status, await response.text()))
+            sick.append("deaf")
+            async with session.get("/healthz") as response:
+                found.append((response.status, await response.text()))
+        await runner.cleanup()
+        return found
+
+    well, ready, metrics, ill = asyncio.run(ask())
+    assert well == ready == (200, "ok\n")
+    assert "demoreset_operator_queue_depth 0.0" in metrics[1]
+    assert ill == (503, "deaf\n")

@@ -1,0 +1,170 @@
+"""The objects of a run: what they say, what changes them, and what they must never say."""
+
+from typing import Any
+
+import pytest
+
+from demoreset_api.names import LABEL_RUN_UID
+from demoreset_api.spec import DemoResetRun
+from demoreset_operator import render
+from demoreset_operator.observation import Run
+from world import SETTINGS, World
+
+Json = dict[str, Any]
+
+
+def run(labels: dict[str, str] | None = None, **spec: Any) -> Run:
+    world = World(**spec)
+    world.run_body["metadata"]["labels"] = labels or {}
+    return world.run
+
+
+def worker(labels: dict[str, str] | None = None, **spec: Any) -> Json:
+    return render.worker(run(labels, **spec), SETTINGS, 0, 1)
+
+
+def child(kind: str, **spec: Any) -> Json:
+    found = {one["kind"]: one for one in render.children(run(**spec), SETTINGS)}
+    return found[kind]
+
+
+def test_workers_read_a_run_file_that_is_valid_and_has_nothing_else() -> None:
+    wanted = run(
+        ppo={"learningRate": 1e-3}, workers={"max": 4, "membersPerWorker": 2}, suspend=False
+    )
+    content = render.config(wanted)
+    parsed = DemoResetRun.model_validate(content)
+    assert parsed.spec.ppo.learning_rate == 1e-3
+    assert parsed.spec.workers.members_per_worker == 2
+    assert "suspend" not in content["spec"]
+    assert "max" not in content["spec"]["workers"]
+
+
+def test_a_demo_on_the_volume_is_found_there() -> None:
+    content = render.config(run(demo={"path": "demos/mine.demo.safetensors"}))
+    assert content["spec"]["demo"]["path"] == "/data/demos/mine.demo.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "which"),
+    [
+        ({"workers": {"max": 5}}, ""),
+        ({"suspend": True}, ""),
+        ({"restart": {"limit": 3}}, ""),
+        ({"ttlSecondsAfterFinished": 5}, ""),
+        ({"workers": {"max": 5, "min": 2}}, "coordinator"),
+        ({"workers": {"image": "other:1"}}, "worker coordinator"),
+        ({"workers": {"labels": {"team": "a"}}}, "worker"),
+        ({"workers": {"resources": {"limits": {"memory": "2Gi"}}}}, "worker"),
+        ({"goal": {"episodes": 7}}, "worker config"),
+        ({"budget": {"frames": 7}}, "worker config"),
+        ({"workers": {"membersPerWorker": 2}}, "worker coordinator config"),
+    ],
+)
+def test_what_a_change_replaces(change: Json, which: str) -> None:
+    before = render.wanted(run(), SETTINGS)
+    after = render.wanted(run(**change), SETTINGS)
+    changed = {
+        name
+        for name in ("worker", "coordinator", "config")
+        if getattr(before, name) != getattr(after, name)
+    }
+    assert changed == set(which.split())
+
+
+def test_all_workers_of_a_run_are_made_alike() -> None:
+    one, other = (render.worker(run(), SETTINGS, index, index + 3) for index in (0, 1))
+    assert one["spec"] == other["spec"]
+    assert one["metadata"]["name"] != other["metadata"]["name"]
+
+
+def test_pods_satisfy_pod_security_restricted_and_have_no_token() -> None:
+    for pod in (worker(), render.coordinator(run(), SETTINGS, 1)):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_gpus_and_placement_pass_through() -> None:
+    pod = worker(
+        {"kueue.x-k8s.io/queue-name": "research"},
+        workers={
+            "gpus": 2,
+            "resources": {"requests": {"cpu": 4}, "limits": {"memory": "8Gi"}},
+            "nodeSelector": {"disk": "fast"},
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "topologySpreadConstraints": [{"maxSkew": 1}],
+            "priorityClassName": "low",
+            "imagePullSecrets": ["registry"],
+            "labels": {"team": "a", LABEL_RUN_UID: "forged"},
+            "annotations": {"note": "b"},
+            "graceSeconds": 90,
+        },
+    )
+    spec, container = pod["spec"], pod["spec"]["containers"][0]
+    assert container["resources"] == {
+        "requests": {"cpu": "4"},
+        "limits": {"memory": "8Gi", "nvidia.com/gpu": "2"},
+    }
+    assert spec["nodeSelector"] == {"disk": "fast"}
+    assert spec["tolerations"][0] == {"key": "gpu", "operator": "Exists"}
+    assert spec["affinity"] == {"nodeAffinity": {}}
+    assert spec["topologySpreadConstraints"] == [{"maxSkew": 1}]
+    assert spec["priorityClassName"] == "low"
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["terminationGracePeriodSeconds"] == 90
+    assert pod["metadata"]["labels"]["team"] == "a"
+    assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert pod["metadata"]["labels"][LABEL_RUN_UID] == "u-1", "ours cannot be forged"
+    assert pod["metadata"]["annotations"]["note"] == "b"
+
+
+def test_a_lost_node_is_left_within_seconds_unless_the_user_says_otherwise() -> None:
+    key = "node.kubernetes.io/unreachable"
+    by_default = {one["key"]: one for one in worker()["spec"]["tolerations"]}
+    assert by_default[key]["tolerationSeconds"] == render.LOST_NODE_SECONDS
+    theirs = {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 600}
+    tolerations = worker(workers={"tolerations": [theirs]})["spec"]["tolerations"]
+    assert [one for one in tolerations if one["key"] == key] == [theirs]
+
+
+def test_the_group_trains_with_the_least_of_its_members() -> None:
+    wanted = run(workers={"min": 2, "max": 4, "gpus": 2})
+    container = render.coordinator(wanted, SETTINGS, 1)["spec"]["containers"][0]
+    assert container["args"] == ["coordinator", "--min", "4"]
+
+
+def test_a_volume_is_made_unless_there_is_one() -> None:
+    claim = child("PersistentVolumeClaim", workers={"max": 2})
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert "ownerReferences" not in claim["metadata"], "it outlives the run"
+    assert child("PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteOnce"]
+    deleted = child("PersistentVolumeClaim", checkpoint={"volume": {"retention": "Delete"}})
+    assert deleted["metadata"]["ownerReferences"][0]["uid"] == "u-1"
+    given = run(checkpoint={"volume": {"claim": "mine"}})
+    kinds = {one["kind"] for one in render.children(given, SETTINGS)}
+    assert "PersistentVolumeClaim" not in kinds
+    volumes = render.worker(given, SETTINGS, 0, 1)["spec"]["volumes"]
+    assert {"claimName": "mine"} in [one.get("persistentVolumeClaim") for one in volumes]
+
+
+def test_a_single_worker_has_no_budget_that_would_block_a_drain() -> None:
+    kinds = {one["kind"] for one in render.children(run(), SETTINGS)}
+    assert "PodDisruptionBudget" not in kinds
+
+
+def test_only_the_operator_and_prometheus_reach_a_runs_metrics_from_outside() -> None:
+    rules = child("NetworkPolicy")["spec"]["ingress"]
+    assert rules[0]["from"] == [{"podSelector": {"matchLabels": {LABEL_RUN_UID: "u-1"}}}]
+    assert [port["port"] for port in rules[1]["ports"]] == [9400]
+    assert rules[1]["from"][0]["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": SETTINGS.namespace
+    }

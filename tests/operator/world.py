@@ -1,0 +1,259 @@
+"""A world for the operator's decisions: an API server's objects, and what befalls them.
+
+Objects go through the same rendering and parsing as in a cluster. A kubelet starts pods and ends
+them when told to; a deleted pod stays until it is let go.
+"""
+
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from demoreset_api.names import API_VERSION, KIND, LABEL_COMPONENT
+from demoreset_api.status import RunStatus
+from demoreset_operator.decide import Event, Plan, decide
+from demoreset_operator.observation import (
+    Observation,
+    Pod,
+    Run,
+    Told,
+    parse_child,
+    parse_pod,
+    parse_run,
+)
+from demoreset_operator.render import Settings
+from demoreset_operator.story import urgent
+
+Json = dict[str, Any]
+SETTINGS = Settings("trainer:test", "Never", "operators")
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Crash(Exception):
+    """The operator dies in the middle of carrying out a plan."""
+
+
+class World:
+    def __init__(self, **spec: Any) -> None:
+        self.now = BEGIN
+        self.run_body: Json = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {
+                "name": "key",
+                "namespace": "games",
+                "uid": "u-1",
+                "generation": 1,
+                "creationTimestamp": stamp(BEGIN),
+            },
+            "spec": {"demo": {"name": "montezuma-first-key"}, **spec},
+        }
+        self.pods: dict[str, Json] = {}
+        self.children: dict[tuple[str, str], Json] = {}
+        self.told: dict[str, Told] = {}
+        self.events: list[Event] = []
+        self.recorded: list[tuple[int, int]] = []
+        self.created: list[str] = []
+        self.deleted = False
+        self.writes = 0
+        self.patient = False  # whether status writes that are not urgent wait for 5 s
+        self.written = BEGIN - timedelta(days=1)
+
+    # The operator
+
+    @property
+    def run(self) -> Run:
+        return parse_run(self.run_body)
+
+    @property
+    def status(self) -> RunStatus:
+        return self.run.status
+
+    def observe(self) -> Observation:
+        return Observation(
+            self.run,
+            tuple(parse_pod(body) for body in self.pods.values()),
+            tuple(parse_child(body) for body in self.children.values()),
+            {name: told for name, told in self.told.items() if name in self.pods},
+        )
+
+    def decide(self, settings: Settings = SETTINGS) -> Plan:
+        return decide(self.observe(), settings, self.now)
+
+    def step(self, *, crash_after: int | None = None, settings: Settings = SETTINGS) -> Plan:
+        """One look at the run; what was decided is done, up to a crash."""
+        plan = self.decide(settings)
+        left = crash_after
+
+        def request() -> None:
+            nonlocal left
+            if left is not None:
+                if left == 0:
+                    raise Crash
+                left -= 1
+            self.writes += 1
+
+        if plan.status is not None and not self._may_wait(plan.status):
+            request()
+            self._write(plan.status)
+        for body in plan.apply:
+            request()
+            self.children[body["kind"], body["metadata"]["name"]] = copy.deepcopy(body)
+        for name in plan.delete:
+            request()
+            self.delete(name)
+        for body in plan.create:
+            request()
+            self._create(body)
+        for key in plan.remove:
+            request()
+            self.children.pop(key, None)
+        self.events += plan.events
+        self.deleted = self.deleted or plan.delete_run
+        return plan
+
+    def settle(self, most: int = 12) -> None:
+        """Look until there is nothing left to do now."""
+        for _ in range(most):
+            plan = self.step()
+            idle = not (plan.apply or plan.create or plan.delete or plan.remove)
+            if idle and (plan.status is None or self._may_wait(plan.status)):
+                return
+        raise AssertionError(f"the operator does not come to rest: {plan}")
+
+    def _may_wait(self, status: RunStatus) -> bool:
+        soon = self.now - self.written < timedelta(seconds=5)
+        return self.patient and soon and not urgent(self.status, status)
+
+    def _write(self, status: RunStatus) -> None:
+        self.written = self.now
+        known = {(one.worker, one.attempt, one.pod) for one in self.status.attempts}
+        for one in status.attempts:
+            if (one.worker, one.attempt, one.pod) not in known:
+                self.recorded.append((one.worker, one.attempt))
+        self.run_body["status"] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def _create(self, body: Json) -> None:
+        name = body["metadata"]["name"]
+        if name in self.pods:  # the API server answers 409
+            return
+        made = copy.deepcopy(body)
+        made["metadata"] |= {"uid": f"p-{len(self.created)}", "creationTimestamp": stamp(self.now)}
+        made["status"] = {"phase": "Pending"}
+        self.pods[name] = made
+        self.created.append(name)
+
+    # What befalls it
+
+    def change(self, **spec: Any) -> None:
+        self.run_body["spec"] |= spec
+        self.run_body["metadata"]["generation"] += 1
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def start(self, *names: str) -> None:
+        """The kubelet starts pods; all that wait if none is named."""
+        for name in names or list(self.pods):
+            body = self.pods[name]
+            if body["status"]["phase"] == "Pending":
+                body["status"] = {
+                    "phase": "Running",
+                    "podIP": "10.0.0.9",
+                    "containerStatuses": [{"state": {"running": {"startedAt": stamp(self.now)}}}],
+                }
+
+    def train(self, update: int = 1, **more: Any) -> None:
+        """All workers that run say that they train."""
+        for pod in self.workers():
+            if pod.phase == "Running" and pod.live:
+                self.told[pod.name] = Told(self.now, told(update, len(self.workers()), **more))
+
+    def end(self, name: str, code: int, reason: str = "Error", words: str = "") -> None:
+        """A pod's container ends."""
+        body = self.pods[name]
+        running = body["status"].get("containerStatuses", [{}])[0].get("state", {}).get("running")
+        ended = {"exitCode": code, "reason": reason, "message": words, **(running or {})}
+        body["status"] |= {
+            "phase": "Failed" if code else "Succeeded",
+            "containerStatuses": [{"state": {"terminated": ended}}],
+        }
+
+    def delete(self, name: str) -> None:
+        """Deleted: it stays until it has ended."""
+        if name in self.pods:
+            self.pods[name]["metadata"].setdefault("deletionTimestamp", stamp(self.now))
+            if self.pods[name]["status"]["phase"] != "Running":
+                self.vanish(name)
+
+    def vanish(self, *names: str) -> None:
+        """Gone; all that were deleted if none is named."""
+        chosen = names or [
+            n for n, one in self.pods.items() if "deletionTimestamp" in one["metadata"]
+        ]
+        for name in chosen:
+            self.pods.pop(name, None)
+            self.told.pop(name, None)
+
+    def evict(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+        self.pods[name]["status"].setdefault("conditions", []).append(condition)
+        self.delete(name)
+
+    # What there is
+
+    def workers(self) -> list[Pod]:
+        return [pod for pod in self.observe().workers]
+
+    def live(self) -> dict[int, str]:
+        return {
+            pod.worker: pod.name for pod in self.workers() if pod.live and pod.worker is not None
+        }
+
+    def coordinators(self) -> list[str]:
+        return [pod.name for pod in self.observe().coordinators if pod.live]
+
+    def names(self, component: str) -> list[str]:
+        return [
+            name
+            for name, body in self.pods.items()
+            if body["metadata"]["labels"][LABEL_COMPONENT] == component
+        ]
+
+    def condition(self, kind: str) -> tuple[str, str, str] | None:
+        for one in self.status.conditions:
+            if one.type == kind:
+                return one.status, one.reason, one.message
+        return None
+
+
+def told(update: int, members: int, **more: Any) -> Json:
+    return {
+        "phase": "rollout",
+        "worldSize": members,
+        "generation": 1,
+        "update": update,
+        "frames": 8192 * update,
+        "seconds": float(update),
+        "curriculum": {
+            "startFrame": 200,
+            "demoFrames": 356,
+            "progress": 0.44,
+            "successRate": 0.5,
+            "goalRate": None,
+        },
+        "training": {
+            "framesPerSecond": 8000.0,
+            "scoreMean": None,
+            "scoreMax": None,
+            "entropy": 1.5,
+            "learningRate": 4e-4,
+            "stalled": False,
+            "etaSeconds": None,
+        },
+        "checkpoint": {"update": None, "ageSeconds": None, "bytes": None, "error": None},
+        **more,
+    }
+
+
+def stamp(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
