@@ -37,9 +37,12 @@ lint: .venv/tested  ## style, types, import contracts
 test: lint  ## lint, and all tests
 	$(BIN)/pytest
 
-format: .venv/tested  ## put the code into shape
+format: .venv/tested  ## put the code into shape, and make what is generated from it
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/python -m demoreset_api.crd | tee manifests/base/crd.yaml > charts/demoreset/files/crd.yaml
+	$(BIN)/python -m demoreset_api.reference > docs/run.md
+	$(BIN)/python charts/demoreset/dashboards.py
 
 bench: install  ## the benchmarks that need nothing more; benchmarks/README.md has all
 	$(BIN)/python benchmarks/slots.py

@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     NO_PROGRESS = 66
     TRY_AGAIN = 75
     INTERRUPTED = 130
+    OUT_OF_MEMORY = 137  # what a container has whose first process the kernel killed for that
     DRAINED = 143
 
 

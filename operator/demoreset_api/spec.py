@@ -18,7 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # As Kubernetes writes amounts: 500m, 2, 1.5Gi. A number in a YAML file is one, too.
 Quantity = Annotated[
     str,
-    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kKMGTPE]i?)?$", json_schema_extra={"quantity": True}),
+    Field(
+        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$", json_schema_extra={"quantity": True}
+    ),
     BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
 ]
 Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
@@ -450,7 +452,7 @@ class Workers(ApiModel):
 
     rules = (
         Rule(
-            "self.max >= self.min",
+            "!has(self.max) || self.max >= self.min",  # the API server tries it on {}
             lambda workers: workers.max >= workers.min,
             "max ({max}) must be at least min ({min})",
         ),
@@ -537,7 +539,7 @@ class Metadata(ApiModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str = Field(
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=52, description="The run's name."
+        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=51, description="The run's name."
     )
 
 

@@ -167,4 +167,7 @@ class RunStatus(StatusModel):
     active_since: datetime | None = Field(
         default=None, description="When they were last made after a pause."
     )
+    begun: datetime | None = Field(
+        default=None, description="When a worker's container first began since then."
+    )
     finished: datetime | None = Field(default=None, description="When it completed or failed.")

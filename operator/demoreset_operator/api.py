@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
 
 from demoreset_api.names import GROUP, OPERATOR_NAME, PLURAL, VERSION
@@ -23,7 +24,7 @@ PATHS = {
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "DemoResetRun": (f"/apis/{GROUP}/{VERSION}", PLURAL),
 }
-APPLY = "application/apply-patch+yaml"
+APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0  # of a request that the server did not take
 REQUEST_SECONDS = 30.0
 PAGE = 500  # objects of an answer
@@ -111,13 +112,19 @@ class Api:
         path = _path(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"])
         return await self._request("PUT", path, body)
 
-    async def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete an object; none is there, so be it."""
+    async def patch(self, kind: str, namespace: str, name: str, change: Json) -> Json:
+        """Change some of an object (merge patch)."""
+        return await self._request("PATCH", _path(kind, namespace, name), change, content=MERGE)
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        """Delete an object, if it still is the one with this UID; none is there, so be it."""
+        body: Json = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
         try:
-            body = {"propagationPolicy": "Background"}
             await self._request("DELETE", _path(kind, namespace, name), body)
         except ApiError as error:
-            if error.code != 404:
+            if error.code not in (404, 409):
                 raise
 
     async def _request(
@@ -146,7 +153,7 @@ class Api:
                 response = await self._client.call_api(*made, _request_timeout=REQUEST_SECONDS)
                 text = (await response.read()).decode()
                 code, after = response.status, response.getheader("Retry-After")
-            except OSError as error:
+            except (OSError, aiohttp.ClientError) as error:
                 text = f"the API server is not reached: {error or type(error).__name__}"
             self._counted(method, code)
             if 200 <= code < 300:

@@ -1,27 +1,36 @@
 """What the watches have told: runs, and what belongs to them, found by the run's UID."""
 
+import logging
+import time
 from collections import defaultdict
-from datetime import datetime
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 from demoreset_api.names import LABEL_RUN_UID
+from demoreset_operator import said
 from demoreset_operator.observation import (
     Child,
     Observation,
     Pod,
     Run,
-    Told,
     parse_child,
     parse_pod,
 )
+from demoreset_operator.said import Said, Told
 
 Json = dict[str, Any]
+REMEMBERED = 60.0  # seconds that what is gone cannot come back: an answer may be late
+
+log = logging.getLogger(__name__)
 
 
 class Cache:
     """Runs by UID; their pods and other objects, parsed, by kind and name."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._gone: dict[str, float] = {}  # when, by UID
         self.runs: dict[str, Json] = {}
         self._pods: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._children: dict[str, dict[tuple[str, str], Child]] = defaultdict(dict)
@@ -35,7 +44,7 @@ class Cache:
         if gone:
             self.runs.pop(uid, None)
             self._told.pop(uid, None)
-            self._versions.pop(uid, None)
+            self._bury(uid)
         elif self._newer(body):
             self.runs[uid] = body
         return uid
@@ -51,25 +60,51 @@ class Cache:
             self._pods[uid].pop(name, None)
             self._children[uid].pop((kind, name), None)
             self._told[uid].pop(name, None)
-            self._versions.pop(meta["uid"], None)
             self._names.pop(meta["uid"], None)
-            if not self._pods[uid] and not self._children[uid]:
-                del self._pods[uid], self._children[uid]
-            return uid
-        if not self._newer(body):
-            return uid
-        self._names[meta["uid"]] = uid, kind, name
-        if kind == "Pod":
-            self._pods[uid][name] = parse_pod(body)
-        else:
-            self._children[uid][kind, name] = parse_child(body)
+            self._bury(meta["uid"])
+            for known in (self._pods, self._children, self._told):
+                if not known[uid]:
+                    del known[uid]
+        elif self._believed(uid, body) and self._newer(body):
+            try:
+                if kind == "Pod":
+                    self._pods[uid][name] = parse_pod(body)
+                else:
+                    self._children[uid][kind, name] = parse_child(body)
+            except (KeyError, ValueError, TypeError) as error:  # somebody forged it
+                log.warning("%s %s/%s is not ours: %r", kind, meta["namespace"], name, error)
+                return None
+            self._names[meta["uid"]] = uid, kind, name
         return uid
+
+    def _believed(self, uid: str, body: Json) -> bool:
+        """Whether an object is what its label says: of this run's namespace, and owned by it."""
+        meta = body["metadata"]
+        run = self.runs.get(uid)
+        if run is not None and run["metadata"]["namespace"] != meta["namespace"]:
+            return False
+        owners = {owner.get("uid") for owner in meta.get("ownerReferences") or []}
+        return body["kind"] == "PersistentVolumeClaim" or uid in owners
+
+    def _bury(self, uid: str) -> None:
+        now = self._clock()
+        self._versions.pop(uid, None)
+        self._gone = {one: at for one, at in self._gone.items() if now - at < REMEMBERED}
+        self._gone[uid] = now
+
+    def named(self, namespace: str, name: str) -> str | None:
+        """The UID of the run that has this name now."""
+        for uid, body in self.runs.items():
+            meta = body["metadata"]
+            if (meta["namespace"], meta["name"]) == (namespace, name):
+                return uid
+        return None
 
     def _newer(self, body: Json) -> bool:
         """Whether it is not older than what is known: answers and watches overtake each other."""
         meta = body["metadata"]
         version = int(meta.get("resourceVersion") or 0)
-        if version < self._versions.get(meta["uid"], 0):
+        if meta["uid"] in self._gone or version < self._versions.get(meta["uid"], 0):
             return False
         self._versions[meta["uid"]] = version
         return True
@@ -91,9 +126,10 @@ class Cache:
         }
         return self.put(body, gone=True)
 
-    def tell(self, uid: str, pod: str, at: datetime, content: Json) -> None:
-        """What a worker has said."""
-        self._told[uid][pod] = Told(at, content)
+    def tell(self, uid: str, pod: str, words: Said, at: datetime, holds: timedelta) -> None:
+        """What a worker has said, and for how long it is believed."""
+        its = self._told[uid]
+        its[pod] = said.told(its.get(pod), words, at, holds)
 
     def told(self, uid: str) -> dict[str, Told]:
         """What a run's workers have said."""
@@ -103,11 +139,12 @@ class Cache:
         """A run's pods."""
         return list(self._pods[uid].values())
 
-    def observe(self, run: Run) -> Observation:
+    def observe(self, run: Run, refused: str = "") -> Observation:
         """All that is known of a run now."""
         return Observation(
             run=run,
             pods=tuple(self._pods[run.uid].values()),
             children=tuple(self._children[run.uid].values()),
             told=dict(self._told[run.uid]),
+            refused=refused,
         )

@@ -18,7 +18,8 @@ BY_CODE: dict[int, Cause] = {
 FINAL = (Cause.BUDGET_SPENT, Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)
 COUNTED = (Cause.CRASHED, Cause.OUT_OF_MEMORY)
 NODE = ("NodeLost", "NodeShutdown", "Terminated", "DeletionByTaintManager", "DeletionByPodGC")
-MOST_WORDS = 1000
+STARVED = "OutOfMemory"  # begins the last words of a worker whose members were killed for it
+MOST_WORDS = 900
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def verdict(pod: Pod) -> Verdict:
     by_code = BY_CODE.get(pod.exit_code) if pod.exit_code is not None else None
     if by_code in (Cause.DONE, *FINAL):  # it has the last word, however the pod ended
         return Verdict(by_code, said)
-    if pod.oom_killed:
+    if pod.oom_killed or (pod.exit_code == ExitCode.OUT_OF_MEMORY and said.startswith(STARVED)):
         limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "the node's memory"
         return Verdict(
             Cause.OUT_OF_MEMORY,
@@ -67,4 +68,7 @@ def verdict(pod: Pod) -> Verdict:
 def last_words(text: str) -> str:
     """What a worker left as its termination message: its error, then its last lines."""
     words = text.strip()
-    return words if len(words) <= MOST_WORDS else words[: MOST_WORDS - 2] + " …"
+    if len(words) <= MOST_WORDS:
+        return words
+    half = MOST_WORDS // 2  # what it is comes first; where there is only a log, last
+    return f"{words[: half - 3]} … {words[-half:]}"

@@ -12,13 +12,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from demoreset_api.names import API_VERSION, KIND, OPERATOR_NAME
+from demoreset_api.names import (
+    API_VERSION,
+    KIND,
+    LABEL_MANAGED_BY,
+    LABEL_RUN,
+    LABEL_RUN_UID,
+    OPERATOR_NAME,
+)
 from demoreset_operator import story
 from demoreset_operator.api import Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.decide import Event, Plan, decide
 from demoreset_operator.metrics import Metrics
-from demoreset_operator.observation import Run, parse_run
+from demoreset_operator.observation import Observation, Run, parse_run
 from demoreset_operator.render import Settings
 
 Json = dict[str, Any]
@@ -26,6 +33,7 @@ AT_ONCE = 16  # runs that are worked on
 PODS_AT_ONCE = 64  # requests for pods, over all runs
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
+REFUSED = (403, 409, 422)  # what a person may have to mend
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +55,14 @@ class Queue:
     def add(self, key: str, after: float = 0.0) -> None:
         """Look at a key so many seconds from now, or sooner."""
         due = self._clock() + after
-        if due < self._due.get(key, float("inf")):
-            self._due[key] = due
-            heapq.heappush(self._heap, (due, next(self._count), key))
-            self._changed.set()
+        if due >= self._due.get(key, float("inf")):
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, next(self._count), key))
+        if len(self._heap) > 2 * len(self._due) + 64:  # most of it was replaced by sooner times
+            self._heap = [(due, next(self._count), key) for key, due in self._due.items()]
+            heapq.heapify(self._heap)
+        self._changed.set()
 
     async def get(self) -> str:
         """The next key, when it is due."""
@@ -79,8 +91,17 @@ class Controller:
         self._busy: set[str] = set()
         self._again: set[str] = set()  # that changed while they were worked on
         self._failures: dict[str, int] = {}
+        self._retry: dict[str, tuple[float, int]] = {}  # when, and at which generation it failed
+        self._refused: dict[str, str] = {}  # what the API server would not take
         self._written: dict[str, float] = {}  # when progress was last written
         self._requests = asyncio.Semaphore(PODS_AT_ONCE)
+
+    def wake(self, uid: str) -> None:
+        """Something has changed: look at a run; after a failure not before its time."""
+        at, generation = self._retry.get(uid, (0.0, 0))
+        body = self.cache.runs.get(uid)
+        same = body is not None and body["metadata"].get("generation") == generation
+        self.queue.add(uid, max(0.0, at - time.monotonic()) if same else 0.0)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -98,27 +119,43 @@ class Controller:
             begun = time.monotonic()
             try:
                 await self.reconcile(uid)
-                self._failures.pop(uid, None)
-                self._metrics.reconciled("done", time.monotonic() - begun)
             except Exception as error:
-                failures = self._failures[uid] = self._failures.get(uid, 0) + 1
-                wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 10), LONGEST_WAIT)
-                self.queue.add(uid, wait * random.uniform(0.8, 1.2))
-                conflict = isinstance(error, ApiError) and error.code in (404, 409)
-                self._metrics.reconciled("again" if conflict else "error", 0.0)
-                log.log(
-                    logging.INFO if conflict else logging.WARNING,
-                    "run %s: trying again in %.0f s: %s",
-                    self._name(uid),
-                    wait,
-                    error,
-                    exc_info=None if isinstance(error, ApiError) else error,
-                )
+                self._failed(uid, error)
+            else:
+                self._failures.pop(uid, None)
+                self._retry.pop(uid, None)
+                if self._refused.pop(uid, None) is not None:
+                    self.queue.add(uid)  # to say so
+                self._metrics.reconciled("done", time.monotonic() - begun)
             finally:
                 self._busy.discard(uid)
                 if uid in self._again:
                     self._again.discard(uid)
                     self.queue.add(uid)
+
+    def _failed(self, uid: str, error: Exception) -> None:
+        """Try again later; where the API server refuses, say so in the status soon."""
+        failures = self._failures[uid] = self._failures.get(uid, 0) + 1
+        wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 10), LONGEST_WAIT)
+        wait *= random.uniform(0.8, 1.2)
+        refused = isinstance(error, ApiError) and error.code in REFUSED
+        if refused and self._refused.get(uid) != str(error):
+            self._refused[uid] = str(error)
+            wait = 0.0
+        body = self.cache.runs.get(uid)
+        generation = body["metadata"].get("generation", 0) if body is not None else 0
+        self._retry[uid] = time.monotonic() + wait, generation
+        self.queue.add(uid, wait)
+        conflict = isinstance(error, ApiError) and error.code in (404, 409)
+        self._metrics.reconciled("again" if conflict else "error", 0.0)
+        log.log(
+            logging.INFO if conflict else logging.WARNING,
+            "run %s: trying again in %.0f s: %s",
+            self._name(uid),
+            wait,
+            error,
+            exc_info=None if isinstance(error, ApiError) else error,
+        )
 
     def _name(self, uid: str) -> str:
         body = self.cache.runs.get(uid)
@@ -129,7 +166,8 @@ class Controller:
         body = self.cache.runs.get(uid)
         if body is None:
             self._metrics.forget(uid)
-            self._written.pop(uid, None)
+            for known in (self._written, self._failures, self._retry, self._refused):
+                known.pop(uid, None)
             return
         try:
             run = parse_run(body)
@@ -137,10 +175,11 @@ class Controller:
             log.warning("run %s: not understood: %s", self._name(uid), error)
             return
         now = datetime.now(UTC)
-        plan = decide(self.cache.observe(run), self._settings, now)
+        seen = self.cache.observe(run, self._refused.get(uid, ""))
+        plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
         late = await self._tell(run, plan)
-        await self._carry_out(run, plan)
+        await self._carry_out(seen, plan)
         waits = [late] if late else []
         if plan.again is not None:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
@@ -160,24 +199,39 @@ class Controller:
             {
                 "apiVersion": API_VERSION,
                 "kind": KIND,
-                # With the UID it is refused where another run has the name by now.
-                "metadata": {"name": run.name, "namespace": run.namespace, "uid": run.uid},
+                # Refused where another run has the name by now, or another operator was faster.
+                "metadata": {
+                    "name": run.name,
+                    "namespace": run.namespace,
+                    "uid": run.uid,
+                    "resourceVersion": self.cache.runs[run.uid]["metadata"]["resourceVersion"],
+                },
                 "status": plan.status.model_dump(mode="json", by_alias=True, exclude_none=True),
             }
         )
         self.cache.put_run(answer)
         return None
 
-    async def _carry_out(self, run: Run, plan: Plan) -> None:
+    async def _carry_out(self, seen: Observation, plan: Plan) -> None:
+        run = seen.run
+        known = {(child.kind, child.name): child.uid for child in seen.children}
+        known |= {("Pod", pod.name): pod.uid for pod in seen.pods}
         for body in plan.apply:
-            self._put(await self._api.apply(body), body)
-        await self._all([self._delete("Pod", run, name) for name in plan.delete])
-        await self._all([self._create(body) for body in plan.create])
-        await self._all([self._delete(kind, run, name) for kind, name in plan.remove])
+            if (body["kind"], body["metadata"]["name"]) in known:
+                self._put(await self._api.apply(body), body)
+            else:
+                await self._create(run, body)
+        gone = [("Pod", name) for name in plan.delete]
+        await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
+        await self._all([self._create(run, body) for body in plan.create])
+        await self._all([self._delete(run, *key, known.get(key, "")) for key in plan.remove])
         for event in plan.events:
-            await self._api.create(_event(run, event))
+            try:
+                await self._api.create(_event(run, event))
+            except ApiError as error:  # all that it tells is in the status, too
+                log.warning("run %s: an event is lost: %s", self._name(run.uid), error)
         if plan.delete_run:
-            await self._api.delete(KIND, run.namespace, run.name)
+            await self._api.delete(KIND, run.namespace, run.name, run.uid)
 
     async def _all(self, requests: list[Any]) -> None:
         """Make requests side by side; all of them, also where one fails."""
@@ -191,20 +245,39 @@ class Controller:
             if isinstance(error, BaseException):
                 raise error
 
-    async def _create(self, body: Json) -> None:
+    async def _create(self, run: Run, body: Json) -> None:
+        """Make an object; what is there already must be this run's, or become it."""
         answer = await self._api.create(body)
         if answer is None:
-            meta = body["metadata"]
-            answer = await self._api.get(body["kind"], meta["namespace"], meta["name"])
-        if answer is not None:
-            self._put(answer, body)
+            answer = await self._adopt(run, body)
+        self._put(answer, body)
+
+    async def _adopt(self, run: Run, body: Json) -> Json:
+        kind, meta = body["kind"], body["metadata"]
+        where = kind, meta["namespace"], meta["name"]
+        found = await self._api.get(*where)
+        if found is None:
+            raise ApiError(409, f"{kind} {meta['name']} was there and is gone; trying again")
+        labels = found["metadata"].get("labels") or {}
+        if labels.get(LABEL_MANAGED_BY) != OPERATOR_NAME or labels.get(LABEL_RUN) != run.name:
+            raise ApiError(
+                409, f"{kind} {meta['name']} exists and is not this run's: rename the run, or it"
+            )
+        if labels.get(LABEL_RUN_UID) == run.uid:
+            return found
+        if kind != "PersistentVolumeClaim" or "deletionTimestamp" in found["metadata"]:
+            raise ApiError(409, f"{kind} {meta['name']} of an earlier run is still there")
+        # A volume that was retained: what it asks for cannot be changed, and what is on it is kept.
+        kept = ("labels", "annotations", "ownerReferences")
+        change = {"metadata": {key: meta[key] for key in kept if key in meta}}
+        return await self._api.patch(*where, change)
 
     def _put(self, answer: Json, body: Json) -> None:
         """What was made is known at once, before the watch tells of it."""
         self.cache.put({**answer, "kind": body["kind"]})
 
-    async def _delete(self, kind: str, run: Run, name: str) -> None:
-        await self._api.delete(kind, run.namespace, name)
+    async def _delete(self, run: Run, kind: str, name: str, uid: str) -> None:
+        await self._api.delete(kind, run.namespace, name, uid)
 
 
 def _event(run: Run, event: Event) -> Json:

@@ -58,14 +58,8 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         return _after(seen, now)
     wanted = render.wanted(run, settings)
     leaves = {pod.name for pod in outdated(seen, wanted)}
-    status, losses = record(seen, now, outdated=leaves)
-    if run.spec.suspend:
-        status = status.model_copy(update={"active_since": None})
-    elif status.active_since is None:
-        start = now.replace(microsecond=0)
-        status = status.model_copy(
-            update={"active_since": start, "started": status.started or start}
-        )
+    status, losses = record(seen, now, outdated=leaves, config=wanted.config)
+    status = _times(seen, status, now)
     status = story.progress(seen, status, now)
     end = ending(seen, status, losses, now)
     if end is not None:
@@ -81,10 +75,10 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     apply: list[Json] = []
     remove: list[tuple[str, str]] = []
     if run.spec.suspend:
-        changes = gone(seen)
+        changes = gone(seen, now)
     else:
-        apply, remove = _children(seen, settings, wanted)
-        changes = change(seen, status, settings, wanted, now, story.training(seen, now))
+        apply, remove = _children(seen, settings, wanted, now)
+        changes = change(seen, status, settings, wanted, now, seen.training(now))
     status = story.conditions(seen, status, now)
     return Plan(
         status=_told(run, status),
@@ -97,6 +91,21 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     )
 
 
+def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
+    """The status with when the run became active, and when its first worker began since."""
+    if seen.run.spec.suspend:
+        return status.model_copy(update={"active_since": None, "begun": None})
+    start = now.replace(microsecond=0)
+    begun = [pod.started for pod in seen.workers if pod.started is not None]
+    return status.model_copy(
+        update={
+            "started": status.started or start,
+            "active_since": status.active_since or start,
+            "begun": status.begun or min(begun, default=None),
+        }
+    )
+
+
 def _told(run: Run, status: RunStatus) -> RunStatus | None:
     """The status, if it says anything new."""
     status = status.model_copy(
@@ -106,7 +115,7 @@ def _told(run: Run, status: RunStatus) -> RunStatus | None:
 
 
 def _children(
-    seen: Observation, settings: Settings, wanted: Wanted
+    seen: Observation, settings: Settings, wanted: Wanted, now: datetime
 ) -> tuple[list[Json], list[tuple[str, str]]]:
     """Objects that are missing or other than wanted; and those that nobody needs any more."""
     right = {
@@ -120,7 +129,7 @@ def _children(
             if child is not None and (child.deleting or child.kind == "PersistentVolumeClaim"):
                 continue  # what a claim asks for cannot be changed
             apply.append(one)
-    used = {pod.config for pod in seen.workers if not pod.ended}
+    used = {pod.config for pod in seen.workers if pod.present(now)}
     remove = [
         key
         for key, child in known.items()
@@ -138,7 +147,7 @@ def _after(seen: Observation, now: datetime) -> Plan:
     finished = status.finished or now
     complete = story.holds(status, ConditionType.COMPLETE)
     waits = complete and now < finished + FAREWELL and any(pod.live for pod in seen.workers)
-    changes = Changes() if waits else gone(seen)
+    changes = Changes() if waits else gone(seen, now)
     times = [finished + FAREWELL] if waits else []
     ttl = run.spec.ttl_seconds_after_finished
     due = finished + timedelta(seconds=ttl) if ttl is not None else None

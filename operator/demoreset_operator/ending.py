@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 
 from demoreset_api.status import Cause, ConditionType, RunStatus
 from demoreset_operator.causes import FINAL
-from demoreset_operator.ledger import Loss
-from demoreset_operator.observation import Observation
+from demoreset_operator.ledger import MOST_TEXT, Loss
+from demoreset_operator.observation import STUCK, Observation, Pod
+from demoreset_operator.render import claim_name
 
 # An image that cannot be had, a volume or Secret that is not there: the kubelet tries for ever.
 HOPELESS = (
@@ -66,17 +67,38 @@ def ending(
     if limit is not None and now >= since + timedelta(seconds=limit):
         return _failed("DeadlineExceeded", f"spec.activeDeadlineSeconds ({limit}) are over")
     limit = spec.pending_deadline_seconds
-    begun = any(pod.started for pod in seen.workers) or _has_run(status, since)
-    if limit is not None and not begun and now >= since + timedelta(seconds=limit):
+    if limit is not None and status.begun is None and now >= since + timedelta(seconds=limit):
         return _failed(
             "PendingDeadlineExceeded",
             f"no worker began within spec.pendingDeadlineSeconds ({limit}): {waiting(seen)}",
         )
-    for pod in seen.workers:
-        hopeless = pod.live and pod.reason in HOPELESS and pod.created is not None
-        if hopeless and pod.created is not None and now >= pod.created + HOPE:
-            return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}")
+    if _volume_lost(seen, status):
+        name = claim_name(seen.run)
+        return _failed(
+            "VolumeLost",
+            f"the claim {name} is gone, and with it the checkpoints: apply the run anew to begin "
+            "from the start, or bring the claim back under its name first",
+        )
+    if seen.training(now):
+        return None
+    for pod in seen.pods:
+        if (until := _hope(pod)) is not None and now >= until:
+            return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MOST_TEXT])
     return None
+
+
+def _hope(pod: Pod) -> datetime | None:
+    """Until when a pod that the kubelet cannot start is waited for."""
+    if not pod.live or pod.reason not in HOPELESS or pod.scheduled is None:
+        return None
+    return pod.scheduled + HOPE
+
+
+def _volume_lost(seen: Observation, status: RunStatus) -> bool:
+    """Whether what was learned was on a volume that is no more."""
+    saved = status.checkpoint is not None and status.checkpoint.update is not None
+    own = seen.run.spec.checkpoint.volume.claim is None
+    return saved and own and all(one.kind != "PersistentVolumeClaim" for one in seen.children)
 
 
 def deadlines(seen: Observation, status: RunStatus) -> list[datetime]:
@@ -84,20 +106,22 @@ def deadlines(seen: Observation, status: RunStatus) -> list[datetime]:
     spec, since = seen.run.spec, status.active_since
     limits = (spec.active_deadline_seconds, spec.pending_deadline_seconds)
     found = [since + timedelta(seconds=limit) for limit in limits if since and limit is not None]
-    found += [pod.created + HOPE for pod in seen.workers if pod.created and pod.reason in HOPELESS]
+    found += [until for pod in seen.pods if (until := _hope(pod)) is not None]
+    found += [pod.leaves_at + STUCK for pod in seen.pods if pod.leaves_at is not None]
     return found
 
 
 def waiting(seen: Observation) -> str:
-    """What pods wait for, in Kubernetes' words."""
-    for pod in seen.workers:
-        if pod.live and pod.reason:
-            return f"worker {pod.worker}: {pod.reason}: {pod.message}".removesuffix(": ")
-    return "its pods are being made"
+    """What a run waits for, in Kubernetes' words."""
+    if seen.refused:
+        return seen.refused
+    return next((named(pod) for pod in seen.pods if pod.live and pod.reason), "pods are being made")
 
 
-def _has_run(status: RunStatus, since: datetime) -> bool:
-    return any(attempt.started and attempt.ended > since for attempt in status.attempts)
+def named(pod: Pod) -> str:
+    """A pod and its trouble."""
+    who = "coordinator" if pod.worker is None else f"worker {pod.worker}"
+    return f"{who}: {pod.reason}: {pod.message}".removesuffix(": ")[:MOST_TEXT]
 
 
 def _failed(reason: str, message: str) -> Ending:

@@ -45,7 +45,7 @@ def change(
     _coordinate(seen, settings, wanted, changes)
     # What is learned has changed: members with different rules must not meet in one group. All
     # leave, the last one saves, and the new ones go on from there.
-    others = [pod for pod in seen.workers if pod.config != wanted.config and not pod.ended]
+    others = [pod for pod in seen.workers if pod.config != wanted.config and pod.present(now)]
     if others:
         changes.delete += [pod.name for pod in others if not pod.deleting]
         return changes
@@ -73,11 +73,14 @@ def change(
 
 
 def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, changes: Changes) -> None:
-    """One coordinator, made as the run says now."""
+    """One coordinator, made as the run says now; the old one goes when the new one runs."""
     live = [pod for pod in seen.coordinators if pod.live]
     right = max((pod for pod in live if pod.hash == wanted.coordinator), key=_attempt, default=None)
+    ready = right is not None and right.phase == "Running"
     changes.delete += [
-        pod.name for pod in seen.coordinators if not pod.deleting and pod is not right
+        pod.name
+        for pod in seen.coordinators
+        if not pod.deleting and pod is not right and (ready or not pod.live)
     ]
     if right is None:
         attempt = max(map(_attempt, seen.coordinators), default=0) + 1
@@ -96,10 +99,13 @@ def _roll(
     stale = [index for index, pod in live.items() if pod.name in old]
     if not stale:
         return
-    # A pod that does not train has nothing to lose; the first worker, which writes, comes last.
-    idle = [index for index in stale if live[index].name not in training]
+    # A pod that does not run has nothing to lose; the first worker, which writes, comes last.
+    idle = [index for index in stale if live[index].phase != "Running"]
     whole = len(live) == seen.run.spec.workers.max
-    if not idle and not (whole and all(pod.name in training for pod in live.values())):
+    hindered = [
+        pod for pod in live.values() if pod.name not in training and pod.reason != "Unschedulable"
+    ]
+    if not idle and (hindered or not whole):
         return
     chosen = idle or [max(stale)]
     changes.delete += [live.pop(index).name for index in chosen]
@@ -118,10 +124,10 @@ def _tidy(seen: Observation, changes: Changes) -> None:
             changes.delete.append(pod.name)
 
 
-def gone(seen: Observation) -> Changes:
+def gone(seen: Observation, now: datetime) -> Changes:
     """All pods given back; the coordinator last, for those who leave need it."""
     changes = Changes()
-    workers = [pod for pod in seen.workers if not pod.ended]
+    workers = [pod for pod in seen.workers if pod.present(now)]
     changes.delete += [pod.name for pod in workers if not pod.deleting]
     if not workers:
         changes.delete += [pod.name for pod in seen.coordinators if not pod.deleting]

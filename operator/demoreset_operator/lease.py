@@ -18,6 +18,7 @@ SECONDS = 15  # without a renewal, until another one may take it
 RENEW = 3.0  # between two renewals
 DEADLINE = 10.0  # without one that succeeded, until the holder stops by itself
 RETRY = 1.0  # between two looks of those who wait
+FAREWELL = 2.0  # for giving it back
 
 log = logging.getLogger(__name__)
 
@@ -57,29 +58,32 @@ class Lease:
         self._api, self._namespace, self._name, self._me = api, namespace, name, identity
         self._clock = clock
         self._seen: tuple[Any, float] | None = None  # what it was like, and since when
+        self._renewed = 0.0
         self.held = False
 
     async def acquire(self) -> None:
         """Wait until we hold it."""
-        while not await self._try():
+        while True:
+            begun = self._clock()
+            if await self._try():
+                break
             await asyncio.sleep(RETRY)
-        self.held = True
+        self.held, self._renewed = True, begun
         log.info("%s holds the lease", self._me)
 
     async def keep(self) -> None:
-        """Renew it; returns when it is lost."""
-        renewed = self._clock()
-        while self._clock() - renewed < DEADLINE:
+        """Renew it; returns when it is lost, before another one may take it."""
+        while (left := self._renewed + DEADLINE - self._clock()) > 0:
             begun = self._clock()
             try:
-                async with asyncio.timeout(DEADLINE):
+                async with asyncio.timeout(left):
                     ours = await self._try()
             except TimeoutError:
-                continue
+                break
             if ours is False:
                 break
             if ours:
-                renewed = begun
+                self._renewed = begun
             await asyncio.sleep(RENEW if ours else RETRY)
         self.held = False
         log.error("%s has lost the lease", self._me)
@@ -90,12 +94,13 @@ class Lease:
             return
         self.held = False
         try:
-            lease = await self._api.get("Lease", self._namespace, self._name)
-            if lease is not None and lease["spec"].get("holderIdentity") == self._me:
-                lease["spec"]["holderIdentity"] = ""
-                await self._api.replace(lease)
-        except ApiError as error:
-            log.warning("the lease is not given back: %s", error)
+            async with asyncio.timeout(FAREWELL):
+                lease = await self._api.get("Lease", self._namespace, self._name)
+                if lease is not None and lease["spec"].get("holderIdentity") == self._me:
+                    lease["spec"]["holderIdentity"] = ""
+                    await self._api.replace(lease)
+        except (ApiError, TimeoutError) as error:
+            log.warning("the lease is not given back: %r", error)
 
     async def _try(self) -> bool | None:
         """Take or renew it; whether it is ours now, None where the server did not say."""

@@ -15,6 +15,7 @@ from demoreset_operator.render import worker_name
 
 CALM = timedelta(seconds=60)  # a pod that ran for so long was not in vain
 KEPT = 20  # attempts that the status shows
+MOST_TEXT = 1024  # characters of a message
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,17 @@ class Loss:
     wait: float  # seconds until the next
 
 
-def record(seen: Observation, now: datetime, *, outdated: set[str]) -> tuple[RunStatus, list[Loss]]:
+def record(
+    seen: Observation, now: datetime, *, outdated: set[str], config: str
+) -> tuple[RunStatus, list[Loss]]:
     """The status with all that ended since; and what that was.
 
     Args:
         seen: The run and its pods.
         now: The time.
         outdated: Names of pods that the operator replaces, or takes away: they do not fail.
+        config: What workers are to learn now; what one that learned otherwise ended with says
+            nothing of it.
     """
     run, status = seen.run, seen.run.status
     places = {place.worker: place for place in status.places}
@@ -48,13 +53,14 @@ def record(seen: Observation, now: datetime, *, outdated: set[str]) -> tuple[Run
             ended = known.get(number)
             if number <= place.ended or (ended is not None and ended.live):
                 continue
-            why, place = _judge(ended, place, now, run.spec.restart, outdated, seen)
+            why, place = _judge(ended, place, now, seen, outdated, config)
             if why is not None:
                 entry = _attempt(seen, ended, index, number, why, now)
                 attempts.append(entry)
-                restarts = Restarts(
-                    total=restarts.total + 1, counted=restarts.counted + entry.counts
-                )
+                if why.cause is not Cause.REPLACED:
+                    restarts = Restarts(
+                        total=restarts.total + 1, counted=restarts.counted + entry.counts
+                    )
                 wait = (place.not_before - now).total_seconds() if place.not_before else 0.0
                 losses.append(Loss(entry, wait))
             place = place.model_copy(update={"ended": number})
@@ -67,7 +73,10 @@ def record(seen: Observation, now: datetime, *, outdated: set[str]) -> tuple[Run
                 }
             )
         places[index] = place
-    kept = [places[index] for index in sorted(pods) if places[index].attempt]
+    for index in set(places) - set(pods):  # of a larger group; names must not come again
+        gone = max([places[index].attempt, *(p.attempt for p in seen.workers if p.worker == index)])
+        places[index] = Place(worker=index, attempt=gone, ended=gone)
+    kept = [places[index] for index in sorted(places) if places[index].attempt]
     return (
         status.model_copy(
             update={"places": kept, "attempts": attempts[-KEPT:], "restarts": restarts}
@@ -80,27 +89,28 @@ def _judge(
     pod: Pod | None,
     place: Place,
     now: datetime,
-    limits: Restart,
-    outdated: set[str],
     seen: Observation,
+    outdated: set[str],
+    config: str,
 ) -> tuple[Verdict | None, Place]:
     """Why it ended, None where nobody need be told; and when the next may start."""
     why = verdict(pod) if pod is not None else Verdict(Cause.DELETED, "the pod was deleted")
-    if seen.run.spec.suspend and why.cause in (Cause.DELETED, Cause.DRAINED):
-        return None, place.model_copy(update={"failures": 0, "not_before": None})
-    if pod is not None and pod.name in outdated and why.cause in (Cause.DELETED, Cause.DRAINED):
-        said = "replaced by one that is made as the run's spec says now"
-        return Verdict(Cause.REPLACED, said), place.model_copy(
-            update={"failures": 0, "not_before": None}
-        )
-    ran = now - pod.started if pod is not None and pod.started else timedelta(0)
+    at_ease = place.model_copy(update={"failures": 0, "not_before": None})
+    left = why.cause in (Cause.DELETED, Cause.DRAINED)
+    if seen.run.spec.suspend and left:
+        return None, at_ease
+    if pod is not None:
+        past = why.cause in (Cause.DONE, Cause.BUDGET_SPENT) and pod.config != config
+        if past or (left and pod.name in outdated):
+            return Verdict(Cause.REPLACED, "replaced by one that is as the spec says now"), at_ease
+    if left:  # somebody else's doing, and no sign of trouble
+        return why, place.model_copy(update={"not_before": None})
+    assert pod is not None
+    ran = (pod.finished or now) - pod.started if pod.started else timedelta(0)
     failures = 1 if ran > CALM else place.failures + 1
-    wait = back_off(failures, limits)
+    wait = timedelta(seconds=back_off(failures, seen.run.spec.restart))
     return why, place.model_copy(
-        update={
-            "failures": failures,
-            "not_before": now + timedelta(seconds=wait) if wait else None,
-        }
+        update={"failures": failures, "not_before": now + wait if wait else None}
     )
 
 
@@ -123,7 +133,7 @@ def _attempt(
         cause=why.cause,
         counts=why.counts,
         exit_code=pod.exit_code if pod is not None else None,
-        message=why.message,
+        message=why.message[:MOST_TEXT],
         update=training.update if training is not None else None,
         started=pod.started if pod is not None else None,
         ended=now,

@@ -96,38 +96,34 @@ async def operate(options: argparse.Namespace) -> int:
     identity = os.environ.get(ENV_POD_NAME, socket.gethostname())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+
+    listen()
     metrics, cache = Metrics(), Cache()
     api = Api(metrics.requested)
     await api.connect()
     settings = Settings(options.trainer_image, options.trainer_pull_policy, own)
     controller = Controller(api, cache, settings, metrics)
-    watch = Watch(
-        api, cache, controller.queue.add, options.namespaces, home(options.namespaces, own)
-    )
+    where = home(options.namespaces, own)
+    watch = Watch(api, cache, controller.wake, options.namespaces, where, listen)
+    poll = Poll(cache, controller.wake)
     lease = Lease(api, own, LEASE, identity)
-    runner = await serve(
-        options.port,
-        metrics,
-        alive=lambda: watch.deaf() if lease.held else None,
-        ready=lambda: None,
-    )
-    try:
-        await _until(stop, lease.acquire())
-        if not lease.held:
-            return 0
-        metrics.leader.set(1)
+    runner = await serve(options.port, metrics, lambda: watch.deaf() if lease.held else None)
+
+    async def act() -> None:
+        """Nothing is decided before all is known."""
         await watch.fill()
         log.info(
             "watching %s; %d runs",
             ", ".join(options.namespaces) or "all namespaces",
             len(cache.runs),
         )
-        poll = Poll(cache, controller.queue.add)
+        await poll.round()
         await _until(
             stop,
-            lease.keep(),
             watch.run(stop),
             watch.refill(),
             watch.beat(),
@@ -135,7 +131,14 @@ async def operate(options: argparse.Namespace) -> int:
             poll.run(),
             _measure(controller, metrics),
         )
-        return 0 if lease.held else 1
+
+    try:
+        await _until(stop, lease.acquire())
+        if not lease.held:
+            return 0
+        metrics.leader.set(1)
+        await _until(stop, lease.keep(), act())
+        return 0 if stop.is_set() else 1
     finally:
         await lease.release()
         await runner.cleanup()

@@ -1,21 +1,25 @@
 """What the operator sees of a run, as plain values, parsed once at the edge."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from demoreset_api.names import (
     ANNOTATION_CONFIG,
     ANNOTATION_HASH,
+    API_VERSION,
     COMPONENT_COORDINATOR,
+    KIND,
     LABEL_ATTEMPT,
     LABEL_COMPONENT,
     LABEL_WORKER,
 )
 from demoreset_api.spec import DemoResetRun, RunSpec
 from demoreset_api.status import RunStatus
+from demoreset_operator.said import Told
 
 Json = dict[str, Any]
+STUCK = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Run:
     def reference(self) -> Json:
         """An object reference to it, for events."""
         return {
-            "apiVersion": "demoreset.dev/v1alpha1",
-            "kind": "DemoResetRun",
+            "apiVersion": API_VERSION,
+            "kind": KIND,
             "name": self.name,
             "namespace": self.namespace,
             "uid": self.uid,
@@ -48,9 +52,10 @@ class Run:
 class Pod:
     """A pod of a run.
 
-    worker: its number; None for a coordinator. phase: Kubernetes' own. reason: of the pod, or of
-    what its container waits for. disruption: why Kubernetes itself ended it. message: for people.
-    last_words: the container's termination message.
+    worker: its number; None for a coordinator. phase: Kubernetes' own. scheduled: onto a node.
+    leaves_at: when a deleted pod's grace is over. reason: of the pod, or of what its container
+    waits for. disruption: why Kubernetes itself ended it. message: for people. last_words: the
+    container's termination message.
     """
 
     name: str
@@ -61,9 +66,11 @@ class Pod:
     phase: str = "Pending"
     ip: str | None = None
     node: str | None = None
-    created: datetime | None = None
+    scheduled: datetime | None = None
     started: datetime | None = None
-    deleting: bool = False
+    finished: datetime | None = None
+    leaves_at: datetime | None = None
+    uid: str = ""
     reason: str = ""
     message: str = ""
     disruption: str = ""
@@ -78,17 +85,21 @@ class Pod:
         return self.phase in ("Succeeded", "Failed")
 
     @property
+    def deleting(self) -> bool:
+        """Whether it was told to end."""
+        return self.leaves_at is not None
+
+    @property
     def live(self) -> bool:
         """Whether it trains, or is going to."""
         return not self.ended and not self.deleting
 
+    def present(self, now: datetime) -> bool:
+        """Whether it may still do something: what is stuck on a dead node does not.
 
-@dataclass(frozen=True)
-class Told:
-    """What a worker's /status said, and when."""
-
-    at: datetime
-    content: Json
+        Should it come back, its life's order keeps it from doing harm (docs/elastic.md).
+        """
+        return not self.ended and not (self.leaves_at is not None and now > self.leaves_at + STUCK)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class Child:
     kind: str
     name: str
     hash: str
+    uid: str = ""
     deleting: bool = False
 
 
@@ -105,18 +117,28 @@ class Child:
 class Observation:
     """All that a decision may depend on.
 
-    told: by pod name. gone: names of pods of this run that vanished without having ended.
+    told: what workers said, by pod name. refused: what the API server said of the latest request
+    that it would not take.
     """
 
     run: Run
     pods: tuple[Pod, ...] = ()
     children: tuple[Child, ...] = ()
     told: dict[str, Told] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def workers(self) -> list[Pod]:
         """Pods of workers."""
         return [pod for pod in self.pods if pod.worker is not None]
+
+    def training(self, now: datetime) -> set[str]:
+        """Names of pods whose worker trains: it said so lately."""
+        return {
+            pod.name
+            for pod in self.workers
+            if pod.live and pod.name in self.told and self.told[pod.name].trains(now)
+        }
 
     @property
     def coordinators(self) -> list[Pod]:
@@ -149,7 +171,9 @@ def parse_pod(body: Json) -> Pod:
     """A pod as the API server has it."""
     meta, status = body["metadata"], body.get("status") or {}
     labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
-    container: Json = next(iter(status.get("containerStatuses") or []), {})
+    component = labels.get(LABEL_COMPONENT)
+    own = "coordinator" if component == COMPONENT_COORDINATOR else "worker"  # not a sidecar
+    container: Json = _named(own, status.get("containerStatuses") or [])
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
     waiting = state.get("waiting") or {}
@@ -160,9 +184,7 @@ def parse_pod(body: Json) -> Pod:
     if not reason and scheduled.get("status") == "False":
         reason, message = scheduled.get("reason", ""), scheduled.get("message", "")
     disruption = conditions.get("DisruptionTarget") or {}
-    limits = body["spec"]["containers"][0].get("resources", {}).get("limits") or {}
-    started = (state.get("running") or ended).get("startedAt")
-    component = labels.get(LABEL_COMPONENT)
+    limits = _named(own, body["spec"]["containers"]).get("resources", {}).get("limits") or {}
     return Pod(
         name=meta["name"],
         worker=None if component == COMPONENT_COORDINATOR else int(labels[LABEL_WORKER]),
@@ -172,9 +194,13 @@ def parse_pod(body: Json) -> Pod:
         phase=status.get("phase", "Pending"),
         ip=status.get("podIP"),
         node=body["spec"].get("nodeName"),
-        created=parse_time(meta["creationTimestamp"]),
-        started=parse_time(started) if started else None,
-        deleting="deletionTimestamp" in meta,
+        scheduled=_time(scheduled.get("lastTransitionTime"))
+        if scheduled.get("status") == "True"
+        else None,
+        started=_time((state.get("running") or ended).get("startedAt")),
+        finished=_time(ended.get("finishedAt")),
+        leaves_at=_time(meta.get("deletionTimestamp")),
+        uid=meta["uid"],
         reason=reason,
         message=message,
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
@@ -192,8 +218,17 @@ def parse_child(body: Json) -> Child:
         kind=body["kind"],
         name=meta["name"],
         hash=(meta.get("annotations") or {}).get(ANNOTATION_HASH, ""),
+        uid=meta["uid"],
         deleting="deletionTimestamp" in meta,
     )
+
+
+def _named(name: str, containers: list[Json]) -> Json:
+    return next((one for one in containers if one["name"] == name), {})
+
+
+def _time(text: str | None) -> datetime | None:
+    return parse_time(text) if text else None
 
 
 def parse_time(text: str) -> datetime:

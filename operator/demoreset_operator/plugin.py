@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from demoreset_api.names import COMPONENT_WORKER, GROUP, LABEL_COMPONENT, LABEL_RUN_UID, PLURAL
+from demoreset_api.spec import Retention
 from demoreset_operator.observation import Run, parse_run
 from demoreset_operator.render import DATA, claim_name
 from demoreset_operator.why import why
@@ -138,9 +139,15 @@ def _fetch(options: argparse.Namespace) -> None:
 
 def _branch(options: argparse.Namespace) -> None:
     body, run = _read(options)
+    volume = run.spec.checkpoint.volume
+    if volume.claim is None and volume.retention is Retention.DELETE:
+        raise PluginError(
+            f"{run.name}'s volume goes with it (spec.checkpoint.volume.retention: Delete), and the "
+            "new run would lose it, too"
+        )
     spec = {key: value for key, value in body["spec"].items() if key != "suspend"}
-    volume = {"claim": claim_name(run)}
-    spec["checkpoint"] = {**spec.get("checkpoint", {}), "volume": volume}
+    shared = {"claim": claim_name(run)}
+    spec["checkpoint"] = {**spec.get("checkpoint", {}), "volume": shared}
     for change in options.set:
         _change(spec, change)
     made = {
@@ -218,7 +225,12 @@ class _Reader:
             )
         self._pod, self._made = f"{self._run.name}-reader", True
         _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
-        _kubectl(self._options, "wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=2m")
+        wait = ("wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=2m")
+        try:
+            _kubectl(self._options, *wait)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

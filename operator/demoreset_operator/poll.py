@@ -1,16 +1,16 @@
 """Asks the workers how it goes: trainers never call the operator, and hold no credentials."""
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 
 from demoreset_api.names import METRICS_PORT
 from demoreset_operator.cache import Cache
 from demoreset_operator.observation import Pod
+from demoreset_operator.said import read
 
 EVERY = 5.0  # seconds between two questions to a worker
 MOST_PER_SECOND = 50.0  # questions: with more workers each is asked less often
@@ -35,40 +35,46 @@ class Poll:
 
     async def run(self) -> None:
         """Ask until cancelled."""
+        while True:
+            asked = await self.round()
+            await asyncio.sleep(max(EVERY, asked / MOST_PER_SECOND))
+
+    async def round(self) -> int:
+        """Ask all of them once; how many there were."""
+        asked = [
+            (uid, pod)
+            for uid in list(self._cache.runs)
+            for pod in self._cache.pods(uid)
+            if pod.worker is not None and pod.live and pod.phase == "Running" and pod.ip
+        ]
+        # Words hold until the round after the next has ended.
+        holds = timedelta(seconds=3 * max(EVERY, len(asked) / MOST_PER_SECOND) + 15)
         async with aiohttp.ClientSession(timeout=PATIENCE) as session:
-            while True:
-                asked = [
-                    (uid, pod)
-                    for uid in list(self._cache.runs)
-                    for pod in self._cache.pods(uid)
-                    if pod.worker is not None and pod.live and pod.phase == "Running" and pod.ip
-                ]
-                pause = asyncio.sleep(max(EVERY, len(asked) / MOST_PER_SECOND))
-                await asyncio.gather(pause, *(self._ask(session, *one) for one in asked))
+            await asyncio.gather(*(self._ask(session, uid, pod, holds) for uid, pod in asked))
+        for uid in {uid for uid, _ in asked}:
+            self._changed(uid)
+        return len(asked)
 
-    async def _ask(self, session: aiohttp.ClientSession, uid: str, pod: Pod) -> None:
+    async def _ask(
+        self, session: aiohttp.ClientSession, uid: str, pod: Pod, holds: timedelta
+    ) -> None:
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
+        url = f"http://{host}:{METRICS_PORT}/status"
         try:
-            async with (
-                self._free,
-                session.get(f"http://{host}:{METRICS_PORT}/status") as response,
-            ):
+            async with self._free, session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
-                raw = await response.content.read(MOST_BYTES)
-            content = _checked(raw)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            log.debug("pod %s: no status: %s", pod.name, error or type(error).__name__)
+                words = read(await _body(response))
+        except Exception as error:  # whatever a pod answers, the operator goes on
+            log.debug("pod %s: no status: %r", pod.name, error)
         else:
-            self._cache.tell(uid, pod.name, datetime.now(UTC), content)
-        self._changed(uid)
+            self._cache.tell(uid, pod.name, words, datetime.now(UTC), holds)
 
 
-def _checked(raw: bytes) -> dict[str, object]:
-    content = json.loads(raw)
-    if not isinstance(content, dict) or "worldSize" not in content:
-        raise ValueError("not a worker's status")
-    if "update" in content and not all(
-        isinstance(content.get(part), dict) for part in ("curriculum", "training", "checkpoint")
-    ):
-        raise ValueError("not a worker's status")
-    return content
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """All of an answer."""
+    raw = b""
+    async for part in response.content.iter_any():
+        raw += part
+        if len(raw) > MOST_BYTES:
+            raise ValueError("too long for a status")
+    return raw

@@ -40,8 +40,8 @@ NOT_CONFIG = {
     "pendingDeadlineSeconds",
     "managedBy",
     "restart",
-    "workers",
 }
+CONFIG_OF_WORKERS = {"membersPerWorker", "gpus", "collectives"}
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,21 @@ def digest(content: Any) -> str:
 
 
 def config(run: Run) -> Json:
-    """The run file that workers read."""
-    spec = run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    workers = {key: spec["workers"][key] for key in ("membersPerWorker",) if key in spec["workers"]}
+    """The run file that workers read: what is other than the defaults.
+
+    So a field that a later version adds changes nothing for runs that do not use it, and an older
+    image of the trainer does not meet a field that it does not know.
+    """
+    spec = run.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     kept = {key: value for key, value in spec.items() if key not in NOT_CONFIG}
-    kept["checkpoint"] = {k: v for k, v in spec["checkpoint"].items() if k != "volume"}
-    kept["workers"] = {
-        **workers,
-        "gpus": spec["workers"]["gpus"],
-        "collectives": spec["workers"]["collectives"],
+    parts = {
+        "checkpoint": {k: v for k, v in spec.get("checkpoint", {}).items() if k != "volume"},
+        "workers": {k: v for k, v in spec.get("workers", {}).items() if k in CONFIG_OF_WORKERS},
     }
+    for key, part in parts.items():
+        kept.pop(key, None)
+        if part:
+            kept[key] = part
     if run.spec.demo.path is not None:
         kept["demo"] = {**spec["demo"], "path": f"{DATA}/{run.spec.demo.path.lstrip('/')}"}
     return {
@@ -233,7 +238,8 @@ def network_policy(run: Run, settings: Settings) -> Json:
 
 
 def disruption_budget(run: Run) -> Json:
-    """Drains take one worker at a time; the others go on."""
+    """Drains leave as many workers as the run needs to train, and one where it has several."""
+    workers = run.spec.workers
     return _object(
         run,
         "policy/v1",
@@ -241,7 +247,8 @@ def disruption_budget(run: Run) -> Json:
         run.name,
         COMPONENT_WORKER,
         spec={
-            "maxUnavailable": 1,
+            "minAvailable": max(1, min(workers.min, workers.max - 1)),
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {
                 "matchLabels": {LABEL_RUN_UID: run.uid, LABEL_COMPONENT: COMPONENT_WORKER}
             },
@@ -266,6 +273,7 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
             "requests": {"cpu": "10m", "memory": "48Mi"},
             "limits": {"memory": "128Mi"},
         },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     spec = {
@@ -312,6 +320,7 @@ def worker(run: Run, settings: Settings, index: int, attempt: int) -> Json:
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # a crash before it can say anything
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG, "readOnly": True},
             {"name": "data", "mountPath": DATA},

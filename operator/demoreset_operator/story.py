@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Literal
 
 from demoreset_api.status import (
     CheckpointStatus,
@@ -14,29 +15,17 @@ from demoreset_api.status import (
     WorkersStatus,
 )
 from demoreset_operator import render
-from demoreset_operator.ending import waiting
-from demoreset_operator.observation import Json, Observation, Told
-
-FRESH = timedelta(seconds=30)  # that what a worker said holds
-
-
-def training(seen: Observation, now: datetime) -> set[str]:
-    """Names of pods whose worker trains: it said so lately."""
-    return {
-        pod.name
-        for pod in seen.workers
-        if pod.live
-        and (told := seen.told.get(pod.name)) is not None
-        and now - told.at <= FRESH
-        and "update" in told.content
-    }
+from demoreset_operator.ending import named, waiting
+from demoreset_operator.ledger import MOST_TEXT
+from demoreset_operator.observation import Json, Observation
+from demoreset_operator.said import Told
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with what the workers said."""
-    ready = training(seen, now)
+    ready = seen.training(now)
     told = [seen.told[name] for name in ready]
-    latest = max(told, key=lambda one: one.content["update"], default=None)
+    latest = max(told, key=lambda one: one.said.update or 0, default=None)
     live = [pod for pod in seen.workers if pod.live]
     wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
     workers = WorkersStatus(
@@ -45,8 +34,8 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         ready=len(ready),
         shown=f"{len(ready)}/{wanted}",
         selector=render.selector(seen.run),
-        members=latest.content["worldSize"] if latest else 0,
-        generation=latest.content["generation"] if latest else status.workers.generation,
+        members=latest.said.world_size if latest else 0,
+        generation=latest.said.generation if latest else status.workers.generation,
     )
     changes: Json = {"workers": workers}
     if latest is not None and _newer(latest, status):
@@ -55,42 +44,42 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
 
 
 def _newer(told: Told, status: RunStatus) -> bool:
-    known = status.training.update if status.training is not None else -1
-    return bool(told.content["update"] != known)
+    return status.training is None or told.said.update != status.training.update
 
 
 def _told(told: Told, status: RunStatus) -> Json:
-    content = told.content
-    where, how, kept = content["curriculum"], content["training"], content["checkpoint"]
+    said = told.said
+    where, how, kept = said.curriculum, said.training, said.checkpoint
+    assert where is not None, "read() sees to it"
     before = status.curriculum
-    moved = before is None or before.start_frame != where["startFrame"]
+    stands = before is not None and before.start_frame == where.start_frame
     curriculum = CurriculumStatus(
-        start_frame=where["startFrame"],
-        demo_frames=where["demoFrames"],
-        progress=f"{where['progress']:.0%}",
-        success_rate=_short(where["successRate"]),
-        goal_rate=_short(where["goalRate"]),
-        last_move=told.at if moved or before is None else before.last_move,
+        start_frame=where.start_frame,
+        demo_frames=where.demo_frames,
+        progress=f"{where.progress:.0%}",
+        success_rate=_short(where.success_rate),
+        goal_rate=_short(where.goal_rate),
+        last_move=before.last_move if before is not None and stands else told.at,
     )
     learning = TrainingStatus(
-        frames=content["frames"],
-        update=content["update"],
-        seconds=round(content["seconds"], 1),
-        frames_per_second=_short(how["framesPerSecond"], 0),
-        score_mean=_short(how["scoreMean"]),
-        score_max=_short(how["scoreMax"]),
-        entropy=_short(how["entropy"]),
-        learning_rate=how["learningRate"],
-        eta_seconds=_short(how["etaSeconds"], 0),
+        frames=said.frames,
+        update=said.update or 0,
+        seconds=round(said.seconds, 1),
+        frames_per_second=_short(how.frames_per_second, 0),
+        score_mean=_short(how.score_mean),
+        score_max=_short(how.score_max),
+        entropy=_short(how.entropy),
+        learning_rate=how.learning_rate,
+        eta_seconds=_short(how.eta_seconds, 0),
     )
     changes: Json = {"curriculum": curriculum, "training": learning}
-    if kept["update"] is not None or kept["error"] is not None:
-        age = kept["ageSeconds"]
+    if kept.update is not None or kept.error is not None:
+        age = None if kept.age_seconds is None else timedelta(seconds=kept.age_seconds)
         changes["checkpoint"] = CheckpointStatus(
-            update=kept["update"],
-            time=(told.at - timedelta(seconds=age)).replace(microsecond=0) if age else None,
-            bytes=kept["bytes"],
-            error=kept["error"],
+            update=kept.update,
+            time=None if age is None else (told.at - age).replace(microsecond=0),
+            bytes=kept.bytes,
+            error=None if kept.error is None else kept.error[:MOST_TEXT],
         )
     return changes
 
@@ -101,11 +90,11 @@ def _short(value: float | None, digits: int = 3) -> float | None:
 
 def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The conditions of a run that is not over."""
-    ready = training(seen, now)
-    told = [seen.told[name].content for name in ready]
+    ready = seen.training(now)
+    told = [seen.told[name].said for name in ready]
     made: list[tuple[ConditionType, bool, str, str]] = []
     if seen.run.spec.suspend:
-        left = [pod for pod in seen.workers if not pod.ended]
+        left = [pod for pod in seen.workers if pod.present(now)]
         made.append((ConditionType.RUNNING, False, "Suspended", "spec.suspend is true"))
         if left:
             said = f"{len(left)} pods save and leave"
@@ -114,11 +103,17 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
             said = "no pods; spec.suspend: false goes on from the checkpoint"
             made.append((ConditionType.SUSPENDED, True, "Suspended", said))
     else:
-        made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready)))
+        # An operator that has just begun has asked nobody yet: that is no news.
+        unasked = any(
+            pod.live and pod.phase == "Running" and pod.name not in seen.told
+            for pod in seen.workers
+        )
+        if ready or not (unasked and holds(status, ConditionType.RUNNING)):
+            made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready, now)))
         if find(status, ConditionType.SUSPENDED) is not None:
             made.append((ConditionType.SUSPENDED, False, "Resumed", "spec.suspend is false"))
     if told:
-        stalled = any(one["training"]["stalled"] for one in told)
+        stalled = any(one.training.stalled for one in told)
         said = "all remedies of spec.stall were tried in vain" if stalled else "it learns"
         if stalled or find(status, ConditionType.STALLED) is not None:
             made.append((ConditionType.STALLED, stalled, "Plateau" if stalled else "Moves", said))
@@ -132,22 +127,28 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
     return status
 
 
-def _running(seen: Observation, status: RunStatus, ready: set[str]) -> tuple[str, str]:
+def _running(
+    seen: Observation, status: RunStatus, ready: set[str], now: datetime
+) -> tuple[str, str]:
     """Reason and message of the condition Running."""
-    count = seen.run.spec.workers.max
-    lacking = [pod for pod in seen.workers if pod.live and pod.name not in ready and pod.reason]
-    for pod in lacking:
-        said = f"worker {pod.worker}: {pod.reason}: {pod.message}".removesuffix(": ")
-        if ready:
-            return "Training", f"fewer than {count} workers train; {said}"
-        return pod.reason if pod.reason.isalnum() else "Waiting", said
+    lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
+    trouble = seen.refused or next(map(named, lacking), "")
+    if len(ready) == seen.run.spec.workers.max:
+        return "Training", "all workers train"
     if ready:
-        return "Training", f"{count} workers wanted" if len(ready) < count else "all workers train"
-    held = [place for place in status.places if place.not_before is not None]
+        return "Training", "fewer workers train than are wanted" + (trouble and f"; {trouble}")
+    if seen.refused:
+        return "Refused", seen.refused
+    if lacking:
+        return lacking[0].reason if lacking[0].reason.isalnum() else "Waiting", trouble
+    held = [place for place in status.places if place.not_before and place.not_before > now]
     if held and not any(pod.live for pod in seen.workers):
         last = status.attempts[-1]
         said = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
-        return "BackOff", f"waiting before the next try; {said}"
+        return "BackOff", f"waiting before the next try; {said}"[:MOST_TEXT]
+    still = [pod for pod in seen.workers if pod.live and seen.told.get(pod.name)]
+    if any(seen.told[pod.name].said.update for pod in still):
+        return "NoUpdates", "workers answer, and have done no update for a while"
     if any(pod.started and pod.live for pod in seen.workers):
         return "Starting", "workers load the demonstration and meet one another"
     return "Creating", waiting(seen)
@@ -164,11 +165,11 @@ def put(
 ) -> RunStatus:
     """The status with a condition; its time changes with its status alone."""
     before = find(status, kind)
-    text = "True" if value else "False"
+    text: Literal["True", "False"] = "True" if value else "False"
     since = before.last_transition_time if before and before.status == text else now
     made = Condition(
         type=kind,
-        status="True" if value else "False",
+        status=text,
         reason=reason,
         message=message,
         last_transition_time=since.replace(microsecond=0),
@@ -226,6 +227,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             ],
             status.started,
             status.active_since,
+            status.begun is None,
             status.observed_generation,
         )
 

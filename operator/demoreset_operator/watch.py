@@ -17,6 +17,7 @@ from demoreset_api.names import (
     GROUP,
     KIND,
     LABEL_MANAGED_BY,
+    LABEL_RUN,
     OPERATOR_NAME,
     PLURAL,
     VERSION,
@@ -35,6 +36,7 @@ CHILDREN = (
     "PodDisruptionBudget",
 )
 RESYNC = 300.0  # seconds between two lists of everything
+SETTLED = 15.0  # until the watches have told all that there was
 BEAT, DEAF = 30.0, 120.0  # seconds between heartbeats, and without one that came back
 HEARTBEAT = "demoreset-operator-heartbeat"
 
@@ -50,6 +52,7 @@ class Watch:
         changed: Told the run of every change.
         namespaces: That are watched; none: all.
         home: Namespace of the heartbeat; one that is watched.
+        listen: Takes the signals back that kopf has taken.
     """
 
     def __init__(
@@ -59,14 +62,17 @@ class Watch:
         changed: Callable[[str], None],
         namespaces: Sequence[str],
         home: str,
+        listen: Callable[[], None],
     ) -> None:
-        self._api, self._cache, self._changed = api, cache, changed
+        self._api, self._cache, self._changed, self._listen = api, cache, changed, listen
         self._namespaces, self._home = list(namespaces), home
         self._heard = time.monotonic()
-        self._deleted: set[str] = set()  # UIDs, while everything is listed
+        self._kinds: set[str] = set()  # of which a watch has told
+        self._mute: set[str] = set()  # of which it should have
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until told to stop."""
+        self._heard = time.monotonic()
         settings = kopf.OperatorSettings()
         settings.scanning.disabled = True  # a Role is enough
         settings.posting.enabled = False
@@ -86,44 +92,46 @@ class Watch:
         where: Json = (
             {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
         )
-        await kopf.operator(
+        where["identity"] = OPERATOR_NAME  # else it asks for the user's name, which need not exist
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=registry, settings=settings, standalone=True, stop_flag=stop, **where
         )
+        self._listen()
+        await kopf.run_tasks(tasks, ignored=others)  # else it waits for what is not its own
 
     async def _on_run(self, event: Any, **_: Any) -> None:
-        self._saw(event)
+        self._kinds.add(KIND)
         gone = event["type"] == "DELETED"
         self._changed(self._cache.put_run(dict(event["object"]), gone=gone))
 
     async def _on_child(self, event: Any, param: Any = None, **_: Any) -> None:
-        self._saw(event)
+        self._kinds.add(param)
         body = {**event["object"], "kind": param}
-        if body["metadata"]["name"] == HEARTBEAT:
+        meta = body["metadata"]
+        if meta["name"] == HEARTBEAT:
             self._heard = time.monotonic()
         gone = event["type"] == "DELETED"
-        if (uid := self._cache.put(body, gone=gone)) is not None:
-            self._changed(uid)
-
-    def _saw(self, event: Any) -> None:
-        if event["type"] == "DELETED":
-            self._deleted.add(event["object"]["metadata"]["uid"])
+        if (uid := self._cache.put(body, gone=gone)) is None:
+            return
+        self._changed(uid)
+        if gone:  # a new run of the same name may have waited for this
+            name = meta["labels"].get(LABEL_RUN, "")
+            if (other := self._cache.named(meta["namespace"], name)) not in (None, uid):
+                self._changed(str(other))
 
     async def fill(self) -> None:
         """List everything: what is not there any more is forgotten."""
-        self._deleted.clear()
         known = self._cache.identities()
         listed: set[str] = set()
-        for kind in (*CHILDREN, KIND):
+        for kind in (KIND, *CHILDREN):
             for namespace in self._namespaces or [""]:
                 selector = OURS if kind != KIND else ""
                 async for body in self._api.list(kind, namespace, selector):
-                    body["kind"] = kind
-                    uid = body["metadata"]["uid"]
-                    listed.add(uid)
-                    if uid in self._deleted:
-                        continue
+                    listed.add(body["metadata"]["uid"])
+                    self._mute.add(kind)
                     put = self._cache.put_run if kind == KIND else self._cache.put
-                    if (run := put(body)) is not None:
+                    if (run := put({**body, "kind": kind})) is not None:
                         self._changed(run)
         for uid in known - listed:
             if (run := self._cache.forget(uid)) is not None:
@@ -132,9 +140,13 @@ class Watch:
 
     async def refill(self) -> None:
         """List everything again and again; soon after the start, when the watches have begun."""
-        wait = 10.0
+        wait = SETTLED
         while True:
             await asyncio.sleep(wait)
+            self._mute -= self._kinds
+            if self._mute:  # kopf looks once for what can be watched
+                log.error("no watch tells of %s", ", ".join(sorted(self._mute)))
+                self._heard = float("-inf")
             try:
                 await self.fill()
                 wait = RESYNC
@@ -158,13 +170,14 @@ class Watch:
                 await self._api.apply(body)
             except ApiError as error:
                 log.warning("no heartbeat: %s", error)
-                self._heard = max(self._heard, time.monotonic() - BEAT)  # not the watch's fault
+                if self._heard > 0:
+                    self._heard = max(self._heard, time.monotonic() - BEAT)  # not a watch's fault
             await asyncio.sleep(BEAT)
 
     def deaf(self) -> str | None:
         """Why the watches count as dead; None while they live."""
         silent = time.monotonic() - self._heard
-        return f"no heartbeat came back for {silent:.0f} s" if silent > DEAF else None
+        return f"no sign of life from the watches for {silent:.0f} s" if silent > DEAF else None
 
 
 def home(namespaces: Sequence[str], own: str) -> str:

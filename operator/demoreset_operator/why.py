@@ -19,6 +19,10 @@ DO = {
     "ErrImagePull": "Correct spec.workers.image or imagePullSecrets.",
     "ImagePullBackOff": "Correct spec.workers.image or imagePullSecrets.",
     "ErrImageNeverPull": "The image must be on the nodes, or imagePullPolicy another one.",
+    "Refused": "Mend what the message names; the operator tries again by itself.",
+    "VolumeLost": "Apply it anew to begin from the start.",
+    "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`); a worker that hangs is "
+    "replaced by itself.",
     "Plateau": "Film it where it stands (`demoreset video --from FRAME`), then branch from a "
     "checkpoint with other settings.",
     "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",
@@ -35,7 +39,7 @@ def why(run: Run, now: datetime) -> str:
     status = run.status
     said = [_stands(run, status)]
     for found in status.conditions:
-        if _speaks(found, status.phase):
+        if _speaks(found, status):
             said.append(f"{found.reason}: {found.message.rstrip('.')}.")
             if found.reason in DO:
                 said.append(DO[found.reason].format(name=run.name))
@@ -44,7 +48,7 @@ def why(run: Run, now: datetime) -> str:
     return " ".join(said)
 
 
-def _speaks(found: Condition, phase: Phase) -> bool:
+def _speaks(found: Condition, status: RunStatus) -> bool:
     """Whether a condition is worth a sentence now."""
     match found.type:
         case ConditionType.FAILED | ConditionType.STALLED:
@@ -52,8 +56,8 @@ def _speaks(found: Condition, phase: Phase) -> bool:
         case ConditionType.CHECKPOINT_READY:
             return found.status == "False"
         case ConditionType.RUNNING:
-            lacking = phase is Phase.RUNNING and "fewer" in found.message
-            return phase is Phase.PENDING or lacking
+            lacking = status.workers.ready < status.workers.wanted
+            return status.phase is Phase.PENDING or (status.phase is Phase.RUNNING and lacking)
     return False
 
 

@@ -289,8 +289,7 @@ def test_another_image_of_the_operator_rolls_the_group() -> None:
 def test_an_image_that_cannot_be_had_fails_after_minutes() -> None:
     world = World()
     world.settle()
-    waiting = {"reason": "ImagePullBackOff", "message": "no such image trainer:test"}
-    world.pods["key-worker-0-1"]["status"]["containerStatuses"] = [{"state": {"waiting": waiting}}]
+    world.wait_for("key-worker-0-1", "ImagePullBackOff", "no such image trainer:test")
     world.settle()
     running = world.condition("Running")
     assert running is not None
@@ -308,14 +307,7 @@ def test_an_image_that_cannot_be_had_fails_after_minutes() -> None:
 def test_what_cannot_be_scheduled_says_so_and_has_a_deadline() -> None:
     world = World(pendingDeadlineSeconds=30)
     world.settle()
-    world.pods["key-worker-0-1"]["status"]["conditions"] = [
-        {
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": "Unschedulable",
-            "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
-        }
-    ]
+    world.unschedulable("key-worker-0-1", "0/2 nodes: 2 Insufficient nvidia.com/gpu.")
     world.settle()
     running = world.condition("Running")
     assert running is not None

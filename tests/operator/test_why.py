@@ -37,14 +37,7 @@ def test_a_loss_is_told() -> None:
 def test_a_run_that_waits_says_for_what_and_what_to_do() -> None:
     world = World()
     world.settle()
-    world.pods["key-worker-0-1"]["status"]["conditions"] = [
-        {
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": "Unschedulable",
-            "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
-        }
-    ]
+    world.unschedulable("key-worker-0-1", "0/2 nodes: 2 Insufficient nvidia.com/gpu.")
     world.settle()
     said = told(world)
     assert said.startswith("key waits for its first worker. Unschedulable: ")

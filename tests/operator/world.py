@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from demoreset_api.names import API_VERSION, KIND, LABEL_COMPONENT
-from demoreset_api.status import RunStatus
+from demoreset_api.status import Attempt, RunStatus
+from demoreset_operator import said
 from demoreset_operator.decide import Event, Plan, decide
 from demoreset_operator.observation import (
     Observation,
     Pod,
     Run,
-    Told,
     parse_child,
     parse_pod,
     parse_run,
@@ -49,9 +49,10 @@ class World:
         }
         self.pods: dict[str, Json] = {}
         self.children: dict[tuple[str, str], Json] = {}
-        self.told: dict[str, Told] = {}
+        self.told: dict[str, said.Told] = {}
+        self.refused = ""
         self.events: list[Event] = []
-        self.recorded: list[tuple[int, int]] = []
+        self.recorded: list[Attempt] = []
         self.created: list[str] = []
         self.deleted = False
         self.writes = 0
@@ -74,6 +75,7 @@ class World:
             tuple(parse_pod(body) for body in self.pods.values()),
             tuple(parse_child(body) for body in self.children.values()),
             {name: told for name, told in self.told.items() if name in self.pods},
+            self.refused,
         )
 
     def decide(self, settings: Settings = SETTINGS) -> Plan:
@@ -97,7 +99,9 @@ class World:
             self._write(plan.status)
         for body in plan.apply:
             request()
-            self.children[body["kind"], body["metadata"]["name"]] = copy.deepcopy(body)
+            made = copy.deepcopy(body)
+            made["metadata"]["uid"] = f"c-{self.writes}"
+            self.children[body["kind"], body["metadata"]["name"]] = made
         for name in plan.delete:
             request()
             self.delete(name)
@@ -129,7 +133,7 @@ class World:
         known = {(one.worker, one.attempt, one.pod) for one in self.status.attempts}
         for one in status.attempts:
             if (one.worker, one.attempt, one.pod) not in known:
-                self.recorded.append((one.worker, one.attempt))
+                self.recorded.append(one)
         self.run_body["status"] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def _create(self, body: Json) -> None:
@@ -138,7 +142,7 @@ class World:
             return
         made = copy.deepcopy(body)
         made["metadata"] |= {"uid": f"p-{len(self.created)}", "creationTimestamp": stamp(self.now)}
-        made["status"] = {"phase": "Pending"}
+        made["status"] = {"phase": "Pending", "conditions": [scheduled(self.now)]}
         self.pods[name] = made
         self.created.append(name)
 
@@ -159,29 +163,44 @@ class World:
                 body["status"] = {
                     "phase": "Running",
                     "podIP": "10.0.0.9",
-                    "containerStatuses": [{"state": {"running": {"startedAt": stamp(self.now)}}}],
+                    "conditions": [scheduled(self.now)],
                 }
+                self._container(name, {"running": {"startedAt": stamp(self.now)}})
 
     def train(self, update: int = 1, **more: Any) -> None:
         """All workers that run say that they train."""
         for pod in self.workers():
             if pod.phase == "Running" and pod.live:
-                self.told[pod.name] = Told(self.now, told(update, len(self.workers()), **more))
+                words = said.Said.model_validate(told(update, len(self.workers()), **more))
+                before = self.told.get(pod.name)
+                self.told[pod.name] = said.told(before, words, self.now, timedelta(seconds=30))
 
     def end(self, name: str, code: int, reason: str = "Error", words: str = "") -> None:
         """A pod's container ends."""
-        body = self.pods[name]
-        running = body["status"].get("containerStatuses", [{}])[0].get("state", {}).get("running")
+        status = self.pods[name]["status"]
+        running = status.get("containerStatuses", [{}])[0].get("state", {}).get("running")
         ended = {"exitCode": code, "reason": reason, "message": words, **(running or {})}
-        body["status"] |= {
-            "phase": "Failed" if code else "Succeeded",
-            "containerStatuses": [{"state": {"terminated": ended}}],
-        }
+        status["phase"] = "Failed" if code else "Succeeded"
+        self._container(name, {"terminated": {**ended, "finishedAt": stamp(self.now)}})
+
+    def wait_for(self, name: str, reason: str, message: str) -> None:
+        """A pod's container cannot be started."""
+        self._container(name, {"waiting": {"reason": reason, "message": message}})
+
+    def unschedulable(self, name: str, message: str) -> None:
+        """No node takes a pod."""
+        found = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        self.pods[name]["status"]["conditions"] = [{**found, "message": message}]
+
+    def _container(self, name: str, state: Json) -> None:
+        container = self.pods[name]["spec"]["containers"][0]["name"]
+        self.pods[name]["status"]["containerStatuses"] = [{"name": container, "state": state}]
 
     def delete(self, name: str) -> None:
         """Deleted: it stays until it has ended."""
         if name in self.pods:
-            self.pods[name]["metadata"].setdefault("deletionTimestamp", stamp(self.now))
+            leaves = self.now + timedelta(seconds=60)
+            self.pods[name]["metadata"].setdefault("deletionTimestamp", stamp(leaves))
             if self.pods[name]["status"]["phase"] != "Running":
                 self.vanish(name)
 
@@ -196,7 +215,7 @@ class World:
 
     def evict(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
         condition = {"type": "DisruptionTarget", "status": "True", "reason": reason}
-        self.pods[name]["status"].setdefault("conditions", []).append(condition)
+        self.pods[name]["status"]["conditions"].append(condition)
         self.delete(name)
 
     # What there is
@@ -253,6 +272,10 @@ def told(update: int, members: int, **more: Any) -> Json:
         "checkpoint": {"update": None, "ageSeconds": None, "bytes": None, "error": None},
         **more,
     }
+
+
+def scheduled(time: datetime) -> Json:
+    return {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(time)}
 
 
 def stamp(time: datetime) -> str:

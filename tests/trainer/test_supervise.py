@@ -99,6 +99,7 @@ class Group:
         self.heard = Listener()
         self.written: list[str] = []
         self.until: Callable[[], object] = lambda: False
+        self.starved: Callable[[], int] = lambda: 0
         self.number = signal.SIGTERM
         self.jump = 0.0
         self.began = time.monotonic()
@@ -114,6 +115,7 @@ class Group:
             stopping=self._stopping,
             say=self.written.append,
             limits=limits,
+            starved=lambda: self.starved(),
             clock=lambda: time.monotonic() + self.jump,
         )
 
@@ -136,6 +138,15 @@ class Group:
 
     def updated(self, update: int) -> bool:
         return any(progress.update == update for progress in self.heard.updates)
+
+
+def test_memory_that_is_not_enough_is_named_and_not_tried_for_ever(tmp_path: Path) -> None:
+    # The kernel chose the process that members are forked from: they say that it is away.
+    group = Group(tmp_path, "sys.exit(75)")
+    group.starved = lambda: len(group.names())
+    assert group.run() == 137
+    assert len(group.names()) == 3
+    assert str(group.supervisor.error).startswith("OutOfMemory: the kernel has killed")
 
 
 def test_a_member_that_crashes_is_told_in_one_line_and_started_anew(tmp_path: Path) -> None:

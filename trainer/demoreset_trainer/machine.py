@@ -3,8 +3,10 @@
 import ctypes
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from demoreset_api.names import ENV_CORES
@@ -57,6 +59,16 @@ def settle() -> None:
         if hasattr(allocator, "mallopt"):  # glibc's
             allocator.mallopt(_M_MMAP_MAX, 0)
             allocator.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def oom_kills() -> int:
+    """Processes of this container that the kernel killed for its memory (cgroup v2, then v1)."""
+    for name in ("memory.events", "memory/memory.oom_control"):
+        with suppress(OSError):
+            text = (Path("/sys/fs/cgroup") / name).read_text()
+            if found := re.search(r"^oom_kill (\d+)$", text, re.MULTILINE):
+                return int(found[1])
+    return 0
 
 
 def _quota() -> float:

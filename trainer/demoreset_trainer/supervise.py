@@ -16,7 +16,7 @@ from typing import Protocol
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import ENV_CORES
 from demoreset_trainer import restart
-from demoreset_trainer.machine import cores, devices
+from demoreset_trainer.machine import cores, devices, oom_kills
 from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Ending, LastError, Limits, Record
@@ -26,6 +26,7 @@ TURN = 0.05  # seconds between two looks at the members, at most
 # Ends of a member that was asked to stop, perhaps before it could listen.
 WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
 DUMP = 1.0  # seconds that a hung member has to say where it stands
+STARVED = "the kernel has killed a process of this worker: its memory limit is not enough"
 MOST_NOTES = 1000  # remembered, so as not to tell them twice
 
 
@@ -92,6 +93,7 @@ class Supervisor:
         limits: How long to wait for what.
         spawn: Starts a member.
         tend: Called at every turn with the time, for what else must be kept running.
+        starved: How many processes of this container the kernel has killed for its memory.
         clock: Monotonic seconds.
     """
 
@@ -108,11 +110,13 @@ class Supervisor:
         limits: Limits | None = None,
         spawn: Spawn = popen,
         tend: Callable[[float], None] | None = None,
+        starved: Callable[[], int] = oom_kills,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._command, self._watch = name, command, watch
         self._stopping, self._say, self._tend, self._clock = stopping, say, tend, clock
-        self._spawn = spawn
+        self._spawn, self._starved = spawn, starved
+        self._oom_kills = starved()
         self._limits = limits or Limits()
         base = dict(os.environ if environment is None else environment)
         self._environments = [share(base, index, members) for index in range(members)]
@@ -273,6 +277,11 @@ class Supervisor:
             self._ending = ending
             return
         self.error = error = member.error(code)
+        killed = self._starved()
+        starved, self._oom_kills = killed > self._oom_kills, killed
+        if starved:  # whatever it says: the kernel may have killed what it needed
+            code = -signal.SIGKILL
+            self.error = error = LastError("OutOfMemory", STARVED, error.lines)
         update = member.told or self.furthest  # who has done none was to go on where the run stands
         place.record = place.record.after(
             code,
@@ -284,8 +293,10 @@ class Supervisor:
         self.restarts[_cause(code, member.hung)] += 1
         if place.record.hopeless:
             times = f"update {update + 1} failed {place.record.deaths} times"
-            self.error = LastError("NoProgress", f"{times}; the last: {error}", error.lines)
-            self._ending = Ending(ExitCode.NO_PROGRESS, now, now + self._limits.grace)
+            if not starved:
+                self.error = LastError("NoProgress", f"{times}; the last: {error}", error.lines)
+            final = ExitCode.OUT_OF_MEMORY if starved else ExitCode.NO_PROGRESS
+            self._ending = Ending(final, now, now + self._limits.grace)
             then = "not again: it failed so often at the same update"
         else:
             place.start_at = now + place.record.wait

@@ -1,0 +1,278 @@
+"""Many runs at once: how fast the operator makes their pods, and what it costs the API server.
+
+    python benchmarks/fleet.py --runs 200
+
+On the control plane of the test cluster with simulated nodes (`../shared/kubernetes`, or
+DEMORESET_TEST_CLUSTER), where pods run without a container. Beside it the floor: a bare script that
+makes as many pods through 16 connections. Both run on this machine, with the control plane.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio import client, config, watch
+
+from demoreset_api.names import API_VERSION, GROUP, KIND, LABEL_RUN, LABEL_WORKER, PLURAL, VERSION
+from demoreset_operator.api import Api
+from measure import RESULTS, machine
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
+CONNECTIONS, WORKERS, PORT = 16, 4, 18080
+SIMULATED = {
+    "nodeSelector": {"type": "simulated"},
+    "tolerations": [{"operator": "Exists"}],
+}
+Json = dict[str, Any]
+
+
+class Pods:
+    """All pods with a label, as a watch tells of them; and when something came true."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self.running: dict[str, Json] = {}
+        self.exist: set[str] = set()
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        core = client.CoreV1Api()
+        while True:
+            async with watch.Watch().stream(
+                core.list_namespaced_pod, "default", label_selector=self._label
+            ) as stream:
+                async for event in stream:
+                    body = event["raw_object"]
+                    name = body["metadata"]["name"]
+                    gone = event["type"] == "DELETED" or "deletionTimestamp" in body["metadata"]
+                    self.exist.discard(name)
+                    self.running.pop(name, None)
+                    if not gone:
+                        self.exist.add(name)
+                        if body["status"].get("phase") == "Running":
+                            self.running[name] = body
+                    self._changed.set()
+
+    async def until(self, met: Callable[[], bool], patience: float = 600) -> float:
+        """Wait; the moment when it was so."""
+        async with asyncio.timeout(patience):
+            while not met():
+                self._changed.clear()
+                await self._changed.wait()
+        return time.monotonic()
+
+
+async def many(works: list[Awaitable[Any]]) -> None:
+    """Do all of them, so many at once as there are connections."""
+    free = asyncio.Semaphore(CONNECTIONS)
+
+    async def one(work: Awaitable[Any]) -> None:
+        async with free:
+            await work
+
+    await asyncio.gather(*map(one, works))
+
+
+def bare(number: int) -> Json:
+    """A pod as small as a worker's."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"bare-{number}", "namespace": "default", "labels": {"bare": "yes"}},
+        "spec": {**SIMULATED, "containers": [{"name": "worker", "image": "none"}]},
+    }
+
+
+def run(number: int) -> Json:
+    """A run of four workers on simulated nodes."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": f"run-{number}", "namespace": "default"},
+        "spec": {
+            "demo": {"name": "montezuma-first-key"},
+            "checkpoint": {"volume": {"claim": "shared"}},
+            "workers": {"max": WORKERS, **SIMULATED},
+        },
+    }
+
+
+async def floor(api: Api, count: int) -> Json:
+    """The bare script."""
+    pods = Pods("bare")
+    watching = asyncio.create_task(pods.run())
+    begun = time.monotonic()
+    await many([api.create(bare(number)) for number in range(count)])
+    exist = await pods.until(lambda: len(pods.exist) == count)
+    running = await pods.until(lambda: len(pods.running) == count)
+    await many([api.delete("Pod", "default", name) for name in list(pods.exist)])
+    await pods.until(lambda: not pods.exist)
+    watching.cancel()
+    return {"exist": round(exist - begun, 1), "running": round(running - begun, 1)}
+
+
+@asynccontextmanager
+async def operator() -> AsyncIterator[subprocess.Popen[bytes]]:
+    """The operator, as a process of this machine."""
+    command = [sys.executable, "-m", "demoreset_operator.main", "--trainer-image", "none"]
+    log = (Path("/tmp") / "fleet-operator.log").open("w")
+    process = subprocess.Popen([*command, "--port", str(PORT)], stderr=log)
+    try:
+        while "is_leader 1.0" not in scraped():
+            await asyncio.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def scraped() -> str:
+    """The operator's metrics."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def requests() -> dict[str, int]:
+    """Requests to the API server by verb, from the operator's metrics."""
+    found: dict[str, int] = {}
+    for verb, count in re.findall(r'api_requests_total{code="\d+",verb="(\w+)"} (\S+)', scraped()):
+        found[verb] = found.get(verb, 0) + int(float(count))
+    return found
+
+
+def cpu(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of a core that a process has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss(process: subprocess.Popen[bytes]) -> float:
+    """MiB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+async def fleet(api: Api, runs: int) -> Json:
+    """So many runs under the operator."""
+    pods = Pods(LABEL_WORKER)
+    watching = asyncio.create_task(pods.run())
+    count = runs * WORKERS
+    async with operator() as process:
+        used, asked = cpu(process), requests()
+        begun = time.monotonic()
+        await many([api.create(run(number)) for number in range(runs)])
+        exist = await pods.until(lambda: len(pods.exist) == count)
+        running = await pods.until(lambda: len(pods.running) == count)
+        await asyncio.sleep(15)
+        spent = cpu(process) - used
+        after = requests()
+        found: Json = {
+            "exist": round(exist - begun, 1),
+            "running": round(running - begun, 1),
+            "requestsPerRun": {
+                verb: round((number - asked.get(verb, 0)) / runs, 1)
+                for verb, number in after.items()
+            },
+            "cpuSecondsPerRun": round(spent / runs, 4),
+            "rssMiB": round(rss(process)),
+        }
+        used = cpu(process)
+        await asyncio.sleep(60)
+        found["idleCores"] = round((cpu(process) - used) / 60, 4)
+        found["lost20Seconds"] = await lost(api, pods, 20)
+        begun = time.monotonic()
+        await many([api.delete(KIND, "default", f"run-{number}") for number in range(runs)])
+        found["gone"] = round(await pods.until(lambda: not pods.exist) - begun, 1)
+        found["rssMiBEnd"] = round(rss(process))
+    watching.cancel()
+    return found
+
+
+async def lost(api: Api, pods: Pods, count: int) -> Json:
+    """Pods deleted at once, of as many runs: until each is whole again."""
+    victims = random.sample([n for n, body in pods.running.items()], count * 4)
+    chosen = {pods.running[name]["metadata"]["labels"][LABEL_RUN]: name for name in victims}
+    chosen = dict(list(chosen.items())[:count])
+    begun = time.monotonic()
+    times: list[float] = []
+
+    async def one(run: str, name: str) -> None:
+        worker = pods.running[name]["metadata"]["labels"][LABEL_WORKER]
+        await api.delete("Pod", "default", name)
+
+        def whole() -> bool:
+            return any(
+                body["metadata"]["labels"][LABEL_RUN] == run
+                and body["metadata"]["labels"][LABEL_WORKER] == worker
+                and other != name
+                for other, body in pods.running.items()
+            )
+
+        while not whole():
+            await asyncio.sleep(0.02)
+        times.append(time.monotonic() - begun)
+
+    await asyncio.gather(*(one(run, name) for run, name in chosen.items()))
+    return {"median": round(statistics.median(times), 2), "max": round(max(times), 2)}
+
+
+async def measure(options: argparse.Namespace) -> None:
+    """All of it; writes results/fleet-RUNS.json."""
+    await config.load_kube_config()
+    api = Api()
+    await api.connect()
+    on = machine(("demoreset", "kopf", "kubernetes"))
+    found: Json = {"runs": options.runs, "workers": WORKERS, "floor": [], "operator": []}
+    for _ in range(options.rounds):
+        found["floor"].append(await floor(api, options.runs * WORKERS))
+        print("  floor", found["floor"][-1], flush=True)
+        found["operator"].append(await fleet(api, options.runs))
+        print("  operator", found["operator"][-1], flush=True)
+    found["machine"] = on
+    (RESULTS / f"fleet-{options.runs}.json").write_text(json.dumps(found, indent=2) + "\n")
+    await api.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    if "KUBECONFIG" not in os.environ:
+        tool = str(TOOLS / "cluster")
+        up = subprocess.run(
+            [tool, "up", "--control-plane-only"], check=True, capture_output=True, text=True
+        )
+        os.environ["KUBECONFIG"] = up.stdout.strip().splitlines()[-1].rpartition("=")[2]
+        subprocess.run([tool, "simulate", "50"], check=True, capture_output=True)
+    kubectl = ["kubectl", "apply", "--server-side", "-f", str(ROOT / "manifests/base/crd.yaml")]
+    programs = Path(os.environ["KUBECONFIG"]).parent.parent / "bin"
+    path = f"{programs}:{os.environ['PATH']}"
+    subprocess.run(kubectl, check=True, env={**os.environ, "PATH": path})
+    ready = ["kubectl", "wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}"]
+    subprocess.run(ready, check=True, env={**os.environ, "PATH": path})
+    print(f"{options.runs} runs x {WORKERS} workers of {GROUP}/{VERSION}")
+    asyncio.run(measure(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What a worker's /status says, checked where it comes in: nothing that a pod says may do harm."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from pydantic import Field
+
+from demoreset_api.status import StatusModel
+
+Text = Annotated[str, Field(max_length=100_000)]
+QUIET = timedelta(seconds=120)  # without an update, at least, until a worker stands still
+GAPS = 20  # of an update's usual length, for the same
+
+
+class Curriculum(StatusModel):
+    """Where the start is."""
+
+    start_frame: int
+    demo_frames: int
+    progress: float
+    success_rate: float | None = None
+    goal_rate: float | None = None
+
+
+class Training(StatusModel):
+    """How it learns."""
+
+    frames_per_second: float | None = None
+    score_mean: float | None = None
+    score_max: float | None = None
+    entropy: float | None = None
+    learning_rate: float | None = None
+    stalled: bool = False
+    eta_seconds: float | None = None
+
+
+class Checkpoint(StatusModel):
+    """The latest one."""
+
+    update: int | None = None
+    age_seconds: float | None = None
+    bytes: int | None = None
+    error: Text | None = None
+
+
+class Said(StatusModel):
+    """A worker's words; those of its first update and later have all parts."""
+
+    world_size: int
+    generation: int = 0
+    update: int | None = None
+    frames: int = 0
+    seconds: float = 0
+    curriculum: Curriculum | None = None
+    training: Training = Training()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A worker's words, when they came, until when they hold, and when its update last moved."""
+
+    at: datetime
+    until: datetime
+    moved: datetime
+    said: Said
+
+    def trains(self, now: datetime) -> bool:
+        """Whether the worker learns: it says so, and its updates go on."""
+        update = self.said.update
+        if not update or now > self.until:
+            return False
+        usual = timedelta(seconds=self.said.seconds / update)
+        return now - self.moved <= max(QUIET, GAPS * usual)
+
+
+def read(raw: bytes) -> Said:
+    """A worker's words.
+
+    Raises:
+        ValueError: they are none. (pydantic's ValidationError is one.)
+        RecursionError: they are meant to do harm.
+    """
+    # What is not a number yet, JSON has no word for.
+    content = json.loads(raw, parse_constant=lambda _: None)
+    said = Said.model_validate(content)
+    if said.update is not None and said.curriculum is None:
+        raise ValueError("an update without a curriculum")
+    return said
+
+
+def told(before: Told | None, said: Said, at: datetime, holds: timedelta) -> Told:
+    """New words, with what is known from the earlier ones.
+
+    Args:
+        before: The same worker's earlier words.
+        said: The new ones.
+        at: When they came.
+        holds: For how long they are believed.
+    """
+    stands = before is not None and before.said.update == said.update
+    moved = before.moved if before is not None and stands else at
+    return Told(at, at + holds, moved, said)

@@ -1,0 +1,134 @@
+"""A real cluster for tests: kubectl, helm, and images that are made from the Dockerfile's words."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
+VENV = Path(sys.prefix)
+Json = dict[str, Any]
+
+
+class Cluster:
+    """A cluster that a kubeconfig leads to.
+
+    tools: the program that started it, and can lose its nodes; None for somebody else's.
+    """
+
+    def __init__(self, kubeconfig: Path, programs: Path | None, tools: Path | None) -> None:
+        self.environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+        self.tools = tools
+        self._kubectl = str(programs / "kubectl") if programs else "kubectl"
+        self._helm = str(programs / "helm") if programs else "helm"
+
+    def kubectl(self, *arguments: str, given: str | None = None, check: bool = True) -> str:
+        return self._run([self._kubectl, *arguments], given, check)
+
+    def helm(self, *arguments: str) -> str:
+        return self._run([self._helm, *arguments], None, True)
+
+    def _run(self, command: list[str], given: str | None, check: bool) -> str:
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, env=self.environment, timeout=400
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command[1:])}: {done.stderr or done.stdout}")
+        return done.stdout + (done.stderr if not check else "")
+
+    def get(self, namespace: str, kind: str, name: str = "", selector: str = "") -> Any:
+        """An object as JSON, or all of a kind as a list."""
+        command = ["get", kind, "-n", namespace, "-o", "json"]
+        command += [name] if name else []
+        command += ["-l", selector] if selector else []
+        found = json.loads(self.kubectl(*command))
+        return found if name else found["items"]
+
+    def apply(self, namespace: str, content: Json | str, check: bool = True) -> str:
+        text = content if isinstance(content, str) else json.dumps(content)
+        return self.kubectl("apply", "-n", namespace, "-f", "-", given=text, check=check)
+
+    def node(self, action: str, name: str) -> None:
+        assert self.tools is not None
+        subprocess.run([self.tools, "node", action, name], check=True, capture_output=True)
+
+
+def until(met: Callable[[], Any], what: str, patience: float = 120.0) -> Any:
+    """Wait until something is so; what was found then."""
+    deadline = time.monotonic() + patience
+    found = None
+    while time.monotonic() < deadline:
+        if found := met():
+            return found
+        time.sleep(0.3)
+    raise AssertionError(f"not within {patience:.0f} s: {what}; found {found!r}")
+
+
+def image(target: str) -> dict[str, Any]:
+    """What the Dockerfile says of a target: its entry point, user and environment.
+
+    The images of the test are empty; Python and the packages are this machine's, and so are the
+    places of the programs.
+    """
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    stages: dict[str, list[str]] = {}
+    parents: dict[str, str] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        if made := re.match(r"FROM (\S+) AS (\S+)", line):
+            parents[made[2]] = made[1]
+            current = stages[made[2]] = []
+        elif line.strip() and not line.startswith("#"):
+            current.append(line.strip())
+    lines: list[str] = []
+    stage: str | None = target
+    while stage in stages:
+        lines = stages[stage] + lines
+        stage = parents[stage]
+    found: dict[str, Any] = {"env": {}}
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        match word:
+            case "ENTRYPOINT":
+                found["entrypoint"] = json.loads(rest)
+                if found["entrypoint"][0] == "tini" and shutil.which("tini") is None:
+                    del found["entrypoint"][:2]  # it is a Debian package, beside the images' Python
+            case "USER":
+                found["user"] = rest.strip()
+            case "ENV":
+                found["env"] |= dict(re.findall(r"(\w+)=(\S+)", rest))
+    found["env"]["PATH"] = f"{VENV}/bin:/usr/local/bin:/usr/bin:/bin"
+    return found
+
+
+def make_image(target: str, name: str) -> None:
+    """An image of the test cluster for a target of the Dockerfile."""
+    said = image(target)
+    command = [str(TOOLS / "cluster"), "image", name, "--user", said["user"].split(":")[0]]
+    command += ["--entrypoint", json.dumps(said["entrypoint"]), "--workdir", "/tmp"]
+    for key, value in said["env"].items():
+        command += ["--env", f"{key}={value}"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def start(nodes: int) -> Cluster:
+    """Start the test cluster, with this repository and its virtual environment in every pod."""
+    shared = {ROOT, VENV}
+    command = [str(TOOLS / "cluster"), "up", "--nodes", str(nodes)]
+    for folder in shared:
+        command += ["--share", str(folder)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    kubeconfig = Path(said.strip().splitlines()[-1].removeprefix("export KUBECONFIG="))
+    return Cluster(kubeconfig, kubeconfig.parent.parent / "bin", TOOLS / "cluster")
+
+
+def stop() -> None:
+    """Stop it, and leave nothing behind."""
+    subprocess.run([str(TOOLS / "cluster"), "down"], check=True, capture_output=True)
