@@ -55,13 +55,20 @@ class Server:
     async def apply_status(self, body: Json) -> Json:
         self._took("apply status", body["kind"])
         known = self.objects[body["kind"], body["metadata"]["name"]]
-        if known["metadata"]["uid"] != body["metadata"]["uid"]:
-            raise ApiError(409, "another run has this name")
+        for key in ("uid", "resourceVersion"):
+            if known["metadata"][key] != body["metadata"][key]:
+                raise ApiError(409, f"another {key}")
         return self._keep({**known, "status": body["status"]})
 
-    async def delete(self, kind: str, namespace: str, name: str) -> None:
+    async def patch(self, kind: str, namespace: str, name: str, change: Json) -> Json:
+        self._took("patch", kind)
+        known = self.objects[kind, name]
+        return self._keep({**known, "metadata": {**known["metadata"], **change["metadata"]}})
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
         self._took("delete", kind)
-        self.objects.pop((kind, name), None)
+        if (found := self.objects.get((kind, name))) and uid in ("", found["metadata"]["uid"]):
+            del self.objects[kind, name]
 
 
 def made(**spec: Any) -> tuple[Server, Controller, str]:
@@ -125,6 +132,127 @@ def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
     with pytest.raises(ApiError, match="exceeded quota"):
         asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-2-1") in server.objects
+
+
+def other(server: Server, kind: str, name: str, **labels: str) -> None:
+    """Somebody's object, there before ours."""
+    server._keep({"kind": kind, "metadata": {"name": name, "namespace": "games", "labels": labels}})
+
+
+OURS = {"app.kubernetes.io/managed-by": "demoreset-operator", "demoreset.dev/run": "key"}
+
+
+def test_a_pod_of_an_earlier_run_of_this_name_is_waited_for_and_not_taken() -> None:
+    server, controller, uid = made()
+    earlier = {**OURS, "demoreset.dev/run-uid": "u-0"}
+    other(server, "Pod", "key-worker-0-1", **earlier)
+    with pytest.raises(ApiError, match="of an earlier run is still there"):
+        asyncio.run(controller.reconcile(uid))
+    assert "key-worker-0-1" not in {pod.name for pod in controller.cache.pods(uid)}
+    del server.objects["Pod", "key-worker-0-1"]
+    asyncio.run(controller.reconcile(uid))
+    assert "key-worker-0-1" in {pod.name for pod in controller.cache.pods(uid)}
+
+
+def test_what_is_somebody_elses_is_left_alone_and_told() -> None:
+    server, controller, uid = made()
+    other(server, "Service", "key-coordinator", app="shop")
+    with pytest.raises(ApiError, match="Service key-coordinator exists and is not this run's"):
+        asyncio.run(controller.reconcile(uid))
+    assert server.objects["Service", "key-coordinator"]["metadata"]["labels"] == {"app": "shop"}
+
+
+def test_a_volume_that_was_retained_is_taken_over_as_it_is() -> None:
+    server, controller, uid = made(workers={"max": 4})
+    earlier = {**OURS, "demoreset.dev/run-uid": "u-0"}
+    other(server, "PersistentVolumeClaim", "key-data", **earlier)
+    server.objects["PersistentVolumeClaim", "key-data"]["spec"] = {"accessModes": ["ReadWriteOnce"]}
+    asyncio.run(controller.reconcile(uid))
+    claim = server.objects["PersistentVolumeClaim", "key-data"]
+    assert claim["spec"] == {"accessModes": ["ReadWriteOnce"]}
+    assert claim["metadata"]["labels"]["demoreset.dev/run-uid"] == uid
+    before = len(server.requests)
+    asyncio.run(controller.reconcile(uid))
+    assert ("patch", "PersistentVolumeClaim") not in server.requests[before:]
+
+
+def test_what_is_refused_is_in_the_status_with_the_next_look() -> None:
+    server, controller, uid = made()
+    real = server.create
+
+    async def refuse(body: Json) -> Json | None:
+        if body["kind"] == "Pod":
+            raise ApiError(403, "exceeded quota: pods")
+        return await real(body)
+
+    server.create = refuse  # type: ignore[method-assign]
+
+    async def work() -> None:
+        controller.queue.add(uid)
+        working = asyncio.create_task(controller.run())
+        while "exceeded quota" not in str(server.objects["DemoResetRun", "key"].get("status")):
+            await asyncio.sleep(0.01)
+        server.create = real  # type: ignore[method-assign]
+        while "exceeded quota" in str(server.objects["DemoResetRun", "key"].get("status")):
+            await asyncio.sleep(0.01)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_a_failing_run_is_not_looked_at_with_every_answer_of_a_worker() -> None:
+    server, controller, uid = made()
+    server.broken = 1000
+
+    async def work() -> None:
+        controller.queue.add(uid)
+        working = asyncio.create_task(controller.run())
+        for _ in range(50):
+            controller.wake(uid)
+            await asyncio.sleep(0.01)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(work())
+    assert len(server.requests) < 5
+
+
+def test_far_times_do_not_fill_the_queue() -> None:
+    queue = Queue(lambda: 0.0)
+    for _ in range(10_000):
+        queue.add("a", 1e6)
+        queue.add("a", 0)
+        asyncio.run(queue.get())
+    assert len(queue._heap) < 200
+
+
+def test_what_is_gone_does_not_come_back_by_a_late_answer() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    controller.cache.put(pod, gone=True)
+    controller.cache.put(pod)
+    assert "key-worker-0-1" not in {one.name for one in controller.cache.pods(uid)}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"metadata": {"namespace": "elsewhere"}},
+        {"metadata": {"ownerReferences": []}},
+        {"metadata": {"labels": {"demoreset.dev/run-uid": "u-1"}}},
+    ],
+)
+def test_a_pod_is_not_a_runs_own_for_its_label_alone(forged: Json) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    meta = {**pod["metadata"], "name": "forged", "uid": "f", **forged["metadata"]}
+    controller.cache.put({**pod, "metadata": meta})
+    assert "forged" not in {one.name for one in controller.cache.pods(uid)}
 
 
 def test_a_run_that_is_gone_is_forgotten() -> None:

@@ -1,0 +1,258 @@
+"""Trouble that a run must survive, or say: found by reviews, kept by tests."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from demoreset_api.status import Attempt, Cause, Phase
+from demoreset_operator.render import Settings
+from world import SETTINGS, World
+
+
+def training(count: int = 3, **spec: Any) -> World:
+    world = World(workers={"min": 1, "max": count}, **spec)
+    world.settle()
+    world.start()
+    world.train()
+    world.settle()
+    return world
+
+
+def condition(world: World, kind: str) -> tuple[str, str, str]:
+    found = world.condition(kind)
+    assert found is not None
+    return found
+
+
+def test_an_operator_that_has_just_begun_tells_nothing_new() -> None:
+    world = training()
+    before = world.writes
+    world.told.clear()
+    world.step()
+    assert world.status.phase is Phase.RUNNING
+    assert [event.reason for event in world.events] == ["TrainingStarted"]
+    assert world.writes <= before + 1, "the number of those who train"
+
+
+def test_an_operator_with_another_image_does_not_take_all_workers_for_idle() -> None:
+    world = training()
+    world.told.clear()
+    world.step(settings=Settings("trainer:next", "Never", SETTINGS.namespace))
+    assert set(world.live().values()) == {f"key-worker-{index}-1" for index in range(3)}
+
+
+def test_the_old_coordinator_stays_until_the_new_one_runs() -> None:
+    world = training()
+    world.change(workers={"min": 2, "max": 3})
+    world.step()
+    assert world.coordinators() == ["key-coordinator-1", "key-coordinator-2"]
+    world.start()
+    world.step()
+    assert world.coordinators() == ["key-coordinator-2"]
+
+
+def test_a_wrong_image_does_not_harm_those_who_train() -> None:
+    world = training()
+    world.change(workers={"min": 1, "max": 3, "image": "typo"})
+    for _ in range(5):
+        world.settle()
+        world.vanish()
+        world.tick(120)
+        world.train(int(world.now.timestamp()))
+        for name, body in world.pods.items():
+            if body["status"]["phase"] == "Pending":
+                world.wait_for(name, "ErrImagePull", "no such image: typo")
+    assert world.status.phase is Phase.RUNNING
+    assert len([name for name in world.live().values() if name.endswith("-1")]) == 2
+    assert "key-coordinator-1" in world.coordinators()
+    assert "no such image: typo" in condition(world, "Running")[2]
+
+
+def test_a_deadline_for_the_first_worker_does_not_end_a_run_that_had_one() -> None:
+    world = training(1, pendingDeadlineSeconds=60)
+    world.tick(3600)
+    world.train(2)
+    world.vanish("key-worker-0-1")
+    world.step()
+    assert world.status.phase is not Phase.FAILED
+    assert world.live()[0] == "key-worker-0-2"
+
+
+def test_a_pod_that_waited_long_for_a_node_may_have_a_bad_pull() -> None:
+    world = World()
+    world.settle()
+    world.unschedulable("key-worker-0-1", "no node")
+    world.tick(3600)
+    world.settle()
+    at = (world.now - timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": at}
+    world.pods["key-worker-0-1"]["status"]["conditions"] = [scheduled]
+    world.wait_for("key-worker-0-1", "ErrImagePull", "too many requests")
+    world.settle()
+    assert world.status.phase is Phase.PENDING
+
+
+@pytest.mark.parametrize("change", [{"goal": {"episodes": 7}}, {"suspend": True}])
+def test_a_pod_that_is_stuck_on_a_dead_node_keeps_nobody_waiting(change: dict[str, Any]) -> None:
+    world = training(2)
+    world.delete("key-worker-0-1")  # and it never goes
+    world.settle()
+    world.start()
+    world.change(**change)
+    for _ in range(5):
+        world.settle()
+        for name in [name for name in world.pods if name != "key-worker-0-1"]:
+            if "deletionTimestamp" in world.pods[name]["metadata"]:
+                world.vanish(name)
+        world.tick(60)
+    world.settle()
+    assert "key-worker-0-1" in world.pods
+    if "suspend" in change:
+        assert world.status.phase is Phase.SUSPENDED
+        assert not world.coordinators()
+    else:
+        assert set(world.live()) == {0, 1}
+
+
+def test_a_template_is_rolled_though_one_worker_finds_no_node() -> None:
+    world = training(3)
+    world.pods["key-worker-2-1"]["status"]["phase"] = "Pending"
+    world.told.pop("key-worker-2-1")
+    world.unschedulable("key-worker-2-1", "no node")
+    world.change(workers={"min": 1, "max": 3, "labels": {"team": "a"}})
+    for update in range(2, 12):
+        world.settle()
+        world.vanish()
+        for name in world.live().values():
+            if "worker-2" in name:
+                world.unschedulable(name, "no node")
+            else:
+                world.start(name)
+        world.train(update)
+        world.tick()
+    assert world.live() == {0: "key-worker-0-2", 1: "key-worker-1-2", 2: "key-worker-2-2"}
+
+
+@pytest.mark.parametrize(("code", "phase"), [(0, Phase.RUNNING), (2, Phase.RUNNING)])
+def test_what_workers_with_an_earlier_goal_end_with_says_nothing_of_this_one(
+    code: int, phase: Phase
+) -> None:
+    world = training(2)
+    world.change(goal={"successRate": 0.99}, budget={"frames": 10**9})
+    world.end("key-worker-0-1", code)
+    world.settle()
+    assert world.status.phase is not Phase.COMPLETE
+    assert world.status.phase is not Phase.FAILED
+    assert world.status.attempts[-1].cause is Cause.REPLACED
+    world.vanish()
+    world.settle()
+    world.start()
+    world.train(9)
+    world.settle()
+    assert world.status.phase is phase
+
+
+def test_what_the_api_server_refuses_is_told() -> None:
+    world = World()
+    world.refused = "403: pods is forbidden: exceeded quota"
+    world.step()
+    assert condition(world, "Running") == (
+        "False",
+        "Refused",
+        "403: pods is forbidden: exceeded quota",
+    )
+    world = training(2)
+    world.refused = "403: exceeded quota"
+    world.vanish("key-worker-1-1")
+    world.decide()
+    world.step()
+    status, reason, message = condition(world, "Running")
+    assert (status, reason) == ("True", "Training")
+    assert "exceeded quota" in message
+
+
+def test_a_coordinator_that_cannot_start_is_named() -> None:
+    world = World()
+    world.settle()
+    world.wait_for("key-coordinator-1", "ImagePullBackOff", "no such image")
+    world.settle()
+    assert "coordinator: ImagePullBackOff: no such image" in condition(world, "Running")[2]
+
+
+def test_a_run_does_not_begin_anew_in_silence_when_its_volume_is_gone() -> None:
+    world = training(1)
+    world.told.clear()
+    kept = {"update": 7, "ageSeconds": 3.0, "bytes": 9, "error": None}
+    world.train(8, checkpoint=kept)
+    world.settle()
+    world.change(suspend=True)
+    world.settle()
+    world.vanish()
+    world.settle()
+    del world.children["PersistentVolumeClaim", "key-data"]
+    world.change(suspend=False)
+    world.settle()
+    status, reason, message = condition(world, "Failed")
+    assert (status, reason) == ("True", "VolumeLost")
+    assert "key-data is gone" in message
+
+
+def test_workers_that_answer_and_stand_still_do_not_count_as_training() -> None:
+    world = training(2)
+    for _ in range(20):
+        world.tick(20)
+        world.train(1)
+        world.settle()
+    status, reason, _ = condition(world, "Running")
+    assert (status, reason) == ("False", "NoUpdates")
+
+
+def test_long_words_of_kubernetes_are_cut() -> None:
+    world = training(1, restart={"limit": 0})
+    world.pods["key-worker-0-1"]["status"] |= {"reason": "Evicted", "message": "x" * 5000}
+    world.end("key-worker-0-1", 137)
+    world.settle()
+    assert len(world.status.attempts[-1].message) <= 1024
+    world.wait_for("key-worker-0-2", "CreateContainerError", "y" * 5000)
+    world.settle()
+    assert "yyy" in condition(world, "Running")[2]
+
+
+def test_a_smaller_and_then_larger_group_uses_no_name_twice() -> None:
+    world = training(3)
+    for count in (1, 3):
+        world.change(workers={"min": 1, "max": count})
+        world.settle()
+        world.vanish()
+        world.settle()
+    assert world.live()[2] == "key-worker-2-2"
+    assert world.status.restarts.total == 0
+
+
+def test_evictions_in_a_row_wait_too() -> None:
+    world = training(1)
+    waits = []
+    for number in range(1, 5):
+        world.pods[f"key-worker-0-{number}"]["status"]["reason"] = "OutOfcpu"
+        world.pods[f"key-worker-0-{number}"]["status"].pop("containerStatuses", None)
+        world.pods[f"key-worker-0-{number}"]["status"]["phase"] = "Failed"
+        world.settle()
+        begun = world.now
+        while 0 not in world.live():
+            world.tick()
+            world.settle()
+        waits.append((world.now - begun).total_seconds())
+    assert waits == [0, 1, 2, 4]
+    assert world.status.restarts.counted == 0
+
+
+def test_the_ledger_keeps_the_latest() -> None:
+    world = training(1, restart={"limit": 1000, "backOffSeconds": 0})
+    for number in range(1, 30):
+        world.end(f"key-worker-0-{number}", 1)
+        world.settle()
+        world.start()
+    kept: list[Attempt] = world.status.attempts
+    assert [one.attempt for one in kept] == list(range(10, 30))
+    assert world.status.restarts.total == 29
