@@ -1,12 +1,16 @@
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import kube
 from kube import ROOT, TOOLS, Cluster
+from told import CORE, RUN
 
 OPERATOR, TRAINER = "demoreset-operator:test", "demoreset-trainer:test"
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
@@ -57,8 +61,24 @@ def operator(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace that admits restricted pods only."""
-    name = request.node.name.replace("_", "-").removeprefix("test-")[:40].rstrip("-")
+    name = request.node.originalname.replace("_", "-").removeprefix("test-")[:40].rstrip("-")
+    name += f"-{secrets.token_hex(2)}"
     cluster.kubectl("create", "namespace", name)
     cluster.kubectl("label", "namespace", name, RESTRICTED)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def wanted() -> dict[str, Any]:
+    """The run as it is in the repository, with much to go through; nothing of it is kept."""
+    body: dict[str, Any] = yaml.safe_load((ROOT / f"demos/{RUN}.yaml").read_text())
+    body["spec"]["checkpoint"] = {
+        "intervalSeconds": 5,
+        "volume": {"size": "1Gi", "retention": "Delete"},
+    }
+    body["spec"]["workers"] = {"min": 1, "max": 2, "resources": CORE}
+    # No policy is so good that it could end too soon.
+    body["spec"]["goal"] = {"successRate": 1, "episodes": 300}
+    body["spec"]["environment"] = {"stickyProbability": 0.25}
+    return body

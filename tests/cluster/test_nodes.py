@@ -1,0 +1,67 @@
+"""Nodes that are lost, and nodes that are cut off and come back."""
+
+import time
+from typing import Any
+
+import pytest
+from told import RUN, Told
+
+from kube import Cluster, until
+
+
+@pytest.fixture
+def run(cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any]) -> Told:
+    """Two workers, one on each node."""
+    if cluster.tools is None:
+        pytest.skip("only the test cluster can lose a node")
+    key = "kubernetes.io/hostname"
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": key,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"demoreset.dev/run": RUN}},
+    }
+    wanted["spec"]["workers"]["topologySpreadConstraints"] = [spread]
+    cluster.apply(namespace, wanted)
+    told = Told(cluster, namespace, RUN)
+    told.ready(2)
+    return told
+
+
+def workers(run: Told) -> dict[str, str]:
+    """Pods that are to train, and their nodes."""
+    return {
+        name: body["spec"].get("nodeName", "")
+        for name, body in run.pods().items()
+        if "deletionTimestamp" not in body["metadata"]
+    }
+
+
+@pytest.mark.parametrize(("loss", "back"), [("stop", "start"), ("cut", "heal")])
+def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
+    cluster: Cluster, run: Told, loss: str, back: str
+) -> None:
+    before = run.update
+    cluster.node(loss, "node2")
+    try:
+        begun = time.monotonic()
+        until(
+            lambda: set(workers(run).values()) == {"node1"} and run.update > before + 2,
+            "both workers are on the node that is left",
+            180,
+        )
+        print(f"{loss}: replaced and training again after {time.monotonic() - begun:.0f} s")
+        run.ready(2)
+        assert "NodeLost" in [attempt["cause"] for attempt in run.status["attempts"]]
+        assert run.status["restarts"]["counted"] == 0
+    finally:
+        cluster.node(back, "node2")
+    run.goes_on()
+    cluster.kubectl("wait", "--for=condition=Ready", "node/node2", "--timeout=90s")
+    until(
+        lambda: len(run.pods()) == 2,
+        "what was on the lost node has gone",
+        150,
+    )
+    run.goes_on()
+    assert run.update > before

@@ -1,0 +1,69 @@
+"""A run, as kubectl tells of it."""
+
+import json
+from typing import Any
+
+from kube import Cluster, until
+
+RUN = "freeway-crossing"  # the bundled run that is learned soonest
+# On one machine: with one thread each they do not wait for one another.
+CORE = {"requests": {"cpu": "500m"}, "limits": {"cpu": 1}}
+
+
+class Told:
+    """A run, as kubectl tells of it."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
+        self.cluster, self.namespace, self.name = cluster, namespace, name
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.cluster.get(self.namespace, "drr", self.name)
+        return dict(found.get("status") or {})
+
+    @property
+    def uid(self) -> str:
+        return str(self.cluster.get(self.namespace, "drr", self.name)["metadata"]["uid"])
+
+    @property
+    def update(self) -> int:
+        return int((self.status.get("training") or {}).get("update", 0))
+
+    def pods(self, component: str = "worker") -> dict[str, dict[str, Any]]:
+        selector = f"demoreset.dev/run={self.name},app.kubernetes.io/component={component}"
+        found = self.cluster.get(self.namespace, "pods", selector=selector)
+        return {body["metadata"]["name"]: body for body in found}
+
+    def live(self) -> list[str]:
+        return [
+            name
+            for name, body in self.pods().items()
+            if body["status"]["phase"] == "Running" and "deletionTimestamp" not in body["metadata"]
+        ]
+
+    def ready(self, count: int, patience: float = 240) -> None:
+        until(
+            lambda: (
+                self.status.get("workers", {}).get("shown") == f"{count}/{count}"
+                and self.status["workers"]["members"] == count
+            ),
+            f"{count} workers train together",
+            patience,
+        )
+
+    def goes_on(self, patience: float = 150) -> None:
+        before = self.update
+        until(lambda: self.update > before + 1, f"updates beyond {before}", patience)
+
+    def kill(self, name: str) -> None:
+        command = ["delete", "pod", name, "-n", self.namespace]
+        self.cluster.kubectl(*command, "--grace-period=0", "--force")
+
+    def patch(self, **spec: Any) -> None:
+        patch = json.dumps({"spec": spec})
+        command = ["patch", "drr", self.name, "-n", self.namespace, "--type=merge", "-p", patch]
+        self.cluster.kubectl(*command)
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        found = [one for one in self.status.get("conditions", []) if one["type"] == kind]
+        return found[0] if found else {}
