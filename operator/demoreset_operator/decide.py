@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from demoreset_api.names import ANNOTATION_HASH, MANAGER
 from demoreset_api.status import Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
-from demoreset_operator.ending import deadlines, ending
+from demoreset_operator.ending import Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, gone, outdated
 from demoreset_operator.ledger import Loss, record
 from demoreset_operator.observation import Json, Observation, Run
@@ -63,15 +63,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     status = story.progress(seen, status, now)
     end = ending(seen, status, losses, now)
     if end is not None:
-        status = story.put(status, end.type, True, end.reason, end.message, now, run.generation)
-        status = story.put(
-            status, ConditionType.RUNNING, False, end.reason, "the run is over", now, run.generation
-        )
-        status = status.model_copy(update={"finished": now.replace(microsecond=0)})
-        seen_after = replace(seen, run=replace(run, status=status))
-        status = story.progress(seen_after, status, now)
-        after = _after(seen_after, now)
-        return replace(after, status=_told(run, status), events=_events(run, status, losses))
+        return _end(seen, status, end, losses, now)
     apply: list[Json] = []
     remove: list[tuple[str, str]] = []
     if run.spec.suspend:
@@ -89,6 +81,20 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         events=_events(run, status, losses),
         again=_again(seen, status, now),
     )
+
+
+def _end(
+    seen: Observation, status: RunStatus, end: Ending, losses: list[Loss], now: datetime
+) -> Plan:
+    """The run is over: say so, and begin to give its pods back."""
+    run, generation = seen.run, seen.run.generation
+    status = story.put(status, end.type, True, end.reason, end.message, now, generation)
+    over = "the run is over"
+    status = story.put(status, ConditionType.RUNNING, False, end.reason, over, now, generation)
+    status = status.model_copy(update={"finished": now.replace(microsecond=0)})
+    status = story.progress(seen, status, now)
+    after = _after(replace(seen, run=replace(run, status=status)), now)
+    return replace(after, status=_told(run, status), events=_events(run, status, losses))
 
 
 def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:

@@ -7,16 +7,7 @@ import pytest
 
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, Crash, World
-
-
-def training(count: int = 3, **spec: Any) -> World:
-    world = World(workers={"min": 1, "max": count}, **spec)
-    world.settle()
-    world.start()
-    world.train()
-    world.settle()
-    return world
+from world import SETTINGS, Crash, World, training
 
 
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from demoreset_api.status import Cause, ConditionType
 from demoreset_operator.ending import EXPLAINED
 from demoreset_operator.metrics import Metrics
+from demoreset_operator.why import DO
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
@@ -25,6 +26,8 @@ def test_every_cause_and_condition_is_explained() -> None:
         assert cause.value in PAGE
     for condition in ConditionType:
         assert condition.value in PAGE
+    for reason in DO:
+        assert reason in PAGE, reason
     for cause in EXPLAINED:
         assert cause.value in PAGE
 

@@ -7,16 +7,7 @@ import pytest
 
 from demoreset_api.status import Attempt, Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, World
-
-
-def training(count: int = 3, **spec: Any) -> World:
-    world = World(workers={"min": 1, "max": count}, **spec)
-    world.settle()
-    world.start()
-    world.train()
-    world.settle()
-    return world
+from world import SETTINGS, World, training
 
 
 def condition(world: World, kind: str) -> tuple[str, str, str]:

@@ -245,6 +245,16 @@ class World:
         return None
 
 
+def training(count: int = 3, **spec: Any) -> World:
+    """A run of so many workers, all of which train."""
+    world = World(workers={"min": 1, "max": count}, **spec)
+    world.settle()
+    world.start()
+    world.train()
+    world.settle()
+    return world
+
+
 def told(update: int, members: int, **more: Any) -> Json:
     return {
         "phase": "rollout",
