@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 import pytest
-from told import RUN, Told
 
 from kube import Cluster, until
+from told import RUN, Told
 
 
 @pytest.fixture
