@@ -35,9 +35,3 @@ COMPONENT_WORKER, COMPONENT_COORDINATOR = "worker", "coordinator"
 # The operator's own.
 OPERATOR_PORT = 8080  # /metrics, /healthz, /readyz
 LEASE = "demoreset-operator"  # who holds it acts; the others wait
-ENV_POD_NAME = "POD_NAME"
-ENV_POD_NAMESPACE = "POD_NAMESPACE"
-ENV_NAMESPACES = "DEMORESET_NAMESPACES"  # that are watched, with commas; empty: all
-ENV_TRAINER_IMAGE = "DEMORESET_TRAINER_IMAGE"  # of runs that name none
-ENV_TRAINER_PULL_POLICY = "DEMORESET_TRAINER_PULL_POLICY"
-ENV_LOG_FORMAT = "DEMORESET_LOG_FORMAT"  # json or text

@@ -37,13 +37,16 @@ class Cache:
         self._versions: dict[str, int] = {}  # of all objects, by their own UIDs
         self._names: dict[str, tuple[str, str, str]] = {}  # run, kind and name, by the same
         self._told: dict[str, dict[str, Told]] = defaultdict(dict)
+        self._missed: dict[str, dict[str, int]] = defaultdict(dict)
+        self._deleted: dict[str, set[str]] = defaultdict(set)  # pods, by us
 
     def put_run(self, body: Json, *, gone: bool = False) -> str:
         """A run as the API server has it now; its UID."""
         uid: str = body["metadata"]["uid"]
         if gone:
             self.runs.pop(uid, None)
-            self._told.pop(uid, None)
+            for known in (self._told, self._missed, self._deleted):
+                known.pop(uid, None)
             self._bury(uid)
         elif self._newer(body):
             self.runs[uid] = body
@@ -51,30 +54,44 @@ class Cache:
 
     def put(self, body: Json, *, gone: bool = False) -> str | None:
         """An object of a run as the API server has it now; the run's UID."""
-        meta = body["metadata"]
-        uid: str | None = (meta.get("labels") or {}).get(LABEL_RUN_UID)
-        if uid is None:
-            return None
-        kind, name = body["kind"], meta["name"]
+        meta, kind = body["metadata"], body["kind"]
+        own: str = meta["uid"]
         if gone:
-            self._pods[uid].pop(name, None)
-            self._children[uid].pop((kind, name), None)
-            self._told[uid].pop(name, None)
-            self._names.pop(meta["uid"], None)
-            self._bury(meta["uid"])
-            for known in (self._pods, self._children, self._told):
-                if not known[uid]:
-                    del known[uid]
-        elif self._believed(uid, body) and self._newer(body):
-            try:
-                if kind == "Pod":
-                    self._pods[uid][name] = parse_pod(body)
-                else:
-                    self._children[uid][kind, name] = parse_child(body)
-            except (KeyError, ValueError, TypeError) as error:  # somebody forged it
-                log.warning("%s %s/%s is not ours: %r", kind, meta["namespace"], name, error)
-                return None
-            self._names[meta["uid"]] = uid, kind, name
+            return self._drop(own)
+        uid: str | None = (meta.get("labels") or {}).get(LABEL_RUN_UID)
+        if uid is None or not self._believed(uid, body) or not self._newer(body):
+            return uid
+        name = meta["name"]
+        if own in self._names and self._names[own] != (uid, kind, name):  # another run's by now
+            self._drop(own, buried=False)
+        try:
+            if kind == "Pod":
+                self._pods[uid][name] = parse_pod(body)
+            else:
+                self._children[uid][kind, name] = parse_child(body)
+        except (KeyError, ValueError, TypeError) as error:  # somebody forged it
+            log.warning("%s %s/%s is not ours: %r", kind, meta["namespace"], name, error)
+            return None
+        self._names[own] = uid, kind, name
+        return uid
+
+    def _drop(self, own: str, *, buried: bool = True) -> str | None:
+        """An object with this UID is gone; the run that it was of."""
+        if buried:
+            self._bury(own)
+        if (known := self._names.pop(own, None)) is None:
+            return None
+        uid, kind, name = known
+        if kind == "Pod":
+            if (pod := self._pods[uid].get(name)) is not None and pod.uid == own:
+                del self._pods[uid][name]
+                self._told[uid].pop(name, None)
+                self._missed[uid].pop(name, None)
+        elif (child := self._children[uid].get((kind, name))) is not None and child.uid == own:
+            del self._children[uid][kind, name]
+        for its in (self._pods, self._children, self._told, self._missed):
+            if not its[uid]:
+                del its[uid]
         return uid
 
     def _believed(self, uid: str, body: Json) -> bool:
@@ -104,7 +121,8 @@ class Cache:
         """Whether it is not older than what is known: answers and watches overtake each other."""
         meta = body["metadata"]
         version = int(meta.get("resourceVersion") or 0)
-        if meta["uid"] in self._gone or version < self._versions.get(meta["uid"], 0):
+        late = self._clock() - self._gone.get(meta["uid"], float("-inf")) < REMEMBERED
+        if late or version < self._versions.get(meta["uid"], 0):
             return False
         self._versions[meta["uid"]] = version
         return True
@@ -117,19 +135,24 @@ class Cache:
         """Something with this UID is gone; the run that it was, or was of."""
         if uid in self.runs:
             return self.put_run(self.runs[uid], gone=True)
-        if uid not in self._names:
-            return None
-        run, kind, name = self._names[uid]
-        body = {
-            "kind": kind,
-            "metadata": {"name": name, "uid": uid, "labels": {LABEL_RUN_UID: run}},
-        }
-        return self.put(body, gone=True)
+        return self._drop(uid)
 
     def tell(self, uid: str, pod: str, words: Said, at: datetime, holds: timedelta) -> None:
         """What a worker has said, and for how long it is believed."""
+        if pod not in self._pods[uid]:
+            return
         its = self._told[uid]
+        self._missed[uid].pop(pod, None)
         its[pod] = said.told(its.get(pod), words, at, holds)
+
+    def missed(self, uid: str, pod: str) -> None:
+        """A worker has not answered."""
+        if pod in self._pods[uid]:
+            self._missed[uid][pod] = self._missed[uid].get(pod, 0) + 1
+
+    def deleted(self, uid: str, pod: str) -> None:
+        """The operator has deleted a pod."""
+        self._deleted[uid].add(pod)
 
     def told(self, uid: str) -> dict[str, Told]:
         """What a run's workers have said."""
@@ -146,5 +169,7 @@ class Cache:
             pods=tuple(self._pods[run.uid].values()),
             children=tuple(self._children[run.uid].values()),
             told=dict(self._told[run.uid]),
+            missed=dict(self._missed[run.uid]),
+            deleted=frozenset(self._deleted[run.uid]),
             refused=refused,
         )

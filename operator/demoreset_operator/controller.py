@@ -6,7 +6,8 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,9 +34,24 @@ AT_ONCE = 16  # runs that are worked on
 PODS_AT_ONCE = 64  # requests for pods, over all runs
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
-REFUSED = (403, 409, 422)  # what a person may have to mend
+LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone
+REFUSED = (403, 422)  # what a person may have to mend
 
 log = logging.getLogger(__name__)
+
+
+class Taken(ApiError):
+    """An object of the wanted name is there, and not ours."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the API server would not take, until when it is not asked again, and how often."""
+
+    said: str
+    until: float
+    generation: int
+    times: int
 
 
 class Queue:
@@ -91,17 +107,14 @@ class Controller:
         self._busy: set[str] = set()
         self._again: set[str] = set()  # that changed while they were worked on
         self._failures: dict[str, int] = {}
-        self._retry: dict[str, tuple[float, int]] = {}  # when, and at which generation it failed
-        self._refused: dict[str, str] = {}  # what the API server would not take
+        self._retry: dict[str, float] = {}  # when
+        self._refusals: dict[str, Refusal] = {}
         self._written: dict[str, float] = {}  # when progress was last written
         self._requests = asyncio.Semaphore(PODS_AT_ONCE)
 
     def wake(self, uid: str) -> None:
         """Something has changed: look at a run; after a failure not before its time."""
-        at, generation = self._retry.get(uid, (0.0, 0))
-        body = self.cache.runs.get(uid)
-        same = body is not None and body["metadata"].get("generation") == generation
-        self.queue.add(uid, max(0.0, at - time.monotonic()) if same else 0.0)
+        self.queue.add(uid, max(0.0, self._retry.get(uid, 0.0) - time.monotonic()))
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -124,8 +137,6 @@ class Controller:
             else:
                 self._failures.pop(uid, None)
                 self._retry.pop(uid, None)
-                if self._refused.pop(uid, None) is not None:
-                    self.queue.add(uid)  # to say so
                 self._metrics.reconciled("done", time.monotonic() - begun)
             finally:
                 self._busy.discard(uid)
@@ -134,17 +145,10 @@ class Controller:
                     self.queue.add(uid)
 
     def _failed(self, uid: str, error: Exception) -> None:
-        """Try again later; where the API server refuses, say so in the status soon."""
+        """Try again later."""
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
-        wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 10), LONGEST_WAIT)
-        wait *= random.uniform(0.8, 1.2)
-        refused = isinstance(error, ApiError) and error.code in REFUSED
-        if refused and self._refused.get(uid) != str(error):
-            self._refused[uid] = str(error)
-            wait = 0.0
-        body = self.cache.runs.get(uid)
-        generation = body["metadata"].get("generation", 0) if body is not None else 0
-        self._retry[uid] = time.monotonic() + wait, generation
+        wait = _back_off(failures, LONGEST_WAIT)
+        self._retry[uid] = time.monotonic() + wait
         self.queue.add(uid, wait)
         conflict = isinstance(error, ApiError) and error.code in (404, 409)
         self._metrics.reconciled("again" if conflict else "error", 0.0)
@@ -166,7 +170,7 @@ class Controller:
         body = self.cache.runs.get(uid)
         if body is None:
             self._metrics.forget(uid)
-            for known in (self._written, self._failures, self._retry, self._refused):
+            for known in (self._written, self._failures, self._retry, self._refusals):
                 known.pop(uid, None)
             return
         try:
@@ -175,18 +179,19 @@ class Controller:
             log.warning("run %s: not understood: %s", self._name(uid), error)
             return
         now = datetime.now(UTC)
-        seen = self.cache.observe(run, self._refused.get(uid, ""))
+        refusal = self._refusals.get(uid)
+        seen = self.cache.observe(run, refusal.said if refusal is not None else "")
         plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
-        late = await self._tell(run, plan)
-        await self._carry_out(seen, plan)
-        waits = [late] if late else []
+        late = await self._write_status(run, plan)
+        held = await self._carry_out(seen, plan)
+        waits = [wait for wait in (late, held) if wait is not None]
         if plan.again is not None:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
         if waits:
             self.queue.add(uid, min(waits))
 
-    async def _tell(self, run: Run, plan: Plan) -> float | None:
+    async def _write_status(self, run: Run, plan: Plan) -> float | None:
         """Write the status; where it may wait, seconds until it is due."""
         if plan.status is None:
             return None
@@ -212,26 +217,54 @@ class Controller:
         self.cache.put_run(answer)
         return None
 
-    async def _carry_out(self, seen: Observation, plan: Plan) -> None:
+    async def _carry_out(self, seen: Observation, plan: Plan) -> float | None:
+        """Do what was decided; where making something is held back, for how many seconds."""
         run = seen.run
+        await self._all([self._tell(run, event) for event in plan.events])
         known = {(child.kind, child.name): child.uid for child in seen.children}
         known |= {("Pod", pod.name): pod.uid for pod in seen.pods}
-        for body in plan.apply:
-            if (body["kind"], body["metadata"]["name"]) in known:
-                self._put(await self._api.apply(body), body)
-            else:
-                await self._create(run, body)
         gone = [("Pod", name) for name in plan.delete]
         await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
-        await self._all([self._create(run, body) for body in plan.create])
+        held = await self._make(run, plan, known)
         await self._all([self._delete(run, *key, known.get(key, "")) for key in plan.remove])
-        for event in plan.events:
-            try:
-                await self._api.create(_event(run, event))
-            except ApiError as error:  # all that it tells is in the status, too
-                log.warning("run %s: an event is lost: %s", self._name(run.uid), error)
         if plan.delete_run:
             await self._api.delete(KIND, run.namespace, run.name, run.uid)
+        return held
+
+    async def _make(
+        self, run: Run, plan: Plan, known: Mapping[tuple[str, str], str]
+    ) -> float | None:
+        """Make what is to be there; after a refusal not at once again, while all else goes on."""
+        refusal = self._refusals.get(run.uid)
+        if refusal is not None and (plan.apply or plan.create):
+            left = refusal.until - time.monotonic()
+            if left > 0 and refusal.generation == run.generation:
+                return left
+        try:
+            for body in plan.apply:
+                if (body["kind"], body["metadata"]["name"]) in known:
+                    self._put(await self._api.apply(body), body)
+                else:
+                    await self._create(run, body)
+            await self._all([self._create(run, body) for body in plan.create])
+        except ApiError as error:
+            if not (isinstance(error, Taken) or error.code in REFUSED):
+                raise
+            times = refusal.times + 1 if refusal is not None else 1
+            wait = _back_off(times, LONGEST_REFUSED)
+            until = time.monotonic() + wait
+            self._refusals[run.uid] = Refusal(str(error), until, run.generation, times)
+            log.info("run %s: refused: %s", self._name(run.uid), error)
+            return wait if refusal is not None else 0.0  # at first to say so
+        if self._refusals.pop(run.uid, None) is not None:
+            return 0.0  # to say so
+        return None
+
+    async def _tell(self, run: Run, event: Event) -> None:
+        try:
+            await self._api.create(_event(run, event))
+        except ApiError as error:  # all that it tells is in the status, too
+            log.warning("run %s: an event is lost: %s", self._name(run.uid), error)
 
     async def _all(self, requests: list[Any]) -> None:
         """Make requests side by side; all of them, also where one fails."""
@@ -260,13 +293,14 @@ class Controller:
             raise ApiError(409, f"{kind} {meta['name']} was there and is gone; trying again")
         labels = found["metadata"].get("labels") or {}
         if labels.get(LABEL_MANAGED_BY) != OPERATOR_NAME or labels.get(LABEL_RUN) != run.name:
-            raise ApiError(
+            raise Taken(
                 409, f"{kind} {meta['name']} exists and is not this run's: rename the run, or it"
             )
         if labels.get(LABEL_RUN_UID) == run.uid:
             return found
-        if kind != "PersistentVolumeClaim" or "deletionTimestamp" in found["metadata"]:
-            raise ApiError(409, f"{kind} {meta['name']} of an earlier run is still there")
+        goes = "deletionTimestamp" in found["metadata"] or found["metadata"].get("ownerReferences")
+        if kind != "PersistentVolumeClaim" or goes:
+            raise Taken(409, f"{kind} {meta['name']} of an earlier run is still there")
         # A volume that was retained: what it asks for cannot be changed, and what is on it is kept.
         kept = ("labels", "annotations", "ownerReferences")
         change = {"metadata": {key: meta[key] for key in kept if key in meta}}
@@ -277,7 +311,14 @@ class Controller:
         self.cache.put({**answer, "kind": body["kind"]})
 
     async def _delete(self, run: Run, kind: str, name: str, uid: str) -> None:
+        if kind == "Pod":
+            self.cache.deleted(run.uid, name)
         await self._api.delete(kind, run.namespace, name, uid)
+
+
+def _back_off(failures: int, longest: float) -> float:
+    wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 10), longest)
+    return wait * random.uniform(0.8, 1.2)
 
 
 def _event(run: Run, event: Event) -> Json:

@@ -13,7 +13,7 @@ from demoreset_api.names import ANNOTATION_HASH, MANAGER
 from demoreset_api.status import Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.ending import Ending, deadlines, ending
-from demoreset_operator.group import Changes, change, gone, outdated
+from demoreset_operator.group import Changes, change, give_back, outdated
 from demoreset_operator.ledger import Loss, record
 from demoreset_operator.observation import Json, Observation, Run
 from demoreset_operator.render import Settings, Wanted
@@ -67,13 +67,13 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     apply: list[Json] = []
     remove: list[tuple[str, str]] = []
     if run.spec.suspend:
-        changes = gone(seen, now)
+        changes = give_back(seen, now)
     else:
         apply, remove = _children(seen, settings, wanted, now)
         changes = change(seen, status, settings, wanted, now, seen.training(now))
     status = story.conditions(seen, status, now)
     return Plan(
-        status=_told(run, status),
+        status=_if_new(run, status),
         apply=apply,
         create=changes.create,
         delete=changes.delete,
@@ -94,7 +94,7 @@ def _end(
     status = status.model_copy(update={"finished": now.replace(microsecond=0)})
     status = story.progress(seen, status, now)
     after = _after(replace(seen, run=replace(run, status=status)), now)
-    return replace(after, status=_told(run, status), events=_events(run, status, losses))
+    return replace(after, status=_if_new(run, status), events=_events(run, status, losses))
 
 
 def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
@@ -112,7 +112,7 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     )
 
 
-def _told(run: Run, status: RunStatus) -> RunStatus | None:
+def _if_new(run: Run, status: RunStatus) -> RunStatus | None:
     """The status, if it says anything new."""
     status = status.model_copy(
         update={"observed_generation": run.generation, "phase": story.phase(status)}
@@ -153,13 +153,13 @@ def _after(seen: Observation, now: datetime) -> Plan:
     finished = status.finished or now
     complete = story.holds(status, ConditionType.COMPLETE)
     waits = complete and now < finished + FAREWELL and any(pod.live for pod in seen.workers)
-    changes = Changes() if waits else gone(seen, now)
+    changes = Changes() if waits else give_back(seen, now)
     times = [finished + FAREWELL] if waits else []
     ttl = run.spec.ttl_seconds_after_finished
     due = finished + timedelta(seconds=ttl) if ttl is not None else None
     if due is not None and now < due:
         times.append(due)
-    told = _told(run, story.progress(seen, status, now))
+    told = _if_new(run, story.progress(seen, status, now))
     return Plan(
         status=told,
         delete=changes.delete,

@@ -72,14 +72,14 @@ def ending(
             "PendingDeadlineExceeded",
             f"no worker began within spec.pendingDeadlineSeconds ({limit}): {waiting(seen)}",
         )
-    if _volume_lost(seen, status):
+    if _volume_lost(seen, status, now):
         name = claim_name(seen.run)
         return _failed(
             "VolumeLost",
             f"the claim {name} is gone, and with it the checkpoints: apply the run anew to begin "
             "from the start, or bring the claim back under its name first",
         )
-    if seen.training(now):
+    if seen.training(now) or seen.unasked:
         return None
     for pod in seen.pods:
         if (until := _hope(pod)) is not None and now >= until:
@@ -94,8 +94,10 @@ def _hope(pod: Pod) -> datetime | None:
     return pod.scheduled + HOPE
 
 
-def _volume_lost(seen: Observation, status: RunStatus) -> bool:
-    """Whether what was learned was on a volume that is no more."""
+def _volume_lost(seen: Observation, status: RunStatus, now: datetime) -> bool:
+    """Whether what was learned was on a volume that is no more; one that is in use is there."""
+    if any(pod.node and pod.present(now) for pod in seen.workers):
+        return False
     saved = status.checkpoint is not None and status.checkpoint.update is not None
     own = seen.run.spec.checkpoint.volume.claim is None
     return saved and own and all(one.kind != "PersistentVolumeClaim" for one in seen.children)

@@ -124,7 +124,7 @@ def _tidy(seen: Observation, changes: Changes) -> None:
             changes.delete.append(pod.name)
 
 
-def gone(seen: Observation, now: datetime) -> Changes:
+def give_back(seen: Observation, now: datetime) -> Changes:
     """All pods given back; the coordinator last, for those who leave need it."""
     changes = Changes()
     workers = [pod for pod in seen.workers if pod.present(now)]

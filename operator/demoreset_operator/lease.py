@@ -76,10 +76,10 @@ class Lease:
         while (left := self._renewed + DEADLINE - self._clock()) > 0:
             begun = self._clock()
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(min(left, RENEW)):
                     ours = await self._try()
             except TimeoutError:
-                break
+                ours = None
             if ours is False:
                 break
             if ours:

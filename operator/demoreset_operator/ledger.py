@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from demoreset_api.spec import Restart
 from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
-from demoreset_operator.causes import Verdict, verdict
+from demoreset_operator.causes import FINAL, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 
@@ -53,7 +53,7 @@ def record(
             ended = known.get(number)
             if number <= place.ended or (ended is not None and ended.live):
                 continue
-            why, place = _judge(ended, place, now, seen, outdated, config)
+            why, place = _judge(ended, number, place, now, seen, outdated, config)
             if why is not None:
                 entry = _attempt(seen, ended, index, number, why, now)
                 attempts.append(entry)
@@ -87,6 +87,7 @@ def record(
 
 def _judge(
     pod: Pod | None,
+    number: int,
     place: Place,
     now: datetime,
     seen: Observation,
@@ -95,14 +96,14 @@ def _judge(
 ) -> tuple[Verdict | None, Place]:
     """Why it ended, None where nobody need be told; and when the next may start."""
     why = verdict(pod) if pod is not None else Verdict(Cause.DELETED, "the pod was deleted")
+    name = pod.name if pod is not None else worker_name(seen.run, place.worker, number)
     at_ease = place.model_copy(update={"failures": 0, "not_before": None})
     left = why.cause in (Cause.DELETED, Cause.DRAINED)
     if seen.run.spec.suspend and left:
         return None, at_ease
-    if pod is not None:
-        past = why.cause in (Cause.DONE, Cause.BUDGET_SPENT) and pod.config != config
-        if past or (left and pod.name in outdated):
-            return Verdict(Cause.REPLACED, "replaced by one that is as the spec says now"), at_ease
+    past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != config
+    if past or (left and name in outdated | seen.deleted):
+        return Verdict(Cause.REPLACED, "replaced by one that is as the spec says now"), at_ease
     if left:  # somebody else's doing, and no sign of trouble
         return why, place.model_copy(update={"not_before": None})
     assert pod is not None

@@ -12,16 +12,7 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-from demoreset_api.names import (
-    ENV_LOG_FORMAT,
-    ENV_NAMESPACES,
-    ENV_POD_NAME,
-    ENV_POD_NAMESPACE,
-    ENV_TRAINER_IMAGE,
-    ENV_TRAINER_PULL_POLICY,
-    LEASE,
-    OPERATOR_PORT,
-)
+from demoreset_api.names import LEASE, OPERATOR_PORT
 from demoreset_operator.api import Api
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller
@@ -30,8 +21,14 @@ from demoreset_operator.metrics import Metrics
 from demoreset_operator.poll import Poll
 from demoreset_operator.render import Settings
 from demoreset_operator.serve import serve
-from demoreset_operator.watch import Watch, home
+from demoreset_operator.watch import Watch
 
+# What the chart sets; flags of the same meaning win.
+ENV_POD_NAME, ENV_POD_NAMESPACE = "POD_NAME", "POD_NAMESPACE"
+ENV_NAMESPACES = "DEMORESET_NAMESPACES"  # that are watched, with commas; empty: all
+ENV_TRAINER_IMAGE = "DEMORESET_TRAINER_IMAGE"  # of runs that name none
+ENV_TRAINER_PULL_POLICY = "DEMORESET_TRAINER_PULL_POLICY"
+ENV_LOG_FORMAT = "DEMORESET_LOG_FORMAT"  # json or text
 DEPTH_SECONDS = 1.0  # between two measurements of the queue
 
 log = logging.getLogger("demoreset_operator")
@@ -107,7 +104,8 @@ async def operate(options: argparse.Namespace) -> int:
     await api.connect()
     settings = Settings(options.trainer_image, options.trainer_pull_policy, own)
     controller = Controller(api, cache, settings, metrics)
-    where = home(options.namespaces, own)
+    watched = not options.namespaces or own in options.namespaces
+    where = own if watched else options.namespaces[0]  # of the heartbeat: one that is watched
     watch = Watch(api, cache, controller.wake, options.namespaces, where, listen)
     poll = Poll(cache, controller.wake)
     lease = Lease(api, own, LEASE, identity)
@@ -152,13 +150,18 @@ async def _measure(controller: Controller, metrics: Metrics) -> None:
 
 
 async def _until(stop: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
-    """Until one of them ends, or we are told to stop; the first error is raised."""
+    """Until one of them ends, or we are told to stop; the first error is raised.
+
+    When it returns, or is cancelled, none of them runs any more.
+    """
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work) for work in works]
     tasks.append(asyncio.create_task(stop.wait()))
-    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
 

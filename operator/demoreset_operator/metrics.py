@@ -4,7 +4,7 @@ from collections import Counter as Count
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from demoreset_api.status import Phase, RunStatus
+from demoreset_api.status import Cause, Phase, RunStatus
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 PREFIX = "demoreset_operator_"
@@ -33,7 +33,7 @@ class Metrics:
         )
         run = ["namespace", "run"]
         self._failed = Gauge(PREFIX + "run_failed", "1 where a run has failed", run, registry=its)
-        self._again = Gauge(
+        self._run_restarts = Gauge(
             PREFIX + "run_restarts", "Workers of a run that were started again", run, registry=its
         )
         self._start = Gauge(
@@ -60,11 +60,12 @@ class Metrics:
         before = self._known.get(uid)
         total = status.restarts.total
         if before is not None and (new := total - before[3]) > 0:
-            for attempt in status.attempts[-new:]:
+            lost = [one for one in status.attempts if one.cause is not Cause.REPLACED]
+            for attempt in lost[-new:]:
                 self._restarts.labels(attempt.cause.value).inc()
         self._known[uid] = namespace, name, status.phase, total
         self._failed.labels(namespace, name).set(status.phase is Phase.FAILED)
-        self._again.labels(namespace, name).set(total)
+        self._run_restarts.labels(namespace, name).set(total)
         if status.curriculum is not None:
             self._start.labels(namespace, name).set(status.curriculum.start_frame)
         if before is None or before[2] is not status.phase:
@@ -75,9 +76,9 @@ class Metrics:
         if (known := self._known.pop(uid, None)) is None:
             return
         namespace, name, *_ = known
-        for gauge in (self._failed, self._again, self._start):
+        for gauge in (self._failed, self._run_restarts, self._start):
             if (namespace, name) not in {(one[0], one[1]) for one in self._known.values()}:
-                gauge.remove_by_labels({"namespace": namespace, "run": name})
+                gauge.remove(namespace, name)
         self._count()
 
     def _count(self) -> None:

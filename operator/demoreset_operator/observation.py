@@ -19,6 +19,7 @@ from demoreset_api.status import RunStatus
 from demoreset_operator.said import Told
 
 Json = dict[str, Any]
+PATIENCE = 6  # questions that a worker may leave unanswered before that means something
 STUCK = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
 
 
@@ -30,7 +31,6 @@ class Run:
     namespace: str
     uid: str
     generation: int
-    created: datetime
     labels: dict[str, str]
     spec: RunSpec
     status: RunStatus
@@ -117,14 +117,17 @@ class Child:
 class Observation:
     """All that a decision may depend on.
 
-    told: what workers said, by pod name. refused: what the API server said of the latest request
-    that it would not take.
+    told: what workers said, by pod name. missed: how often in a row they did not answer. deleted:
+    pods that the operator has deleted. refused: what the API server said of the latest request that
+    it would not take.
     """
 
     run: Run
     pods: tuple[Pod, ...] = ()
     children: tuple[Child, ...] = ()
     told: dict[str, Told] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
+    deleted: frozenset[str] = frozenset()
     refused: str = ""
 
     @property
@@ -139,6 +142,17 @@ class Observation:
             for pod in self.workers
             if pod.live and pod.name in self.told and self.told[pod.name].trains(now)
         }
+
+    @property
+    def unasked(self) -> bool:
+        """Whether a worker that runs was not heard yet: an operator that has just begun."""
+        return any(
+            pod.live
+            and pod.phase == "Running"
+            and pod.name not in self.told
+            and self.missed.get(pod.name, 0) < PATIENCE
+            for pod in self.workers
+        )
 
     @property
     def coordinators(self) -> list[Pod]:
@@ -159,7 +173,6 @@ def parse_run(body: Json) -> Run:
         namespace=meta["namespace"],
         uid=meta["uid"],
         generation=meta.get("generation", 0),
-        created=parse_time(meta["creationTimestamp"]),
         labels=dict(meta.get("labels") or {}),
         spec=wanted.spec,
         status=RunStatus.model_validate(body.get("status") or {}),

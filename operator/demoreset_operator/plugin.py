@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import secrets
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from demoreset_api.names import COMPONENT_WORKER, GROUP, LABEL_COMPONENT, LABEL_RUN_UID, PLURAL
+from demoreset_api.names import GROUP, PLURAL
 from demoreset_api.spec import Retention
 from demoreset_operator.observation import Run, parse_run
-from demoreset_operator.render import DATA, claim_name
+from demoreset_operator.render import DATA, claim_name, selector
 from demoreset_operator.why import why
 
 Json = dict[str, Any]
@@ -27,6 +29,14 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
     whole = (path / "MANIFEST.json").exists()
     size = sum(part.stat().st_size for part in path.iterdir())
     print(path.name, f"{size / 1e6:.1f} MB", "" if whole else "broken", sep="\\t")
+"""
+
+
+# A run that trains writes meanwhile: tar then ends with 1, and all that is whole has come.
+TAR = 'tar --create --directory "$0" . ; test $? -le 1'
+COPY = """
+if test -e "$1"; then echo "$1 is on the volume already; choose another name" >&2; exit 1; fi
+rm -rf "$1.partial" && cp -r "$0" "$1.partial" && mv "$1.partial" "$1"
 """
 
 
@@ -101,10 +111,10 @@ def _why(options: argparse.Namespace) -> None:
 
 def _logs(options: argparse.Namespace) -> None:
     _, run = _read(options)
-    selector = f"{LABEL_RUN_UID}={run.uid},{LABEL_COMPONENT}={COMPONENT_WORKER}"
-    which = [options.pod] if options.pod else ["-l", selector, "--prefix", "--tail=100"]
+    which = [options.pod] if options.pod else ["-l", selector(run), "--prefix", "--tail=100"]
     which += ["--max-log-requests=64"] if not options.pod else []
-    subprocess.run(_command(options, "logs", *which, *(["-f"] if options.follow else [])))
+    command = _command(options, "logs", "-c", "worker", *which, *(["-f"] if options.follow else []))
+    sys.exit(subprocess.run(command).returncode)
 
 
 def _suspend(options: argparse.Namespace, suspend: bool) -> None:
@@ -125,12 +135,17 @@ def _fetch(options: argparse.Namespace) -> None:
     if out.exists():
         raise PluginError(f"{out} is there already; choose another --out")
     with _Reader(options, run) as reader:
-        command = reader.command("tar", "--create", "--directory", f"{DATA}/{run.name}", ".")
+        command = reader.command("sh", "-c", TAR, f"{DATA}/{run.name}")
         partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                archive.extractall(partial, filter="data")
+            try:
+                with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                    archive.extractall(partial, filter="data")
+            except tarfile.TarError as error:
+                raise PluginError(f"nothing to fetch yet, or not a folder: {error}") from error
+            process.stdout.read()
         if process.returncode:
             raise PluginError(f"not all was fetched; what came is in {partial}")
         partial.rename(out)
@@ -160,7 +175,7 @@ def _branch(options: argparse.Namespace) -> None:
     _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
     with _Reader(options, run) as reader:
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
-        reader.run("sh", "-c", 'test ! -e "$1" && cp -r "$0" "$1"', old, new)
+        reader.run("sh", "-c", COPY, old, new)
     print(_kubectl(options, "create", "-f", "-", given=text), end="")
 
 
@@ -207,11 +222,11 @@ class _Reader:
 
     def __init__(self, options: argparse.Namespace, run: Run) -> None:
         self._options, self._run = options, run
-        self._pod, self._made = "", False
+        self._pod, self._made, self._container = "", False, "worker"
 
     def __enter__(self) -> "_Reader":
-        selector = f"{LABEL_RUN_UID}={self._run.uid},{LABEL_COMPONENT}={COMPONENT_WORKER}"
-        found = json.loads(_kubectl(self._options, "get", "pods", "-l", selector, "-o", "json"))
+        which = ("-l", selector(self._run), "-o", "json")
+        found = json.loads(_kubectl(self._options, "get", "pods", *which))
         pods = found["items"]
         for body in pods:
             gone = "deletionTimestamp" in body["metadata"]
@@ -223,7 +238,8 @@ class _Reader:
                 f"{self._run.name} has no pod, and so no image is known that could read its volume "
                 f"({claim_name(self._run)}); resume it first"
             )
-        self._pod, self._made = f"{self._run.name}-reader", True
+        self._pod, self._made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
+        self._container = "reader"
         _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
         wait = ("wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=2m")
         try:
@@ -239,7 +255,7 @@ class _Reader:
 
     def command(self, *arguments: str) -> list[str]:
         """A command that runs in the pod."""
-        return _command(self._options, "exec", self._pod, "--", *arguments)
+        return _command(self._options, "exec", self._pod, "-c", self._container, "--", *arguments)
 
     def run(self, *arguments: str) -> bytes:
         """What a command in the pod says."""
@@ -252,22 +268,25 @@ class _Reader:
 def _reader(name: str, worker: Json) -> Json:
     """A pod like a worker's, that only waits."""
     spec = worker["spec"]
-    container = spec["containers"][0]
-    kept = ("image", "imagePullPolicy", "securityContext", "volumeMounts")
+    container = next(one for one in spec["containers"] if one["name"] == "worker")
+    kept = ("image", "imagePullPolicy", "securityContext")
     wait = {"command": ["sleep", str(READER_SECONDS)], "name": "reader"}
+    seen = ("data", "tmp")  # its run file may be gone
+    wait["volumeMounts"] = [one for one in container["volumeMounts"] if one["name"] in seen]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": worker["metadata"]["namespace"]},
         "spec": {
             "containers": [{**{key: container[key] for key in kept if key in container}, **wait}],
+            "volumes": [one for one in spec["volumes"] if one["name"] in seen],
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 1,
             "activeDeadlineSeconds": READER_SECONDS,
             **{
                 key: spec[key]
                 for key in (
-                    *("securityContext", "volumes", "imagePullSecrets", "nodeSelector"),
+                    *("securityContext", "imagePullSecrets", "nodeSelector"),
                     *("tolerations", "automountServiceAccountToken"),
                 )
                 if key in spec

@@ -47,7 +47,7 @@ class Poll:
             for pod in self._cache.pods(uid)
             if pod.worker is not None and pod.live and pod.phase == "Running" and pod.ip
         ]
-        # Words hold until the round after the next has ended.
+        # Words hold for some rounds, also where many do not answer.
         holds = timedelta(seconds=3 * max(EVERY, len(asked) / MOST_PER_SECOND) + 15)
         async with aiohttp.ClientSession(timeout=PATIENCE) as session:
             await asyncio.gather(*(self._ask(session, uid, pod, holds) for uid, pod in asked))
@@ -66,6 +66,7 @@ class Poll:
                 words = read(await _body(response))
         except Exception as error:  # whatever a pod answers, the operator goes on
             log.debug("pod %s: no status: %r", pod.name, error)
+            self._cache.missed(uid, pod.name)
         else:
             self._cache.tell(uid, pod.name, words, datetime.now(UTC), holds)
 

@@ -49,6 +49,7 @@ class Said(StatusModel):
     """A worker's words; those of its first update and later have all parts."""
 
     world_size: int
+    phase: str = ""
     generation: int = 0
     update: int | None = None
     frames: int = 0
@@ -100,6 +101,8 @@ def told(before: Told | None, said: Said, at: datetime, holds: timedelta) -> Tol
         at: When they came.
         holds: For how long they are believed.
     """
-    stands = before is not None and before.said.update == said.update
+    # The goal's episodes are played between two updates, and may take as long as they like.
+    busy = said.phase == "confirm"
+    stands = before is not None and before.said.update == said.update and not busy
     moved = before.moved if before is not None and stands else at
     return Told(at, at + holds, moved, said)

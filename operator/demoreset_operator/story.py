@@ -20,6 +20,8 @@ from demoreset_operator.ledger import MOST_TEXT
 from demoreset_operator.observation import Json, Observation
 from demoreset_operator.said import Told
 
+REFUSED = "Refused"  # the reason where the API server would not take a request
+
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with what the workers said."""
@@ -39,7 +41,7 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     )
     changes: Json = {"workers": workers}
     if latest is not None and _newer(latest, status):
-        changes |= _told(latest, status)
+        changes |= _progress(latest, status)
     return status.model_copy(update=changes)
 
 
@@ -47,7 +49,7 @@ def _newer(told: Told, status: RunStatus) -> bool:
     return status.training is None or told.said.update != status.training.update
 
 
-def _told(told: Told, status: RunStatus) -> Json:
+def _progress(told: Told, status: RunStatus) -> Json:
     said = told.said
     where, how, kept = said.curriculum, said.training, said.checkpoint
     assert where is not None, "read() sees to it"
@@ -103,12 +105,7 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
             said = "no pods; spec.suspend: false goes on from the checkpoint"
             made.append((ConditionType.SUSPENDED, True, "Suspended", said))
     else:
-        # An operator that has just begun has asked nobody yet: that is no news.
-        unasked = any(
-            pod.live and pod.phase == "Running" and pod.name not in seen.told
-            for pod in seen.workers
-        )
-        if ready or not (unasked and holds(status, ConditionType.RUNNING)):
+        if ready or not (seen.unasked and holds(status, ConditionType.RUNNING)):
             made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready, now)))
         if find(status, ConditionType.SUSPENDED) is not None:
             made.append((ConditionType.SUSPENDED, False, "Resumed", "spec.suspend is false"))
@@ -138,7 +135,7 @@ def _running(
     if ready:
         return "Training", "fewer workers train than are wanted" + (trouble and f"; {trouble}")
     if seen.refused:
-        return "Refused", seen.refused
+        return REFUSED, seen.refused
     if lacking:
         return lacking[0].reason if lacking[0].reason.isalnum() else "Waiting", trouble
     held = [place for place in status.places if place.not_before and place.not_before > now]
@@ -218,7 +215,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
     def key(status: RunStatus) -> object:
         return (
             status.phase,
-            [(one.type, one.status) for one in status.conditions],
+            [(one.type, one.status, one.reason == REFUSED) for one in status.conditions],
             status.restarts,
             [
                 (one.worker, one.ended, one.failures, one.not_before)

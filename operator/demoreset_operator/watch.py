@@ -68,7 +68,8 @@ class Watch:
         self._namespaces, self._home = list(namespaces), home
         self._heard = time.monotonic()
         self._kinds: set[str] = set()  # of which a watch has told
-        self._mute: set[str] = set()  # of which it should have
+        self._listed: set[str] = set()  # of which there are objects, since an earlier list
+        self._unwatched: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until told to stop."""
@@ -122,6 +123,8 @@ class Watch:
 
     async def fill(self) -> None:
         """List everything: what is not there any more is forgotten."""
+        self._heard = time.monotonic() if not self._listed else self._heard
+        earlier, self._listed = self._listed, set()
         known = self._cache.identities()
         listed: set[str] = set()
         for kind in (KIND, *CHILDREN):
@@ -129,10 +132,12 @@ class Watch:
                 selector = OURS if kind != KIND else ""
                 async for body in self._api.list(kind, namespace, selector):
                     listed.add(body["metadata"]["uid"])
-                    self._mute.add(kind)
+                    self._listed.add(kind)
                     put = self._cache.put_run if kind == KIND else self._cache.put
                     if (run := put({**body, "kind": kind})) is not None:
                         self._changed(run)
+        # Kopf looks once for what can be watched.
+        self._unwatched = (earlier & self._listed) - self._kinds
         for uid in known - listed:
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
@@ -143,10 +148,6 @@ class Watch:
         wait = SETTLED
         while True:
             await asyncio.sleep(wait)
-            self._mute -= self._kinds
-            if self._mute:  # kopf looks once for what can be watched
-                log.error("no watch tells of %s", ", ".join(sorted(self._mute)))
-                self._heard = float("-inf")
             try:
                 await self.fill()
                 wait = RESYNC
@@ -170,21 +171,12 @@ class Watch:
                 await self._api.apply(body)
             except ApiError as error:
                 log.warning("no heartbeat: %s", error)
-                if self._heard > 0:
-                    self._heard = max(self._heard, time.monotonic() - BEAT)  # not a watch's fault
+                self._heard = max(self._heard, time.monotonic() - BEAT)  # not a watch's fault
             await asyncio.sleep(BEAT)
 
     def deaf(self) -> str | None:
         """Why the watches count as dead; None while they live."""
+        if self._unwatched:
+            return f"no watch tells of {', '.join(sorted(self._unwatched))}"
         silent = time.monotonic() - self._heard
         return f"no sign of life from the watches for {silent:.0f} s" if silent > DEAF else None
-
-
-def home(namespaces: Sequence[str], own: str) -> str:
-    """Where the heartbeat goes: into our own namespace if it is watched.
-
-    Args:
-        namespaces: That are watched; none: all.
-        own: Ours, from the environment.
-    """
-    return own if not namespaces or own in namespaces else namespaces[0]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from demoreset_api import names
+from demoreset_operator import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/demoreset"
@@ -176,12 +177,12 @@ def test_the_operator_is_told_what_it_reads(render: Render) -> None:
     objects = render("namespaces={one,two}", "logFormat=text", "trainer.image.pullPolicy=Always")
     told = environment(objects)
     assert told == {
-        names.ENV_POD_NAME: None,
-        names.ENV_POD_NAMESPACE: None,
-        names.ENV_NAMESPACES: "one,two",
-        names.ENV_TRAINER_IMAGE: "demoreset-trainer:0.1.0",
-        names.ENV_TRAINER_PULL_POLICY: "Always",
-        names.ENV_LOG_FORMAT: "text",
+        main.ENV_POD_NAME: None,
+        main.ENV_POD_NAMESPACE: None,
+        main.ENV_NAMESPACES: "one,two",
+        main.ENV_TRAINER_IMAGE: "demoreset-trainer:0.1.0",
+        main.ENV_TRAINER_PULL_POLICY: "Always",
+        main.ENV_LOG_FORMAT: "text",
     }
     (port,) = container(objects)["ports"]
     assert port["containerPort"] == names.OPERATOR_PORT
@@ -203,7 +204,7 @@ def test_all_namespaces_need_a_cluster_role(render: Render) -> None:
         "coordination.k8s.io"
     }
     assert the(objects, "ClusterRoleBinding")["roleRef"]["name"] == role["metadata"]["name"]
-    assert environment(objects)[names.ENV_NAMESPACES] == ""
+    assert environment(objects)[main.ENV_NAMESPACES] == ""
 
 
 def test_chosen_namespaces_have_a_role_each_and_nothing_reaches_over_them(render: Render) -> None:

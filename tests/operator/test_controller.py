@@ -129,14 +129,20 @@ def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
         return await real(body)
 
     server.create = refuse  # type: ignore[method-assign]
-    with pytest.raises(ApiError, match="exceeded quota"):
-        asyncio.run(controller.reconcile(uid))
+    asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-2-1") in server.objects
+    assert "exceeded quota" in said(server, controller, uid)
 
 
 def other(server: Server, kind: str, name: str, **labels: str) -> None:
     """Somebody's object, there before ours."""
     server._keep({"kind": kind, "metadata": {"name": name, "namespace": "games", "labels": labels}})
+
+
+def said(server: Server, controller: Controller, uid: str) -> str:
+    """What the next look puts into the status."""
+    asyncio.run(controller.reconcile(uid))
+    return str(server.objects["DemoResetRun", "key"]["status"]["conditions"])
 
 
 OURS = {"app.kubernetes.io/managed-by": "demoreset-operator", "demoreset.dev/run": "key"}
@@ -146,10 +152,11 @@ def test_a_pod_of_an_earlier_run_of_this_name_is_waited_for_and_not_taken() -> N
     server, controller, uid = made()
     earlier = {**OURS, "demoreset.dev/run-uid": "u-0"}
     other(server, "Pod", "key-worker-0-1", **earlier)
-    with pytest.raises(ApiError, match="of an earlier run is still there"):
-        asyncio.run(controller.reconcile(uid))
+    asyncio.run(controller.reconcile(uid))
+    assert "of an earlier run is still there" in said(server, controller, uid)
     assert "key-worker-0-1" not in {pod.name for pod in controller.cache.pods(uid)}
     del server.objects["Pod", "key-worker-0-1"]
+    controller._refusals.clear()  # its time is over
     asyncio.run(controller.reconcile(uid))
     assert "key-worker-0-1" in {pod.name for pod in controller.cache.pods(uid)}
 
@@ -157,8 +164,9 @@ def test_a_pod_of_an_earlier_run_of_this_name_is_waited_for_and_not_taken() -> N
 def test_what_is_somebody_elses_is_left_alone_and_told() -> None:
     server, controller, uid = made()
     other(server, "Service", "key-coordinator", app="shop")
-    with pytest.raises(ApiError, match="Service key-coordinator exists and is not this run's"):
-        asyncio.run(controller.reconcile(uid))
+    asyncio.run(controller.reconcile(uid))
+    words = said(server, controller, uid)
+    assert "Service key-coordinator exists and is not this run's" in words
     assert server.objects["Service", "key-coordinator"]["metadata"]["labels"] == {"app": "shop"}
 
 
@@ -200,6 +208,51 @@ def test_what_is_refused_is_in_the_status_with_the_next_look() -> None:
             await working
 
     asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_a_refusal_keeps_nothing_else_from_being_done() -> None:
+    """A quota takes two of three workers: one that crashes is recorded and told all the same."""
+    server, controller, uid = made(workers={"max": 3})
+    real = server.create
+
+    async def refuse(body: Json) -> Json | None:
+        if body["kind"] == "Pod" and len([1 for kind, _ in server.objects if kind == "Pod"]) >= 3:
+            raise ApiError(403, "exceeded quota: pods")
+        return await real(body)
+
+    server.create = refuse  # type: ignore[method-assign]
+    for _ in range(5):
+        asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    status = {"phase": "Failed", "containerStatuses": [ended("worker", 1)]}
+    controller.cache.put(server._keep({**pod, "status": status}))
+    asyncio.run(controller.reconcile(uid))
+    known = server.objects["DemoResetRun", "key"]["status"]
+    assert [one["cause"] for one in known["attempts"]] == ["Crashed"]
+    assert any(kind == "Event" for kind, _ in server.objects)
+
+
+def ended(name: str, code: int) -> Json:
+    return {"name": name, "state": {"terminated": {"exitCode": code}}}
+
+
+def test_a_claim_that_goes_with_an_earlier_run_is_not_taken() -> None:
+    server, controller, uid = made()
+    other(server, "PersistentVolumeClaim", "key-data", **OURS, **{"demoreset.dev/run-uid": "u-0"})
+    claim = server.objects["PersistentVolumeClaim", "key-data"]
+    claim["metadata"]["ownerReferences"] = [{"uid": "u-0"}]
+    asyncio.run(controller.reconcile(uid))
+    assert "of an earlier run is still there" in said(server, controller, uid)
+
+
+def test_somebody_elses_pod_of_this_name_does_not_take_ours_away() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    theirs = {**pod["metadata"], "uid": "theirs", "namespace": "elsewhere"}
+    controller.cache.put({**pod, "metadata": theirs})
+    controller.cache.put({**pod, "metadata": theirs}, gone=True)
+    assert "key-worker-0-1" in {one.name for one in controller.cache.pods(uid)}
 
 
 def test_a_failing_run_is_not_looked_at_with_every_answer_of_a_worker() -> None:

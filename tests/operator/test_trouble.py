@@ -171,6 +171,55 @@ def test_a_coordinator_that_cannot_start_is_named() -> None:
     assert "coordinator: ImagePullBackOff: no such image" in condition(world, "Running")[2]
 
 
+def test_an_operator_that_has_asked_nobody_yet_ends_no_run() -> None:
+    world = training(3)
+    world.pods["key-worker-2-1"]["status"]["phase"] = "Pending"
+    world.wait_for("key-worker-2-1", "ImagePullBackOff", "no such image")
+    world.tick(3600)
+    world.told.clear()
+    world.settle()
+    assert world.status.phase is Phase.RUNNING
+
+
+def test_workers_that_never_answer_do_not_count_as_training_for_ever() -> None:
+    world = training(2)
+    world.told.clear()
+    world.missed = dict.fromkeys(world.pods, 100)
+    world.settle()
+    assert world.status.phase is Phase.PENDING
+
+
+def test_a_long_confirmation_is_no_standstill() -> None:
+    world = training(2)
+    for _ in range(20):
+        world.tick(20)
+        world.train(1, phase="confirm")
+        world.settle()
+    assert world.status.phase is Phase.RUNNING
+
+
+def test_a_volume_that_is_in_use_is_there() -> None:
+    world = training(1)
+    kept = {"update": 7, "ageSeconds": 3.0, "bytes": 9, "error": None}
+    world.train(8, checkpoint=kept)
+    for body in world.pods.values():
+        body["spec"]["nodeName"] = "node1"
+    world.settle()
+    del world.children["PersistentVolumeClaim", "key-data"]
+    world.step()
+    assert world.status.phase is Phase.RUNNING
+
+
+def test_pending_pods_that_the_operator_replaces_are_no_losses() -> None:
+    world = World(workers={"min": 1, "max": 3})
+    world.settle()
+    world.change(workers={"min": 1, "max": 3, "nodeSelector": {"disk": "fast"}})
+    for _ in range(4):
+        world.settle()
+    assert world.status.restarts.total == 0
+    assert set(world.live()) == {0, 1, 2}
+
+
 def test_a_run_does_not_begin_anew_in_silence_when_its_volume_is_gone() -> None:
     world = training(1)
     world.told.clear()

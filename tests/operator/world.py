@@ -50,6 +50,8 @@ class World:
         self.pods: dict[str, Json] = {}
         self.children: dict[tuple[str, str], Json] = {}
         self.told: dict[str, said.Told] = {}
+        self.missed: dict[str, int] = {}
+        self.taken: set[str] = set()  # that the operator has deleted
         self.refused = ""
         self.events: list[Event] = []
         self.recorded: list[Attempt] = []
@@ -75,6 +77,8 @@ class World:
             tuple(parse_pod(body) for body in self.pods.values()),
             tuple(parse_child(body) for body in self.children.values()),
             {name: told for name, told in self.told.items() if name in self.pods},
+            {name: count for name, count in self.missed.items() if name in self.pods},
+            frozenset(self.taken),
             self.refused,
         )
 
@@ -104,6 +108,7 @@ class World:
             self.children[body["kind"], body["metadata"]["name"]] = made
         for name in plan.delete:
             request()
+            self.taken.add(name)
             self.delete(name)
         for body in plan.create:
             request()

@@ -33,7 +33,8 @@ Where it is, it is told by flags or by the environment, and never guesses:
   {ENV_TERMINATION_LOG}  where the last error is written; default {TERMINATION_LOG}
 
 Exit codes: 0 the goal is met, 2 the budget is spent, 64 the run file or a flag is wrong, 65 no
-checkpoint is valid, 66 the same update failed three times, 75 try again, 143 drained after SIGTERM.
+checkpoint is valid, 66 the same update failed three times, 75 try again, 137 the memory is not
+enough, 143 drained after SIGTERM.
 """
 
 
