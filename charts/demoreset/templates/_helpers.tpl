@@ -58,10 +58,10 @@ seccompProfile:
 {{- define "demoreset.rules" -}}
 - apiGroups: [demoreset.dev]
   resources: [demoresetruns]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [get, list, watch, delete]
 - apiGroups: [demoreset.dev]
   resources: [demoresetruns/status]
-  verbs: [get, patch, update]
+  verbs: [patch]
 - apiGroups: [demoreset.dev]
   resources: [demoresetruns/finalizers]
   verbs: [update]
@@ -74,7 +74,7 @@ seccompProfile:
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
