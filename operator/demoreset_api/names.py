@@ -30,6 +30,7 @@ LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 ANNOTATION_HASH = "demoreset.dev/hash"  # of what an object was made from
 ANNOTATION_CONFIG = "demoreset.dev/config"  # of what a worker was told to learn
+OUT_OF_MEMORY = "OutOfMemory"  # begins the last words of a worker that the kernel killed for it
 COMPONENT_WORKER, COMPONENT_COORDINATOR = "worker", "coordinator"
 
 # The operator's own.

@@ -4,14 +4,13 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import aiohttp
 from kubernetes.aio import client, config
 
 from demoreset_api.names import GROUP, OPERATOR_NAME, PLURAL, VERSION
+from demoreset_operator.observation import Json
 
-Json = dict[str, Any]
 # Where objects of a kind are.
 PATHS = {
     "Pod": ("/api/v1", "pods"),

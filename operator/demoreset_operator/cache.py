@@ -5,12 +5,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
 from demoreset_api.names import LABEL_RUN_UID
 from demoreset_operator import said
 from demoreset_operator.observation import (
     Child,
+    Json,
     Observation,
     Pod,
     Run,
@@ -19,7 +19,6 @@ from demoreset_operator.observation import (
 )
 from demoreset_operator.said import Said, Told
 
-Json = dict[str, Any]
 REMEMBERED = 60.0  # seconds that what is gone cannot come back: an answer may be late
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from demoreset_api.errors import ExitCode
+from demoreset_api.names import OUT_OF_MEMORY
 from demoreset_api.status import Cause
 from demoreset_operator.observation import Pod
 
@@ -18,7 +19,6 @@ BY_CODE: dict[int, Cause] = {
 FINAL = (Cause.BUDGET_SPENT, Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)
 COUNTED = (Cause.CRASHED, Cause.OUT_OF_MEMORY)
 NODE = ("NodeLost", "NodeShutdown", "Terminated", "DeletionByTaintManager", "DeletionByPodGC")
-STARVED = "OutOfMemory"  # begins the last words of a worker whose members were killed for it
 MOST_WORDS = 900
 
 
@@ -41,7 +41,9 @@ def verdict(pod: Pod) -> Verdict:
     by_code = BY_CODE.get(pod.exit_code) if pod.exit_code is not None else None
     if by_code in (Cause.DONE, *FINAL):  # it has the last word, however the pod ended
         return Verdict(by_code, said)
-    if pod.oom_killed or (pod.exit_code == ExitCode.OUT_OF_MEMORY and said.startswith(STARVED)):
+    if pod.oom_killed or (
+        pod.exit_code == ExitCode.OUT_OF_MEMORY and said.startswith(OUT_OF_MEMORY)
+    ):
         limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "the node's memory"
         return Verdict(
             Cause.OUT_OF_MEMORY,

@@ -26,10 +26,9 @@ from demoreset_operator.api import Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.decide import Event, Plan, decide
 from demoreset_operator.metrics import Metrics
-from demoreset_operator.observation import Observation, Run, parse_run
+from demoreset_operator.observation import Json, Observation, Run, parse_run
 from demoreset_operator.render import Settings
 
-Json = dict[str, Any]
 AT_ONCE = 16  # runs that are worked on
 PODS_AT_ONCE = 64  # requests for pods, over all runs
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent

@@ -95,8 +95,7 @@ def _roll(
     changes: Changes,
 ) -> None:
     """Replace pods of another template, one at a time, while all the others train."""
-    old = {pod.name for pod in outdated(seen, wanted)}
-    stale = [index for index, pod in live.items() if pod.name in old]
+    stale = [index for index, pod in live.items() if pod.hash != wanted.worker]
     if not stale:
         return
     # A pod that does not run has nothing to lose; the first worker, which writes, comes last.

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from demoreset_operator.api import ApiError
+from demoreset_operator.observation import Json
 
-Json = dict[str, Any]
 SECONDS = 15  # without a renewal, until another one may take it
 RENEW = 3.0  # between two renewals
 DEADLINE = 10.0  # without one that succeeded, until the holder stops by itself

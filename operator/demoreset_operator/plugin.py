@@ -14,13 +14,14 @@ from typing import Any
 
 import yaml
 
+from demoreset_api import changes
+from demoreset_api.errors import UserError
 from demoreset_api.names import GROUP, PLURAL
 from demoreset_api.spec import Retention
-from demoreset_operator.observation import Run, parse_run
+from demoreset_operator.observation import Json, Run, parse_run
 from demoreset_operator.render import DATA, claim_name, selector
 from demoreset_operator.why import why
 
-Json = dict[str, Any]
 RESOURCE = f"{PLURAL}.{GROUP}"
 READER_SECONDS = 600  # that a pod which reads a volume lives at most
 CHECKPOINTS = """
@@ -30,8 +31,6 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
     size = sum(part.stat().st_size for part in path.iterdir())
     print(path.name, f"{size / 1e6:.1f} MB", "" if whole else "broken", sep="\\t")
 """
-
-
 # A run that trains writes meanwhile: tar then ends with 1, and all that is whole has come.
 TAR = 'tar --create --directory "$0" . ; test $? -le 1'
 COPY = """
@@ -49,7 +48,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(given)
     try:
         options.func(options)
-    except PluginError as error:
+    except (PluginError, UserError) as error:
         sys.exit(f"kubectl demoreset: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -111,8 +110,9 @@ def _why(options: argparse.Namespace) -> None:
 
 def _logs(options: argparse.Namespace) -> None:
     _, run = _read(options)
-    which = [options.pod] if options.pod else ["-l", selector(run), "--prefix", "--tail=100"]
-    which += ["--max-log-requests=64"] if not options.pod else []
+    which = [options.pod]
+    if not options.pod:
+        which = ["-l", selector(run), "--prefix", "--tail=100", "--max-log-requests=64"]
     command = _command(options, "logs", "-c", "worker", *which, *(["-f"] if options.follow else []))
     sys.exit(subprocess.run(command).returncode)
 
@@ -163,33 +163,20 @@ def _branch(options: argparse.Namespace) -> None:
     spec = {key: value for key, value in body["spec"].items() if key != "suspend"}
     shared = {"claim": claim_name(run)}
     spec["checkpoint"] = {**spec.get("checkpoint", {}), "volume": shared}
-    for change in options.set:
-        _change(spec, change)
     made = {
         "apiVersion": body["apiVersion"],
         "kind": body["kind"],
         "metadata": {"name": options.new, "namespace": run.namespace},
         "spec": spec,
     }
+    for change in options.set:
+        changes.apply(made, f"spec.{change.removeprefix('spec.')}")
     text = json.dumps(made)
     _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
     with _Reader(options, run) as reader:
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
         reader.run("sh", "-c", COPY, old, new)
     print(_kubectl(options, "create", "-f", "-", given=text), end="")
-
-
-def _change(spec: Json, change: str) -> None:
-    field, equals, value = change.partition("=")
-    path = field.removeprefix("spec.").split(".")
-    if not equals or not all(path):
-        raise PluginError(f"--set: received {change!r}; it looks like spec.ppo.learningRate=3e-4")
-    for key in path[:-1]:
-        spec = spec.setdefault(key, {})
-    try:
-        spec[path[-1]] = json.loads(value)
-    except ValueError:
-        spec[path[-1]] = yaml.safe_load(value)
 
 
 # Reaching what there is

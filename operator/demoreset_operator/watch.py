@@ -24,8 +24,8 @@ from demoreset_api.names import (
 )
 from demoreset_operator.api import PATHS, Api, ApiError
 from demoreset_operator.cache import Cache
+from demoreset_operator.observation import Json
 
-Json = dict[str, Any]
 OURS = f"{LABEL_MANAGED_BY}={OPERATOR_NAME}"
 CHILDREN = (
     "Pod",

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from demoreset_api import changes as changing
 from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import DemoResetRun, RunSpec, Workers
 from demoreset_trainer import demo as demos
@@ -46,36 +47,11 @@ def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
     if not isinstance(content, dict):
         raise UserError(f"{path}: received {type(content).__name__}; a run file is a mapping")
     for change in changes:
-        _apply(content, change)
+        changing.apply(content, change)
     try:
         return DemoResetRun.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from error
-
-
-def _apply(content: dict[str, Any], change: str) -> None:
-    name, equals, value = change.partition("=")
-    path = name.strip().split(".")
-    if not equals or path[0] not in ("spec", "metadata") or len(path) < 2:
-        raise UserError(f"--set: received {change!r}; it looks like spec.ppo.learningRate=3e-4")
-    for key in path[:-1]:
-        inner = content.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {change}: {key} is not a mapping")
-        content = inner
-    content[path[-1]] = _value(value)
-
-
-def _value(text: str) -> Any:
-    # YAML 1.1 takes 3e-4 for text; people mean a number.
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return float(text) if text[:1] in "+-.0123456789" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
-        return text
 
 
 def explain(error: ValidationError) -> str:

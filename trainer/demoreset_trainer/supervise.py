@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from demoreset_api.errors import ExitCode
-from demoreset_api.names import ENV_CORES
+from demoreset_api.names import ENV_CORES, OUT_OF_MEMORY
 from demoreset_trainer import restart
 from demoreset_trainer.machine import cores, devices, oom_kills
 from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
@@ -281,7 +281,7 @@ class Supervisor:
         starved, self._oom_kills = killed > self._oom_kills, killed
         if starved:  # whatever it says: the kernel may have killed what it needed
             code = -signal.SIGKILL
-            self.error = error = LastError("OutOfMemory", STARVED, error.lines)
+            self.error = error = LastError(OUT_OF_MEMORY, STARVED, error.lines)
         update = member.told or self.furthest  # who has done none was to go on where the run stands
         place.record = place.record.after(
             code,
