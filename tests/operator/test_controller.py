@@ -1,6 +1,7 @@
 """The queue, and a run's turn: requests in order, failures tried again, answers known at once."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,16 +120,25 @@ def test_a_failure_is_tried_again() -> None:
     asyncio.run(asyncio.wait_for(work(), 10))
 
 
-def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
-    server, controller, uid = made(workers={"max": 3})
+def refuse(server: Server, why: str, which: Callable[[Json], bool]) -> Callable[[], None]:
+    """The server takes some objects no more; what lets it take them again."""
     real = server.create
 
-    async def refuse(body: Json) -> Json | None:
-        if body["metadata"]["name"] == "key-worker-1-1":
-            raise ApiError(403, "exceeded quota")
+    async def create(body: Json) -> Json | None:
+        if which(body):
+            raise ApiError(403, why)
         return await real(body)
 
-    server.create = refuse  # type: ignore[method-assign]
+    def take_again() -> None:
+        server.create = real  # type: ignore[method-assign]
+
+    server.create = create  # type: ignore[method-assign]
+    return take_again
+
+
+def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
+    server, controller, uid = made(workers={"max": 3})
+    refuse(server, "exceeded quota", lambda body: body["metadata"]["name"] == "key-worker-1-1")
     asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-2-1") in server.objects
     assert "exceeded quota" in said(server, controller, uid)
@@ -186,21 +196,14 @@ def test_a_volume_that_was_retained_is_taken_over_as_it_is() -> None:
 
 def test_what_is_refused_is_in_the_status_with_the_next_look() -> None:
     server, controller, uid = made()
-    real = server.create
-
-    async def refuse(body: Json) -> Json | None:
-        if body["kind"] == "Pod":
-            raise ApiError(403, "exceeded quota: pods")
-        return await real(body)
-
-    server.create = refuse  # type: ignore[method-assign]
+    take_again = refuse(server, "exceeded quota: pods", lambda body: body["kind"] == "Pod")
 
     async def work() -> None:
         controller.queue.add(uid)
         working = asyncio.create_task(controller.run())
         while "exceeded quota" not in str(server.objects["DemoResetRun", "key"].get("status")):
             await asyncio.sleep(0.01)
-        server.create = real  # type: ignore[method-assign]
+        take_again()
         while "exceeded quota" in str(server.objects["DemoResetRun", "key"].get("status")):
             await asyncio.sleep(0.01)
         working.cancel()
@@ -213,14 +216,13 @@ def test_what_is_refused_is_in_the_status_with_the_next_look() -> None:
 def test_a_refusal_keeps_nothing_else_from_being_done() -> None:
     """A quota takes two of three workers: one that crashes is recorded and told all the same."""
     server, controller, uid = made(workers={"max": 3})
-    real = server.create
 
-    async def refuse(body: Json) -> Json | None:
-        if body["kind"] == "Pod" and len([1 for kind, _ in server.objects if kind == "Pod"]) >= 3:
-            raise ApiError(403, "exceeded quota: pods")
-        return await real(body)
+    def beyond(body: Json) -> bool:
+        return (
+            body["kind"] == "Pod" and len([1 for kind, _ in server.objects if kind == "Pod"]) >= 3
+        )
 
-    server.create = refuse  # type: ignore[method-assign]
+    refuse(server, "exceeded quota: pods", beyond)
     for _ in range(5):
         asyncio.run(controller.reconcile(uid))
     pod = server.objects["Pod", "key-worker-0-1"]
