@@ -56,6 +56,7 @@ class Cause(StrEnum):
     DRAINED = "Drained"  # SIGTERM; the state was saved
     EVICTED = "Evicted"  # by the kubelet, a drain or the scheduler
     NODE_LOST = "NodeLost"
+    HUNG = "Hung"  # no update for long; replaced by the operator
     DELETED = "Deleted"
     REPLACED = "Replaced"  # by the operator: its template has changed
     DONE = "Done"

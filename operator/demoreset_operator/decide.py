@@ -14,6 +14,7 @@ from demoreset_api.status import Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.ending import Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, give_back, outdated
+from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record
 from demoreset_operator.observation import Json, Observation, Run
 from demoreset_operator.render import Settings, Wanted
@@ -58,7 +59,8 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         return _after(seen, now)
     wanted = render.wanted(run, settings)
     leaves = {pod.name for pod in outdated(seen, wanted)}
-    status, losses = record(seen, now, outdated=leaves, config=wanted.config)
+    still = {} if run.spec.suspend else hung(seen, now)
+    status, losses = record(seen, now, outdated=leaves, config=wanted.config, hung=still)
     status = _times(seen, status, now)
     status = story.progress(seen, status, now)
     end = ending(seen, status, losses, now)

@@ -50,15 +50,17 @@ def change(
         changes.delete += [pod.name for pod in others if not pod.deleting]
         return changes
     live: dict[int, Pod] = {}
+    places = {place.worker: place for place in status.places}
     for pod in sorted(seen.workers, key=lambda pod: pod.attempt):
         if not pod.live:
             continue
-        if pod.worker in live or (pod.worker or 0) >= run.spec.workers.max:
+        place = places.get(pod.worker or 0)
+        over = place is not None and pod.attempt <= place.ended  # recorded as ended: it hangs
+        if over or pod.worker in live or (pod.worker or 0) >= run.spec.workers.max:
             changes.delete.append(pod.name)
         elif pod.worker is not None:
             live[pod.worker] = pod
     _roll(seen, wanted, live, training, changes)
-    places = {place.worker: place for place in status.places}
     for index in range(run.spec.workers.max):
         place = places.get(index)
         if index in live:

@@ -4,6 +4,7 @@ A pod is known by its worker and its attempt. Attempts only grow; those up to `P
 recorded. So it does not matter how often this runs, nor when the operator was away.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -27,7 +28,7 @@ class Loss:
 
 
 def record(
-    seen: Observation, now: datetime, *, outdated: set[str], config: str
+    seen: Observation, now: datetime, *, outdated: set[str], config: str, hung: Mapping[str, str]
 ) -> tuple[RunStatus, list[Loss]]:
     """The status with all that ended since; and what that was.
 
@@ -37,6 +38,7 @@ def record(
         outdated: Names of pods that the operator replaces, or takes away: they do not fail.
         config: What workers are to learn now; what one that learned otherwise ended with says
             nothing of it.
+        hung: Names of pods that do not go on, with why: recorded as ended, then ended by `group`.
     """
     run, status = seen.run, seen.run.status
     places = {place.worker: place for place in status.places}
@@ -51,9 +53,10 @@ def record(
         known = {pod.attempt: pod for pod in its}
         for number in sorted({*known, *range(place.ended + 1, place.attempt + 1)}):
             ended = known.get(number)
-            if number <= place.ended or (ended is not None and ended.live):
+            lives = ended is not None and ended.live and ended.name not in hung
+            if number <= place.ended or lives:
                 continue
-            why, place = _judge(ended, number, place, now, seen, outdated, config)
+            why, place = _judge(ended, number, place, now, seen, outdated, config, hung)
             if why is not None:
                 entry = _attempt(seen, ended, index, number, why, now)
                 attempts.append(entry)
@@ -93,9 +96,15 @@ def _judge(
     seen: Observation,
     outdated: set[str],
     config: str,
+    hung: Mapping[str, str],
 ) -> tuple[Verdict | None, Place]:
     """Why it ended, None where nobody need be told; and when the next may start."""
-    why = verdict(pod) if pod is not None else Verdict(Cause.DELETED, "the pod was deleted")
+    if pod is None:
+        why = Verdict(Cause.DELETED, "the pod was deleted")
+    elif pod.name in hung:
+        why = Verdict(Cause.HUNG, hung[pod.name])
+    else:
+        why = verdict(pod)
     name = pod.name if pod is not None else worker_name(seen.run, place.worker, number)
     at_ease = place.model_copy(update={"failures": 0, "not_before": None})
     left = why.cause in (Cause.DELETED, Cause.DRAINED)

@@ -7,11 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from demoreset_api import pace
 from demoreset_api.status import StatusModel
 
 Text = Annotated[str, Field(max_length=100_000)]
-QUIET = timedelta(seconds=120)  # without an update, at least, until a worker stands still
-GAPS = 20  # of an update's usual length, for the same
 
 
 class Curriculum(StatusModel):
@@ -70,11 +69,12 @@ class Told:
 
     def trains(self, now: datetime) -> bool:
         """Whether the worker learns: it says so, and its updates go on."""
-        update = self.said.update
-        if not update or now > self.until:
-            return False
-        usual = timedelta(seconds=self.said.seconds / update)
-        return now - self.moved <= max(QUIET, GAPS * usual)
+        return bool(self.said.update) and now <= min(self.until, self.moved + self.patience)
+
+    @property
+    def patience(self) -> timedelta:
+        """How long its updates may stand."""
+        return timedelta(seconds=pace.patience(self.said.update or 0, self.said.seconds))
 
 
 def read(raw: bytes) -> Said:

@@ -42,6 +42,12 @@ class Anything(RuleBasedStateMachine):
         self.update += 1
         self.world.train(self.update)
 
+    @rule()
+    def stand_still(self) -> None:
+        self.world.train(self.update)
+        self.world.tick(130)
+        self.world.train(self.update)
+
     @precondition(lambda self: self.world.pods)
     @rule(data=st.data(), code=CODES)
     def crash(self, data: st.DataObject, code: int) -> None:
@@ -87,8 +93,9 @@ class Anything(RuleBasedStateMachine):
         assert self.world.status.restarts.total == len(lost)
 
     @invariant()
-    def only_crashes_count(self) -> None:
-        assert self.world.status.restarts.counted <= self.crashes
+    def only_crashes_and_hangs_count(self) -> None:
+        hung = [one for one in self.world.recorded if one.cause is Cause.HUNG]
+        assert self.world.status.restarts.counted <= self.crashes + len(hung)
 
     def teardown(self) -> None:
         """Left alone it becomes what its spec says."""

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -98,6 +98,7 @@ class Group:
         self.folder = folder
         self.heard = Listener()
         self.written: list[str] = []
+        self.stood: dict[str, list[str]] = {}  # what was kept of those that stood still
         self.until: Callable[[], object] = lambda: False
         self.starved: Callable[[], int] = lambda: 0
         self.number = signal.SIGTERM
@@ -115,9 +116,14 @@ class Group:
             stopping=self._stopping,
             say=self.written.append,
             limits=limits,
+            keep=self._keep,
             starved=lambda: self.starved(),
             clock=lambda: time.monotonic() + self.jump,
         )
+
+    def _keep(self, name: str, lines: Sequence[str]) -> str:
+        self.stood[name] = list(lines)
+        return "hangs/it.txt"
 
     def _stopping(self) -> int | None:
         assert time.monotonic() < self.began + PATIENCE, (self.heard.notes, self.written)
@@ -251,6 +257,35 @@ def test_one_that_stands_still_is_killed_and_started_anew(tmp_path: Path, stands
     assert error is not None
     if "sleep" in stands:  # it says where it stands; one that is frozen cannot
         assert any("most recent call first" in said for said in error.lines), error.lines
+        assert list(group.stood) == group.names()[:1]
+        assert any("most recent call first" in said for said in group.stood[group.names()[0]])
+
+
+@pytest.mark.parametrize(("phase", "kept"), [("quorum", True), ("confirm", False)])
+def test_one_that_beats_without_an_update_says_where_it_stands_when_asked_to_stop(
+    tmp_path: Path, phase: str, kept: bool
+) -> None:
+    group = Group(
+        tmp_path,
+        f"""
+import faulthandler
+drain(); faulthandler.register(signal.SIGUSR1); progress(7)
+def stand():
+    while True:
+        beat(7, {phase!r}); time.sleep(0.02)
+stand()
+""",
+        limits=Limits(hang=30, grace=5, jump=30),
+    )
+
+    def long_after(group: Group) -> bool:
+        beats = bool(group.supervisor.members) and group.supervisor.members[0].phase == phase
+        group.jump += 10 if beats else 0
+        return group.jump > 130
+
+    assert group.run(long_after) == 143
+    assert any("in stand" in said for lines in group.stood.values() for said in lines) == kept
+    assert any("stood still: where, is in hangs/" in note for note in group.heard.notes) == kept
 
 
 def test_before_its_first_beat_a_member_has_more_time(tmp_path: Path) -> None:

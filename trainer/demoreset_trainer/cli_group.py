@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def run_group(
         members: How many processes train.
     """
     signals = Signals()
-    from demoreset_trainer import runfile, summary
+    from demoreset_trainer import hangs, runfile, summary
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
@@ -65,6 +66,7 @@ def run_group(
             say=watchers.note if on_screen(options) else to_stderr,
             tend=coordinator.tend,
             spawn=nursery.spawn,
+            keep=partial(hangs.keep, folder),
         )
         try:
             coordinator.tend(time.monotonic())

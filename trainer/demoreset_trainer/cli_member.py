@@ -4,6 +4,7 @@
 """
 
 import argparse
+import faulthandler
 import os
 import signal
 import socket
@@ -74,8 +75,9 @@ def _train(options: argparse.Namespace) -> ExitCode:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     end_with_parent(signal.SIGTERM)  # a member must not outlive its supervisor
     from demoreset_api.spec import Collectives
-    from demoreset_trainer.wire import Wire
+    from demoreset_trainer.wire import ASK_WHERE, Wire
 
+    faulthandler.register(ASK_WHERE)
     pipe = int(os.environ[ENV_WIRE]) if ENV_WIRE in os.environ else os.open(os.devnull, 1)
     wire = Wire(pipe, hung_up=stop.set)
     from demoreset_trainer.network import bind_gloo_to

@@ -3,6 +3,7 @@
 import argparse
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from demoreset_api.errors import DemoResetError, ExitCode, UserError
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
-    from demoreset_trainer import runfile
+    from demoreset_trainer import hangs, runfile
     from demoreset_trainer.cli_group import GOOD, met, on_screen, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.watch import Watchers
@@ -123,6 +124,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             stopping=signals,
             say=watchers.note if on_screen(options) else to_stderr,
             spawn=nursery.spawn,
+            keep=partial(hangs.keep, folder),
         )
         code = supervisor.run()
     if code not in GOOD and supervisor.error is not None:

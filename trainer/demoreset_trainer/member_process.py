@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Protocol
 
 from demoreset_api.names import ENV_WIRE
+from demoreset_api.pace import patience
 from demoreset_trainer import restart, wire
 from demoreset_trainer.progress import Progress
-from demoreset_trainer.wire import Message, Note
+from demoreset_trainer.wire import Beat, Message, Note
 
 CHUNK = 1 << 16
 MOST_CHUNKS = 16  # at once: nobody's flood keeps the others waiting
 MOST_LINE = 1 << 20
 KEPT = 20  # of the lines that it wrote
+MOST_STACKS = 2000  # lines
 # Of a member, unless its environment says otherwise: torchft tells of every connection; one that is
 # killed by a signal says where it stood; a name service that does not answer, and is asked who each
 # address is that connects, holds up a new group for a second and not for five.
@@ -115,11 +117,14 @@ class MemberProcess:
         self.started = now
         self.heard: float | None = None
         self.told = 0  # update of which it has told
+        self.phase = ""
         self.progress: Progress | None = None
+        self.moved = now  # when it told of its latest update
         self.hung: str | None = None  # why it is killed
         self.kill_at: float | None = None  # once it had the time to say where it stands
         self.asked = False  # to stop
         self.tail: deque[str] = deque(maxlen=KEPT)
+        self.stacks: list[str] | None = None  # what it wrote since it was asked where it stands
         mine, its = os.pipe()
         read, write = os.pipe()
         try:
@@ -150,7 +155,9 @@ class MemberProcess:
             self.heard = now
         for message in messages:
             if isinstance(message, Progress):
-                self.progress = message
+                self.progress, self.moved = message, now
+            elif isinstance(message, Beat):
+                self.phase = message.phase
             if not isinstance(message, Note):
                 self.told = message.update
         return messages
@@ -159,11 +166,13 @@ class MemberProcess:
         """The lines that it has written since the last time."""
         lines = [line.decode(errors="replace").rstrip() for line in self._said.read()]
         self.tail.extend(lines)
+        if self.stacks is not None and len(self.stacks) < MOST_STACKS:
+            self.stacks += lines
         return lines
 
     def forgive(self, now: float) -> None:
         """Time begins anew: the supervisor was not there to listen."""
-        self.started = now
+        self.started = self.moved = now
         if self.heard is not None:
             self.heard = now
 
@@ -178,7 +187,23 @@ class MemberProcess:
 
     def dump(self) -> None:
         """Have it write where all of its threads stand (PYTHONFAULTHANDLER), and end."""
+        self.stacks = []
         self._process.send_signal(signal.SIGABRT)
+
+    def stands(self, now: float) -> bool:
+        """Whether it has done no update for long, though its loop may move.
+
+        The goal's episodes are played between two updates, and may take as long as they like.
+        """
+        done = self.progress
+        if done is None or self.phase == "confirm":
+            return False
+        return now - self.moved > patience(done.update, done.seconds)
+
+    def where(self) -> None:
+        """Have it write where all of its threads stand, and go on."""
+        self.stacks = []
+        self._process.send_signal(wire.ASK_WHERE)
 
     def kill(self) -> None:
         """End it, whatever it does."""

@@ -93,6 +93,7 @@ class Supervisor:
         limits: How long to wait for what.
         spawn: Starts a member.
         tend: Called at every turn with the time, for what else must be kept running.
+        keep: Keeps where a member stood that did not go on; says under which name.
         starved: How many processes of this container the kernel has killed for its memory.
         clock: Monotonic seconds.
     """
@@ -110,12 +111,13 @@ class Supervisor:
         limits: Limits | None = None,
         spawn: Spawn = popen,
         tend: Callable[[float], None] | None = None,
+        keep: Callable[[str, Sequence[str]], str] | None = None,
         starved: Callable[[], int] = oom_kills,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._command, self._watch = name, command, watch
         self._stopping, self._say, self._tend, self._clock = stopping, say, tend, clock
-        self._spawn, self._starved = spawn, starved
+        self._spawn, self._starved, self._keep = spawn, starved, keep
         self._oom_kills = starved()
         self._limits = limits or Limits()
         base = dict(os.environ if environment is None else environment)
@@ -265,6 +267,9 @@ class Supervisor:
         """A member has ended: what was it, and what follows."""
         place.member, place.lost = None, member.name
         member.bury()
+        if member.stacks and self._keep is not None:
+            kept = self._keep(member.name, member.stacks)
+            self._watch.note(f"member {member.name} stood still: where, is in {kept}")
         ending = restart.ended(self._ending, code, now, self._limits)
         if ending is not None:
             if self._ending is None or ending.code != self._ending.code:
@@ -328,6 +333,8 @@ class Supervisor:
             if now >= ending.kill_at:
                 member.kill()
             elif now >= ending.ask_at and not member.asked:
+                if member.stands(now):
+                    member.where()
                 member.ask()
 
     def _fill(self, now: float) -> None:

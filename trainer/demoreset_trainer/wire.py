@@ -7,11 +7,14 @@ that the member's process lives. A beat says "my loop moves": it stops when the 
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from demoreset_trainer.progress import Progress
+
+ASK_WHERE = signal.SIGUSR1  # has a member write where its threads stand, and go on
 
 
 @dataclass(frozen=True)
