@@ -112,6 +112,14 @@ class CheckpointStatus(StatusModel):
     error: str | None = Field(default=None, max_length=1024, description="Why none is written.")
 
 
+class EvaluationStatus(StatusModel):
+    """The goal's episodes, played by a policy that was held still."""
+
+    update: int = Field(description="Whose policy.")
+    episodes: int = Field(description="Played from the game's own start.")
+    success_rate: float = Field(description="Share of them that tied the demonstration.")
+
+
 class Attempt(StatusModel):
     """One incarnation of a worker that has ended."""
 
@@ -157,6 +165,9 @@ class RunStatus(StatusModel):
     training: TrainingStatus | None = Field(default=None, description="How it learns.")
     workers: WorkersStatus = Field(default=WorkersStatus(), description="The group.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The latest one.")
+    evaluation: EvaluationStatus | None = Field(
+        default=None, description="The latest confirmation of the goal, met or not."
+    )
     restarts: Restarts = Field(default=Restarts(), description="How often workers came again.")
     attempts: list[Attempt] = Field(
         default=[], max_length=20, description="Workers that ended, the latest last."

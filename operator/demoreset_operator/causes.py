@@ -39,7 +39,9 @@ def verdict(pod: Pod) -> Verdict:
     """Why a pod that has ended, or is being deleted, did."""
     said = last_words(pod.last_words)
     by_code = BY_CODE.get(pod.exit_code) if pod.exit_code is not None else None
-    if by_code in (Cause.DONE, *FINAL):  # it has the last word, however the pod ended
+    if by_code in (Cause.DONE, Cause.BUDGET_SPENT):  # its last words are how the run stands
+        return Verdict(by_code, "")
+    if by_code in FINAL:  # it has the last word, however the pod ended
         return Verdict(by_code, said)
     if pod.oom_killed or (
         pod.exit_code == ExitCode.OUT_OF_MEMORY and said.startswith(OUT_OF_MEMORY)

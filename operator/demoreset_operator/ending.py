@@ -46,7 +46,7 @@ def ending(
     spec = seen.run.spec
     causes = {loss.attempt.cause: loss.attempt for loss in losses}
     if Cause.DONE in causes:
-        return Ending(ConditionType.COMPLETE, "GoalMet", "the policy plays from the game's start")
+        return Ending(ConditionType.COMPLETE, "GoalMet", _met(status))
     for cause in FINAL:
         if cause in causes:
             said = causes[cause].message
@@ -85,6 +85,16 @@ def ending(
         if (until := _hope(pod)) is not None and now >= until:
             return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MOST_TEXT])
     return None
+
+
+def _met(status: RunStatus) -> str:
+    tried = status.evaluation
+    if tried is None:
+        return "the policy plays from the game's own start"
+    return (
+        f"the policy ties the demonstration in {tried.success_rate:.0%} of {tried.episodes} "
+        "episodes from the game's own start"
+    )
 
 
 def _hope(pod: Pod) -> datetime | None:

@@ -44,6 +44,14 @@ class Checkpoint(StatusModel):
     error: Text | None = None
 
 
+class Evaluation(StatusModel):
+    """The latest confirmation of the goal."""
+
+    update: int | None = None
+    episodes: int | None = None
+    success_rate: float | None = None
+
+
 class Said(StatusModel):
     """A worker's words; those of its first update and later have all parts."""
 
@@ -54,6 +62,7 @@ class Said(StatusModel):
     frames: int = 0
     seconds: float = 0
     curriculum: Curriculum | None = None
+    evaluation: Evaluation = Evaluation()
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
 

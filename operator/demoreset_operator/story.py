@@ -1,14 +1,17 @@
 """What is told of a run: progress, conditions, and one word for people."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Literal
 
+from demoreset_api.errors import ExitCode
 from demoreset_api.status import (
     CheckpointStatus,
     Condition,
     ConditionType,
     CurriculumStatus,
+    EvaluationStatus,
     Phase,
     RunStatus,
     TrainingStatus,
@@ -18,7 +21,7 @@ from demoreset_operator import render
 from demoreset_operator.ending import named, waiting
 from demoreset_operator.ledger import MOST_TEXT
 from demoreset_operator.observation import Json, Observation
-from demoreset_operator.said import Told
+from demoreset_operator.said import Told, read
 
 REFUSED = "Refused"  # the reason where the API server would not take a request
 
@@ -26,7 +29,7 @@ REFUSED = "Refused"  # the reason where the API server would not take a request
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with what the workers said."""
     ready = seen.training(now)
-    told = [seen.told[name] for name in ready]
+    told = [*(seen.told[name] for name in ready), *_farewells(seen, status, now)]
     latest = max(told, key=lambda one: one.said.update or 0, default=None)
     live = [pod for pod in seen.workers if pod.live]
     wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
@@ -43,6 +46,22 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     if latest is not None and _newer(latest, status):
         changes |= _progress(latest, status)
     return status.model_copy(update=changes)
+
+
+def _farewells(seen: Observation, status: RunStatus, now: datetime) -> list[Told]:
+    """How the run stood when it was over: the last words of workers that are done.
+
+    Those of workers with an earlier goal are passed over when the run has gone on since.
+    """
+    found = []
+    furthest = status.training.update if status.training is not None else 0
+    for pod in seen.workers:
+        if pod.ended and pod.exit_code in (ExitCode.DONE, ExitCode.BUDGET_SPENT):
+            with suppress(ValueError, RecursionError):
+                at, said = pod.finished or now, read(pod.last_words.encode())
+                if (said.update or 0) >= furthest:
+                    found.append(Told(at, at, at, said))
+    return found
 
 
 def _newer(told: Told, status: RunStatus) -> bool:
@@ -75,6 +94,11 @@ def _progress(told: Told, status: RunStatus) -> Json:
         eta_seconds=_short(how.eta_seconds, 0),
     )
     changes: Json = {"curriculum": curriculum, "training": learning}
+    tried = said.evaluation
+    if tried.update is not None and tried.episodes and tried.success_rate is not None:
+        changes["evaluation"] = EvaluationStatus(
+            update=tried.update, episodes=tried.episodes, success_rate=round(tried.success_rate, 3)
+        )
     if kept.update is not None or kept.error is not None:
         age = None if kept.age_seconds is None else timedelta(seconds=kept.age_seconds)
         changes["checkpoint"] = CheckpointStatus(

@@ -1,5 +1,6 @@
 """What the operator decides, in the words of those who run it."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, Crash, World, training
+from world import SETTINGS, Crash, World, told, training
 
 
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
@@ -111,7 +112,7 @@ def test_a_worker_that_trained_for_a_while_is_not_made_to_wait() -> None:
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [(64, "WrongRun"), (65, "NoValidCheckpoint"), (66, "NoProgress"), (2, "BudgetSpent")],
+    [(64, "WrongRun"), (65, "NoValidCheckpoint"), (66, "NoProgress")],
 )
 def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     world = training()
@@ -126,6 +127,38 @@ def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     assert not world.live()
     assert not world.coordinators()
     assert "key-worker-2-1" in world.pods, "its log can be read"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(0, "Complete"), (2, "Failed")])
+def test_the_last_words_of_a_worker_that_is_done_are_how_the_run_stands(
+    code: int, kind: str
+) -> None:
+    world = training(2)
+    tried = {"update": 98, "episodes": 100, "successRate": 0.93}
+    world.end("key-worker-1-1", code, words=json.dumps(told(99, 2, evaluation=tried)))
+    world.settle()
+    found = world.condition(kind)
+    assert found is not None
+    assert found[0] == "True"
+    if code == 0:
+        assert "in 93% of 100 episodes" in found[2]
+    status = world.status
+    assert status.training is not None
+    assert (status.training.update, status.training.frames) == (99, 99 * 8192)
+    assert status.evaluation is not None
+    assert status.evaluation.success_rate == 0.93
+    assert all("{" not in attempt.message for attempt in status.attempts)
+
+
+def test_last_words_of_an_earlier_goal_do_not_take_a_run_back() -> None:
+    world = training(1)
+    world.train(50)
+    world.settle()
+    world.change(goal={"episodes": 7})
+    world.end("key-worker-0-1", 0, words=json.dumps(told(40, 1)))
+    world.settle()
+    assert world.status.training is not None
+    assert world.status.training.update == 50
 
 
 @pytest.mark.parametrize(

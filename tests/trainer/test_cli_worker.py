@@ -83,7 +83,8 @@ def test_its_last_error_fits_where_the_kubelet_reads_it(
 ) -> None:
     place = tmp_path / "log"
     monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(place))
-    leave(LastError("ValueError", "7", tuple(f"{number} " + "€" * 300 for number in range(20))))
+    error = LastError("ValueError", "7", tuple(f"{number} " + "€" * 300 for number in range(20)))
+    leave(error.report(MOST_BYTES))
     content = place.read_bytes()
     assert MOST_BYTES - 1000 < len(content) <= MOST_BYTES
     assert content.startswith(b"ValueError: 7\n")
@@ -274,24 +275,41 @@ def test_a_group_regains_its_first_member_and_its_coordinator_and_stops_on_ctrl_
     )
 
 
-def test_a_worker_finds_the_coordinator_and_drains_on_sigterm(
-    tmp_path: Path, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What a worker finds in its environment; where its last words are."""
     port = free_port()
-    coordinator = subprocess.Popen(
+    process = subprocess.Popen(
         command("coordinator", "--port", port, "--host", "127.0.0.1"), stderr=subprocess.DEVNULL
     )
-    try:
-        monkeypatch.setenv("DEMORESET_COORDINATOR", f"127.0.0.1:{port}")
-        monkeypatch.setenv("DEMORESET_ID", "crossing-w1")
-        monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(tmp_path / "log"))
-        worker = start("worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL)
-        (member,) = worker.train(1)["members"]
-        assert re.fullmatch(r"crossing-w1-0-[0-9a-f]{8}", member["id"])
-        worker.process.terminate()
-        assert worker.process.wait(timeout=60) == 143
-        assert not worker.session()
-        assert not (tmp_path / "log").exists()
-    finally:
-        coordinator.kill()
-        coordinator.wait()
+    monkeypatch.setenv("DEMORESET_COORDINATOR", f"127.0.0.1:{port}")
+    monkeypatch.setenv("DEMORESET_ID", "crossing-w1")
+    monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(tmp_path / "log"))
+    yield tmp_path / "log"
+    process.kill()
+    process.wait()
+
+
+def test_a_worker_finds_the_coordinator_and_drains_on_sigterm(
+    tmp_path: Path, start: Callable[..., Running], coordinator: Path
+) -> None:
+    worker = start("worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL)
+    (member,) = worker.train(1)["members"]
+    assert re.fullmatch(r"crossing-w1-0-[0-9a-f]{8}", member["id"])
+    worker.process.terminate()
+    assert worker.process.wait(timeout=60) == 143
+    assert not worker.session()
+    assert not coordinator.exists()
+
+
+def test_a_worker_that_is_done_leaves_how_the_run_stands(
+    tmp_path: Path, start: Callable[..., Running], coordinator: Path
+) -> None:
+    spent = ("--set", "spec.budget.frames=1500")
+    worker = start("worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL, *spent)
+    assert worker.process.wait(timeout=PATIENCE) == 2
+    stands = json.loads(coordinator.read_text())
+    assert stands["update"] == 3
+    assert stands["frames"] >= 1500
+    assert stands["curriculum"]["demoFrames"] > 0
+    assert stands["evaluation"]["episodes"] is None

@@ -6,7 +6,7 @@ import pytest
 
 from demoreset_api.spec import Goal
 from demoreset_trainer.curriculum import Result
-from demoreset_trainer.goal import EVIDENCE, WINDOW, GoalWatch
+from demoreset_trainer.goal import EVIDENCE, WINDOW, Evaluation, GoalWatch
 
 
 def results(wins: int, losses: int, *, start: int = 0, explored: bool = False) -> list[Result]:
@@ -63,7 +63,7 @@ def test_the_confirmation_decides(rate: float, wins: int, losses: int, met: bool
     goal = watch(rate)
     goal.record(results(100, 0))
     assert goal.promising
-    assert goal.confirm([True] * wins + [False] * losses) is met
+    assert goal.confirm([True] * wins + [False] * losses, 7) is met
     assert goal.met is met
     assert not goal.promising  # it is over, or needs new evidence
 
@@ -71,14 +71,16 @@ def test_the_confirmation_decides(rate: float, wins: int, losses: int, met: bool
 def test_a_confirmation_is_evidence_itself() -> None:
     goal = watch()
     goal.record(results(100, 0))
-    goal.confirm([True] * 40 + [False] * 10)
+    goal.confirm([True] * 40 + [False] * 10, 7)
+    assert goal.evaluation == Evaluation(update=7, episodes=50, successes=40)
+    assert goal.evaluation.rate == 0.8
     assert goal.rate == 0.9  # the latest 100 episodes: 50 and 40 of 50
 
 
 def test_after_a_failed_confirmation_new_episodes_are_needed() -> None:
     goal = watch()
     goal.record(results(100, 0))
-    goal.confirm([True] * 80 + [False] * 20)
+    goal.confirm([True] * 80 + [False] * 20, 7)
     goal.record(results(EVIDENCE - 1, 0))
     assert not goal.promising
     goal.record(results(5, 0, start=8))
@@ -96,7 +98,7 @@ def test_it_goes_on_from_its_state() -> None:
         one.record(results(50, 0))
     assert other.state() == goal.state()
     assert other.promising is goal.promising is True
-    goal.confirm([True] * 100)
+    goal.confirm([True] * 100, 7)
     other.load(json.loads(json.dumps(goal.state())))
     assert other.met
     other.record(results(0, 2 * WINDOW))
@@ -108,5 +110,5 @@ def test_a_tie_with_the_goal_meets_it_whatever_its_last_binary_digit(
     rate: float, wins: int, of: int
 ) -> None:
     watch = GoalWatch(Goal(success_rate=rate))
-    assert not watch.confirm([True] * (wins - 1) + [False] * (of - wins + 1))
-    assert watch.confirm([True] * wins + [False] * (of - wins))
+    assert not watch.confirm([True] * (wins - 1) + [False] * (of - wins + 1), 7)
+    assert watch.confirm([True] * wins + [False] * (of - wins), 7)

@@ -1,6 +1,7 @@
 """`demoreset worker`: what a pod runs: members, kept running, and their ends as one exit code."""
 
 import argparse
+import json
 import os
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ from demoreset_api.names import (
     METRICS_PORT,
     TERMINATION_LOG,
 )
+from demoreset_trainer import restart
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.supervise import Signals, Supervisor
@@ -31,7 +33,8 @@ Where it is, it is told by flags or by the environment, and never guesses:
   {ENV_COORDINATOR}      host:port of the coordinator
   {ENV_ADDRESS}          where other workers reach this one: the pod's IP
   {ENV_ID}               the worker's name
-  {ENV_TERMINATION_LOG}  where the last error is written; default {TERMINATION_LOG}
+  {ENV_TERMINATION_LOG}  where the last error is written, or how a run that is over stands
+                             (as /status has it); default {TERMINATION_LOG}
 
 Exit codes: 0 the goal is met, 2 the budget is spent, 64 the run file or a flag is wrong, 65 no
 checkpoint is valid, 66 the same update failed three times, 75 try again, 137 the memory is not
@@ -92,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _work(options, signals)
     except DemoResetError as error:
-        leave(LastError(type(error).__name__, str(error)))
+        leave(LastError(type(error).__name__, str(error)).report(MOST_BYTES))
         raise
 
 
@@ -101,6 +104,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     from demoreset_trainer import hangs, runfile
     from demoreset_trainer.cli_group import GOOD, met, on_screen, to_stderr
     from demoreset_trainer.member_process import member_command
+    from demoreset_trainer.report import stands
     from demoreset_trainer.watch import Watchers
 
     wanted = runfile.read(options.file, options.set)
@@ -127,9 +131,11 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             keep=partial(hangs.keep, folder),
         )
         code = supervisor.run()
-    if code not in GOOD and supervisor.error is not None:
+    if code in restart.OVER and supervisor.progress is not None:
+        leave(json.dumps(stands(supervisor.progress)).encode())
+    elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
-        leave(supervisor.error)
+        leave(supervisor.error.report(MOST_BYTES))
     return code
 
 
@@ -165,10 +171,10 @@ def whereabouts(coordinator: str | None, address: str | None) -> tuple[str, str]
     return coordinator, address
 
 
-def leave(error: LastError) -> None:
-    """Write the last error where the kubelet reads it; without such a place, nowhere."""
+def leave(words: bytes) -> None:
+    """Write the last words where the kubelet reads them; without such a place, nowhere."""
     place = os.environ.get(ENV_TERMINATION_LOG)
     path = Path(place or TERMINATION_LOG)
     if place or path.exists():
         with suppress(OSError):
-            path.write_bytes(error.report(MOST_BYTES))
+            path.write_bytes(words)

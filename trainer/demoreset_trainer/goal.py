@@ -6,6 +6,7 @@ held still and plays the goal's number of episodes; only these decide.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from demoreset_api.spec import Goal
@@ -13,6 +14,20 @@ from demoreset_trainer.curriculum import Result
 
 WINDOW = 100  # latest episodes from the game's own start that are remembered
 EVIDENCE = 50  # of them, the latest that must be good enough before a confirmation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A confirmation: so many of the episodes of one update's policy tied the demo."""
+
+    update: int
+    episodes: int
+    successes: int
+
+    @property
+    def rate(self) -> float:
+        """Success, 0 to 1."""
+        return self.successes / self.episodes
 
 
 class GoalWatch:
@@ -23,6 +38,7 @@ class GoalWatch:
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._since = 0  # episodes since the latest confirmation
         self.met = False
+        self.evaluation: Evaluation | None = None  # the latest
 
     def record(self, results: Iterable[Result]) -> None:
         """Take in an update's results."""
@@ -50,19 +66,28 @@ class GoalWatch:
         # The quotient, since 0.55 * 100 is a little more than 55.
         return sum(successes) / len(successes) >= self._goal.success_rate
 
-    def confirm(self, successes: Sequence[bool]) -> bool:
-        """Decide by the episodes of one policy; after a failure new evidence is needed."""
+    def confirm(self, successes: Sequence[bool], update: int) -> bool:
+        """Decide by the episodes of one update's policy; after a failure it needs new evidence."""
         self.met = self.enough(successes)
+        self.evaluation = Evaluation(update, len(successes), sum(successes))
         self._latest.extend(successes)
         self._since = 0
         return self.met
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON."""
-        return {"latest": list(self._latest), "since": self._since, "met": self.met}
+        evaluation = astuple(self.evaluation) if self.evaluation is not None else None
+        return {
+            "latest": list(self._latest),
+            "since": self._since,
+            "met": self.met,
+            "evaluation": evaluation,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self._latest = deque(state["latest"], maxlen=WINDOW)
         self._since = int(state["since"])
         self.met = bool(state["met"])
+        evaluation = state.get("evaluation")  # older checkpoints have none
+        self.evaluation = Evaluation(*evaluation) if evaluation else None

@@ -479,7 +479,7 @@ class Loop:
         state.curriculum.record(results)
         state.goal.record(results)
         if len(successes) == goal.episodes:
-            state.goal.confirm(successes)
+            state.goal.confirm(successes, counters.update)
             self._watch.note(
                 f"confirmation: {sum(successes)} of {len(successes)} episodes from the game's own "
                 f"start tie the demo; the goal is {goal.success_rate:.0%}"

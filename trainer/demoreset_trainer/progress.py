@@ -24,6 +24,10 @@ class Progress:
     outcomes: dict[str, int] = field(default_factory=dict)  # by how they ended
     score_mean: float | None = None
     score_max: float | None = None  # best score of the whole run
+    # The latest confirmation: the goal's episodes, played by a policy that was held still
+    evaluation_update: int | None = None
+    evaluation_episodes: int | None = None
+    evaluation_rate: float | None = None
     # The optimisation
     learning_rate: float = 0.0
     policy_loss: float = 0.0

@@ -28,6 +28,7 @@ GAUGES = (
     ("curriculum_success_ratio", "Success around the frontier", "success_rate"),
     ("goal_success_ratio", "Success of the latest episodes from the game's own start", "goal_rate"),
     ("goal_ratio", "Success that is wanted from there", "goal"),
+    ("evaluation_success_ratio", "Success of the policy held still, lately", "evaluation_rate"),
     ("score_mean", "Mean score of this update's episodes from the game's own start", "score_mean"),
     ("score_max", "Best score from the game's own start", "score_max"),
     ("update", "Updates done", "update"),
@@ -218,48 +219,58 @@ class Report(Collector):
         status: dict[str, Any] = {
             "phase": self._phase,
             "lastHeartbeat": self._heartbeat,
-            "generation": p.generation if p else 0,
-            "worldSize": p.members if p else 1,
+            "generation": 0,
+            "worldSize": 1,
             "rank": p.rank if p else 0,
             "recoveries": sum(p.recoveries.values()) if p else 0,
             "members": _members(p.roster if p else [], states),
         }
-        if p is None:
-            return status
-        return status | {
-            "update": p.update,
-            "frames": p.frames,
-            "seconds": p.seconds,
-            "curriculum": {
-                "startFrame": p.start_frame,
-                "demoFrames": p.demo_frames,
-                "progress": p.progress_ratio,
-                "successRate": p.success_rate,
-                "goalRate": p.goal_rate,
-            },
-            "training": {
-                "framesPerSecond": p.frames_per_second,
-                "scoreMean": p.score_mean,
-                "scoreMax": p.score_max,
-                "entropy": p.entropy,
-                "learningRate": p.learning_rate,
-                "stallRung": p.stall_rung,
-                "stalled": p.stalled,
-                "etaSeconds": p.eta_seconds,
-            },
-            "checkpoint": {
-                "update": p.checkpoint_update,
-                "ageSeconds": p.checkpoint_age_seconds,
-                "bytes": p.checkpoint_bytes,
-                "writeSeconds": p.checkpoint_seconds,
-                "error": p.checkpoint_error,
-            },
-        }
+        return status | (stands(p) if p else {})
 
     def close(self) -> None:
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def stands(p: Progress) -> dict[str, Any]:
+    """Where a run stands, as /status has it; also the last words of a worker that is done."""
+    return {
+        "generation": p.generation,
+        "worldSize": p.members,
+        "update": p.update,
+        "frames": p.frames,
+        "seconds": p.seconds,
+        "curriculum": {
+            "startFrame": p.start_frame,
+            "demoFrames": p.demo_frames,
+            "progress": p.progress_ratio,
+            "successRate": p.success_rate,
+            "goalRate": p.goal_rate,
+        },
+        "evaluation": {
+            "update": p.evaluation_update,
+            "episodes": p.evaluation_episodes,
+            "successRate": p.evaluation_rate,
+        },
+        "training": {
+            "framesPerSecond": p.frames_per_second,
+            "scoreMean": p.score_mean,
+            "scoreMax": p.score_max,
+            "entropy": p.entropy,
+            "learningRate": p.learning_rate,
+            "stallRung": p.stall_rung,
+            "stalled": p.stalled,
+            "etaSeconds": p.eta_seconds,
+        },
+        "checkpoint": {
+            "update": p.checkpoint_update,
+            "ageSeconds": p.checkpoint_age_seconds,
+            "bytes": p.checkpoint_bytes,
+            "writeSeconds": p.checkpoint_seconds,
+            "error": p.checkpoint_error,
+        },
+    }
 
 
 def _members(roster: list[dict[str, Any]], states: Mapping[str, str]) -> list[dict[str, Any]]:

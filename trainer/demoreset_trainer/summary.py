@@ -67,6 +67,11 @@ def summarise(
         "startFrame": latest["start_frame"],
         "demoFrames": latest["demo_frames"],
         "successRate": latest["goal_rate"],
+        "evaluation": {
+            "update": latest.get("evaluation_update"),
+            "episodes": latest.get("evaluation_episodes"),
+            "successRate": latest.get("evaluation_rate"),
+        },
         "scoreMax": latest["score_max"],
         "startReachedFrames": reached["frames"] if reached else None,
         "startReachedSeconds": reached["seconds"] if reached else None,

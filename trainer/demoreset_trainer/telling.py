@@ -47,7 +47,7 @@ class Telling:
     ) -> None:
         """An update is done."""
         spec, counters = self._spec, state.counters
-        frontier = state.curriculum.frontier
+        frontier, evaluation = state.curriculum.frontier, state.goal.evaluation
         self._speed.append((counters.seconds, counters.frames))
         self._moves.append((counters.seconds, frontier))
         from_start = [result.score for result in results if result.start == 0]
@@ -63,6 +63,9 @@ class Telling:
                 success_rate=state.curriculum.success_rate(),
                 goal_rate=state.goal.rate,
                 goal=spec.goal.success_rate,
+                evaluation_update=evaluation.update if evaluation else None,
+                evaluation_episodes=evaluation.episodes if evaluation else None,
+                evaluation_rate=evaluation.rate if evaluation else None,
                 ended=len(results),
                 outcomes=dict(Counter(End(result.end).name for result in results)),
                 score_mean=float(np.mean(from_start)) if from_start else None,
