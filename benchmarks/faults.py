@@ -15,6 +15,7 @@ import gzip
 import json
 from typing import Any
 
+import faults_cluster
 import faults_disk
 import faults_inside
 import faults_members
@@ -27,6 +28,7 @@ ROWS: dict[str, Row] = {
     **faults_disk.ROWS,
     **faults_network.ROWS,
     **faults_inside.ROWS,
+    **faults_cluster.ROWS,
 }
 TABLE, EVENTS = RESULTS / "faults.json", RESULTS / "faults-events.jsonl.gz"
 

@@ -4,7 +4,8 @@
 
 On the control plane of the test cluster with simulated nodes (`../shared/kubernetes`, or
 DEMORESET_TEST_CLUSTER), where pods run without a container. Beside it the floor: a bare script that
-makes as many pods through 16 connections. Both run on this machine, with the control plane.
+makes the same objects, one after the other through 16 connections, and knows beforehand what they
+are. Both run on this machine, with the control plane.
 """
 
 import argparse
@@ -26,7 +27,10 @@ from typing import Any
 from kubernetes.aio import client, config, watch
 
 from demoreset_api.names import API_VERSION, GROUP, KIND, LABEL_RUN, LABEL_WORKER, PLURAL, VERSION
+from demoreset_operator import render
 from demoreset_operator.api import Api
+from demoreset_operator.observation import parse_run
+from demoreset_operator.render import Settings
 from measure import RESULTS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,16 +97,6 @@ async def many(works: list[Awaitable[Any]]) -> None:
     await asyncio.gather(*map(one, works))
 
 
-def bare(number: int) -> Json:
-    """A pod as small as a worker's."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": f"bare-{number}", "namespace": "default", "labels": {"bare": "yes"}},
-        "spec": {**SIMULATED, "containers": [{"name": "worker", "image": "none"}]},
-    }
-
-
 def run(number: int) -> Json:
     """A run of four workers on simulated nodes."""
     return {
@@ -117,18 +111,38 @@ def run(number: int) -> Json:
     }
 
 
-async def floor(api: Api, count: int) -> Json:
+def objects(number: int) -> list[Json]:
+    """All that the operator makes for a run; owned by nobody, for there is none."""
+    body = run(number)
+    body["metadata"]["uid"] = f"bare-{number}"
+    its, settings = parse_run(body), Settings("none", None, "default")
+    made = [
+        *render.children(its, settings),
+        render.coordinator(its, settings, 1),
+        *(render.worker(its, settings, index, 1) for index in range(WORKERS)),
+    ]
+    for one in made:
+        del one["metadata"]["ownerReferences"]
+    return made
+
+
+async def floor(api: Api, runs: int) -> Json:
     """The bare script."""
-    pods = Pods("bare")
+    pods, count = Pods(LABEL_WORKER), runs * WORKERS
     watching = asyncio.create_task(pods.run())
+    made = [one for number in range(runs) for one in objects(number)]
     begun = time.monotonic()
-    await many([api.create(bare(number)) for number in range(count)])
+    await many([api.create(one) for one in made])
     exist = await pods.until(lambda: len(pods.exist) == count)
     running = await pods.until(lambda: len(pods.running) == count)
-    await many([api.delete("Pod", "default", name) for name in list(pods.exist)])
+    await many([api.delete(one["kind"], "default", one["metadata"]["name"]) for one in made])
     await pods.until(lambda: not pods.exist)
     watching.cancel()
-    return {"exist": round(exist - begun, 1), "running": round(running - begun, 1)}
+    return {
+        "objects": len(made),
+        "exist": round(exist - begun, 1),
+        "running": round(running - begun, 1),
+    }
 
 
 @asynccontextmanager
@@ -250,7 +264,7 @@ async def measure(options: argparse.Namespace) -> None:
     await api.create(CLAIM)
     found: Json = {"runs": options.runs, "workers": WORKERS, "floor": [], "operator": []}
     for _ in range(options.rounds):
-        found["floor"].append(await floor(api, options.runs * WORKERS))
+        found["floor"].append(await floor(api, options.runs))
         print("  floor", found["floor"][-1], flush=True)
         found["operator"].append(await fleet(api, options.runs))
         print("  operator", found["operator"][-1], flush=True)

@@ -153,12 +153,16 @@ class Watched:
                 if event["event"] == "commit" and event["time"] > since
             }
             left = {event["member"] for event in self.events if event["event"] == "left"}
-            if set(pids) != set(ids) or left & set(ids) or not all(map(alive, pids.values())):
+            if set(pids) != set(ids) or left & set(ids) or not self.alive(pids):
                 return None
             return {id: pids[id] for id in ids}
 
         found: dict[str, int] = self.wait(together, "a whole group")
         return found
+
+    def alive(self, members: Mapping[str, int]) -> bool:
+        """Whether the processes of all of these members run."""
+        return all(map(alive, members.values()))
 
     def recovered(self, since: float, others: Sequence[str], *, regrouped: bool = True) -> float:
         """Seconds until all of the others finished a sum in a new group, or in the same: an update.

@@ -3,7 +3,7 @@
 python charts/demoreset/dashboards.py    # writes files/dashboard-run.json and dashboard-fleet.json
 
 A panel is its title and its questions; the rest is the same for all. A run's pods all tell of the
-same run, so questions about it take `max` over them, never `sum`.
+same run, so questions about it take `max` over them, never `sum`; but each has a time of its own.
 """
 
 import json
@@ -198,8 +198,14 @@ RUN = (
             ),
             Panel(
                 "Time by phase",
-                ((rate("phase_seconds_total", "phase"), "{{phase}}"),),
-                "Of each second; `quorum` is the wait for the other members.",
+                (
+                    (
+                        "avg by (phase) "
+                        f"(rate(demoreset_phase_seconds_total{{{PATTERN}}}[$__rate_interval]))",
+                        "{{phase}}",
+                    ),
+                ),
+                "Of each second of a worker; `quorum` is the wait for the other members.",
                 unit="percentunit",
                 stacked=True,
             ),

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from demoreset_api.spec import Restart
 from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
-from demoreset_operator.causes import FINAL, Verdict, verdict
+from demoreset_operator.causes import FINAL, NO_LOSS, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 
@@ -60,7 +60,7 @@ def record(
             if why is not None:
                 entry = _attempt(seen, ended, index, number, why, now)
                 attempts.append(entry)
-                if why.cause is not Cause.REPLACED:
+                if why.cause not in NO_LOSS:
                     restarts = Restarts(
                         total=restarts.total + 1, counted=restarts.counted + entry.counts
                     )

@@ -5,6 +5,7 @@ from collections import Counter as Count
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from demoreset_api.status import Cause, Phase, RunStatus
+from demoreset_operator.causes import NO_LOSS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 PREFIX = "demoreset_operator_"
@@ -44,6 +45,9 @@ class Metrics:
             self._reconciles.labels(result)
         for phase in Phase:
             self._runs.labels(phase.value)
+        for cause in Cause:  # what begins at 1 has no `increase`
+            if cause not in NO_LOSS:
+                self._restarts.labels(cause.value)
 
     def requested(self, verb: str, code: int) -> None:
         """A request to the API server was answered."""
@@ -60,7 +64,7 @@ class Metrics:
         before = self._known.get(uid)
         total = status.restarts.total
         if before is not None and (new := total - before[3]) > 0:
-            lost = [one for one in status.attempts if one.cause is not Cause.REPLACED]
+            lost = [one for one in status.attempts if one.cause not in NO_LOSS]
             for attempt in lost[-new:]:
                 self._restarts.labels(attempt.cause.value).inc()
         self._known[uid] = namespace, name, status.phase, total

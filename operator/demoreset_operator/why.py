@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from demoreset_api.status import Attempt, Cause, Condition, ConditionType, Phase, RunStatus
+from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
+from demoreset_operator.causes import NO_LOSS
 from demoreset_operator.observation import Run
 
 DO = {
@@ -84,8 +85,7 @@ def _lost(status: RunStatus, now: datetime) -> str | None:
     recent = [
         one
         for one in status.attempts
-        if (now - one.ended).total_seconds() < 3600
-        and one.cause not in (Cause.REPLACED, Cause.DONE)
+        if (now - one.ended).total_seconds() < 3600 and one.cause not in NO_LOSS
     ]
     if not recent:
         return None

@@ -9,11 +9,8 @@ import pytest
 import yaml
 
 import kube
-from kube import ROOT, TOOLS, Cluster
+from kube import RESTRICTED, ROOT, TOOLS, Cluster
 from told import CORE, RUN
-
-OPERATOR, TRAINER = "demoreset-operator:test", "demoreset-trainer:test"
-RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +27,6 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("the repository lies in /tmp, which every pod has for itself: move it")
     made = kube.start(nodes=2)
     try:
-        kube.make_image("operator", OPERATOR)
-        kube.make_image("trainer", TRAINER)
         yield made
     finally:
         kube.stop()
@@ -39,25 +34,9 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster) -> Iterator[str]:
-    """The operator, installed with Helm as a user does it; its namespace."""
-    repository, tag = os.environ.get("DEMORESET_OPERATOR_IMAGE", OPERATOR).rsplit(":", 1)
-    trainer, trainer_tag = os.environ.get("DEMORESET_TRAINER_IMAGE", TRAINER).rsplit(":", 1)
-    settings = {
-        "image.repository": repository,
-        "image.tag": tag,
-        "trainer.image.repository": trainer,
-        "trainer.image.tag": trainer_tag,
-    }
-    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    namespace = "demoreset-system"
-    cluster.kubectl("create", "namespace", namespace, check=False)
-    cluster.kubectl("label", "namespace", namespace, RESTRICTED, "--overwrite")
-    cluster.helm(
-        *("install", "demoreset", str(ROOT / "charts/demoreset"), "--namespace", namespace),
-        *("--wait", "--timeout", "90s", *given),
-    )
-    yield namespace
-    cluster.helm("uninstall", "demoreset", "--namespace", namespace, "--wait")
+    """The operator; its namespace."""
+    with kube.installed(cluster) as namespace:
+        yield namespace
 
 
 @pytest.fixture

@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
 VENV = Path(sys.prefix)
+OPERATOR, TRAINER = "demoreset-operator:test", "demoreset-trainer:test"
+RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 Json = dict[str, Any]
 
 
@@ -54,6 +57,19 @@ class Cluster:
     def apply(self, namespace: str, content: Json | str, check: bool = True) -> str:
         text = content if isinstance(content, str) else json.dumps(content)
         return self.kubectl("apply", "-n", namespace, "-f", "-", given=text, check=check)
+
+    @contextmanager
+    def proxy(self) -> Iterator[str]:
+        """The API server's address for programs that have no credentials."""
+        command = [self._kubectl, "proxy", "--port=0"]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=self.environment
+        ) as process:
+            try:
+                assert process.stdout is not None
+                yield "http://" + process.stdout.readline().split()[-1]
+            finally:
+                process.terminate()
 
     def node(self, action: str, name: str) -> None:
         assert self.tools is not None
@@ -108,9 +124,10 @@ def image(target: str) -> dict[str, Any]:
     return found
 
 
-def make_image(target: str, name: str) -> None:
-    """An image of the test cluster for a target of the Dockerfile."""
+def make_image(target: str, name: str, **environment: str) -> None:
+    """An image of the test cluster for a target of the Dockerfile, with more in its environment."""
     said = image(target)
+    said["env"] |= environment
     command = [str(TOOLS / "cluster"), "image", name, "--user", said["user"].split(":")[0]]
     command += ["--entrypoint", json.dumps(said["entrypoint"]), "--workdir", "/tmp"]
     for key, value in said["env"].items():
@@ -119,14 +136,39 @@ def make_image(target: str, name: str) -> None:
 
 
 def start(nodes: int) -> Cluster:
-    """Start the test cluster, with this repository and its virtual environment in every pod."""
+    """Start the test cluster, with the images, and this repository and its Python in every pod."""
     shared = {ROOT, VENV}
     command = [str(TOOLS / "cluster"), "up", "--nodes", str(nodes)]
     for folder in shared:
         command += ["--share", str(folder)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kubeconfig = Path(said.strip().splitlines()[-1].removeprefix("export KUBECONFIG="))
+    make_image("operator", OPERATOR)
+    make_image("trainer", TRAINER)
     return Cluster(kubeconfig, kubeconfig.parent.parent / "bin", TOOLS / "cluster")
+
+
+@contextmanager
+def installed(cluster: Cluster) -> Iterator[str]:
+    """The operator, installed with Helm as a user does it; its namespace."""
+    repository, tag = os.environ.get("DEMORESET_OPERATOR_IMAGE", OPERATOR).rsplit(":", 1)
+    trainer, trainer_tag = os.environ.get("DEMORESET_TRAINER_IMAGE", TRAINER).rsplit(":", 1)
+    settings = {
+        "image.repository": repository,
+        "image.tag": tag,
+        "trainer.image.repository": trainer,
+        "trainer.image.tag": trainer_tag,
+    }
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    namespace = "demoreset-system"
+    cluster.kubectl("create", "namespace", namespace, check=False)
+    cluster.kubectl("label", "namespace", namespace, RESTRICTED, "--overwrite")
+    cluster.helm(
+        *("install", "demoreset", str(ROOT / "charts/demoreset"), "--namespace", namespace),
+        *("--wait", "--timeout", "90s", *given),
+    )
+    yield namespace
+    cluster.helm("uninstall", "demoreset", "--namespace", namespace, "--wait")
 
 
 def stop() -> None:

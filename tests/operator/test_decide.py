@@ -148,6 +148,7 @@ def test_the_last_words_of_a_worker_that_is_done_are_how_the_run_stands(
     assert status.evaluation is not None
     assert status.evaluation.success_rate == 0.93
     assert all("{" not in attempt.message for attempt in status.attempts)
+    assert status.restarts.total == 0, "it was not started again"
 
 
 def test_last_words_of_an_earlier_goal_do_not_take_a_run_back() -> None:

@@ -218,11 +218,11 @@ class Loop:
             if stopped.ended:
                 return stopped
             state.deal([member for member in quorum.members if member not in self._leaving])
+            successes = self._confirm(quorum)
             with self._telling.phase("rollout"):
                 mine = [slot for slot, owner in enumerate(state.owners) if owner == quorum.me]
                 held = np.array(mine, np.int64)
                 collector.hold(held, state.episodes[held])
-                successes = self._confirm(quorum)
                 rollout, results = collector.collect(state.counters.update)
             take = Take(rollout, held, results, successes)
 

@@ -28,7 +28,6 @@ GAUGES = (
     ("curriculum_success_ratio", "Success around the frontier", "success_rate"),
     ("goal_success_ratio", "Success of the latest episodes from the game's own start", "goal_rate"),
     ("goal_ratio", "Success that is wanted from there", "goal"),
-    ("evaluation_success_ratio", "Success of the policy held still, lately", "evaluation_rate"),
     ("score_mean", "Mean score of this update's episodes from the game's own start", "score_mean"),
     ("score_max", "Best score from the game's own start", "score_max"),
     ("update", "Updates done", "update"),

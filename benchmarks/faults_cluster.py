@@ -1,0 +1,345 @@
+"""Pods, nodes and operators that are lost on a real cluster: the rows that need Kubernetes.
+
+On the test cluster (`../shared/kubernetes`, or DEMORESET_TEST_CLUSTER), which runs on this machine:
+so members write their events, with times of its one clock, to the run's volume, a folder of this
+machine. Times begin before the command that strikes, and hold what kubectl and the kubelet take.
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from injured import RUN, Outcome, Row, Watched, check
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/cluster"))
+
+import kube
+from kube import Cluster, until
+from told import CORE, Told
+
+EVENTS = "events.jsonl"
+INTERVAL = 5  # seconds between checkpoints
+START = 10.0  # seconds that a group may need from the start of its pods
+# As `injured.QUICK`.
+SMALL: dict[str, Any] = {
+    "environment": {"slots": 12},
+    "ppo": {"rolloutLength": 8, "epochs": 1, "minibatches": 2},
+    "checkpoint": {"intervalSeconds": INTERVAL, "volume": {"size": "1Gi", "retention": "Delete"}},
+}
+SPREAD = {
+    "maxSkew": 1,
+    "topologyKey": "kubernetes.io/hostname",
+    "whenUnsatisfiable": "ScheduleAnyway",
+    "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "worker"}},
+}
+
+
+class Deployed(Watched):
+    """A run on the cluster: its members' events, and its pods."""
+
+    def __init__(self, told: Told, volume: Path, scratch: Path, count: int) -> None:
+        super().__init__(scratch, count, ())
+        self.events_file = volume / EVENTS
+        self.told = told
+
+    def alive(self, members: Mapping[str, int]) -> bool:
+        """Whether the pods of all of these members run; their process ids are their pods' own."""
+        return {pod(id) for id in members} <= set(self.told.live())
+
+    def strike(self, *names: str, grace: bool = False) -> float:
+        """Delete pods; the moment before."""
+        command = ["delete", "pod", *names, "-n", self.told.namespace, "--wait=false"]
+        since = time.monotonic()
+        self.told.cluster.kubectl(*command, *(() if grace else ("--grace-period=0", "--force")))
+        return since
+
+    def commits(self, since: float = 0.0) -> list[dict[str, Any]]:
+        return [e for e in self.look() if e["event"] == "commit" and e["time"] > since]
+
+    def close(self) -> int:
+        self.log.close()
+        self.look()
+        return 0
+
+
+def pod(member: str) -> str:
+    """The pod of a member, which is called after it."""
+    return member.rsplit("-", 2)[0]
+
+
+@contextmanager
+def cluster() -> Iterator[tuple[Cluster, str]]:
+    """The test cluster with the operator; stopped in the end."""
+    made = kube.start(nodes=2)
+    try:
+        # /data is where a run's volume is in its pods.
+        kube.make_image("trainer", kube.TRAINER, DEMORESET_EVENTS=f"/data/{EVENTS}")
+        with kube.installed(made) as namespace:
+            yield made, namespace
+    finally:
+        kube.stop()
+
+
+@contextmanager
+def deployed(made: Cluster, count: int = 3, **spec: Any) -> Iterator[Deployed]:
+    """A run far from its goal, in a namespace of its own."""
+    namespace = f"faults-{random.randrange(10**6)}"
+    body = yaml.safe_load(RUN.read_text())
+    shape = {"min": 1, "max": count, "resources": CORE, "topologySpreadConstraints": [SPREAD]}
+    body["spec"] |= {**SMALL, "workers": shape, **spec}
+    made.kubectl("create", "namespace", namespace)
+    made.kubectl("label", "namespace", namespace, kube.RESTRICTED)
+    made.apply(namespace, body)
+    told = Told(made, namespace, body["metadata"]["name"])
+    try:
+        claim = until(lambda: bound(made, namespace), "a volume")
+        volume = made.get(namespace, "pv", claim)["spec"]["hostPath"]["path"]
+        with tempfile.TemporaryDirectory() as scratch:
+            run = Deployed(told, Path(volume), Path(scratch), count)
+            yield run
+            run.close()
+    finally:
+        made.kubectl("delete", "drr", "--all", "-n", namespace)
+        made.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def bound(made: Cluster, namespace: str) -> str | None:
+    claims = made.get(namespace, "persistentvolumeclaims")
+    return claims[0]["spec"].get("volumeName") if claims else None
+
+
+# One trial each: seconds
+
+
+def killed(run: Deployed, *, first: bool = False, grace: bool = False) -> float:
+    """The pod of the first member, or of another one: until the others have summed without it."""
+    ids = list(run.whole())
+    victim = ids[0] if first else random.choice(ids[1:])
+    time.sleep(random.random())
+    since = run.strike(pod(victim), grace=grace)
+    return run.recovered(since, [id for id in ids if id != victim])
+
+
+def regrown(run: Deployed) -> float:
+    """A pod is killed: until the group is whole again."""
+    ids = list(run.whole())
+    since = run.strike(pod(random.choice(ids[1:])))
+    run.wait(lambda: set(run.whole()) != set(ids), "another group")
+    formed = [e for e in run.events if e["event"] == "formed" and len(e["members"]) == run.count]
+    return float(min(e["time"] for e in formed if e["time"] > since) - since)
+
+
+def all_killed(run: Deployed) -> float:
+    """All pods at once: until an update is done again. What went back is at most an interval."""
+    ids = list(run.whole())
+    time.sleep(INTERVAL * (1 + random.random()))
+    since = run.strike(*map(pod, ids))
+    time.sleep(1)  # the last words of those that die
+    last = max(e["update"] for e in run.commits())
+    begun = time.monotonic()
+    first = run.wait(lambda: run.commits(begun), "an update")[0]
+    again = next(e["time"] for e in run.commits() if e["update"] == first["update"])
+    if first["update"] > last + 1:
+        raise RuntimeError(f"after update {last} came {first['update']}")
+    if (lost := since - again) > INTERVAL + 2:
+        raise RuntimeError(f"{lost:.1f} s of training were lost, more than {INTERVAL}")
+    return float(first["time"] - since)
+
+
+def without_coordinator(run: Deployed) -> float:
+    """The coordinator's pod is killed: the longest pause of any member, less what a pod takes."""
+    ids = list(run.whole())
+    (name,) = run.told.pods("coordinator")
+    time.sleep(random.random())
+    since = run.strike(name)
+    until(lambda: running(run, name), "another coordinator")
+    away = time.monotonic() - since
+    time.sleep(12)
+    pauses = []
+    for id in ids:
+        times = [e["time"] for e in run.commits() if e["member"] == id]
+        pauses += [b - max(a, since) for a, b in itertools.pairwise(times) if b > since]
+    return float(max(0.0, max(pauses) - away))
+
+
+def running(run: Deployed, other: str) -> bool:
+    """Whether there is another coordinator that runs."""
+    pods = run.told.pods("coordinator").items()
+    return any(name != other and body["status"]["phase"] == "Running" for name, body in pods)
+
+
+def cut_off(run: Deployed) -> float:
+    """The node without the coordinator is cut off for 20 s: until the others go on."""
+    ids = list(run.whole())
+    nodes = {name: body["spec"]["nodeName"] for name, body in run.told.pods().items()}
+    (coordinator,) = run.told.pods("coordinator").values()
+    away = next(n for n in ("node1", "node2") if n != coordinator["spec"]["nodeName"])
+    others = [id for id in ids if nodes[pod(id)] != away]
+    since = time.monotonic()
+    run.told.cluster.node("cut", away)
+    try:
+        seconds = run.recovered(since, others)
+        time.sleep(max(0.0, since + 20 - time.monotonic()))
+    finally:
+        run.told.cluster.node("heal", away)
+    run.told.ready(run.count)
+    return seconds
+
+
+# Rows
+
+
+def repeated(trial: Callable[[Deployed], float]) -> Callable[[int], Outcome]:
+    """The same trial again and again, in one run."""
+
+    def measure(trials: int) -> Outcome:
+        outcome = Outcome()
+        with cluster() as (made, _), deployed(made) as run:
+            for _ in range(trials):
+                outcome.n += 1
+                try:
+                    outcome.seconds.append(trial(run))
+                    print(f"  {outcome.n}/{trials}: {outcome.seconds[-1]:.3f} s", flush=True)
+                except (RuntimeError, TimeoutError, AssertionError) as error:
+                    outcome.failures.append(str(error))
+                    print(f"  {outcome.n}/{trials}: {error}", flush=True)
+            run.whole()
+            if run.told.status["restarts"]["counted"]:
+                outcome.failures.append("a fault of the cluster counted as the run's own")
+        outcome.events = run.events
+        # Where all are lost, updates are done again: those are told by the trial.
+        outcome.facts = {} if trial is all_killed else dict(check(run.events))
+        return outcome
+
+    return measure
+
+
+def operators(strike: Callable[[Cluster, str], None], replicas: int) -> Callable[[int], Outcome]:
+    """Operators are struck while workers are killed: each is replaced once, no other is touched."""
+
+    def measure(trials: int) -> Outcome:
+        outcome, kills = Outcome(), 0
+        with cluster() as (made, namespace), deployed(made, restart={"limit": 0}) as run:
+            chart = str(kube.ROOT / "charts/demoreset")
+            same = ("upgrade", "demoreset", chart, "--namespace", namespace, "--reuse-values")
+            made.helm(*same, "--wait", "--timeout", "90s", "--set", f"replicas={replicas}")
+            run.whole()
+            known = set(run.told.live())
+            for number in range(trials):
+                outcome.n += 1
+                victims = set(random.sample(sorted(known), random.choice((0, 0, 1))))
+                if victims:
+                    run.strike(*victims)
+                    kills += len(victims)
+                    time.sleep(random.random())
+                strike(made, namespace)
+                if number % 5 == 4 or replicas > 1:
+                    run.told.ready(run.count)
+                else:
+                    time.sleep(3 * random.random())
+                names = set(run.told.live())
+                places = [name.rsplit("-", 1)[0] for name in names]
+                if len(places) != len(set(places)) or (known - victims) - names:
+                    outcome.failures.append(f"{sorted(known - victims)} became {sorted(names)}")
+                known = names
+                print(f"  {outcome.n}/{trials}: {len(victims)} killed", flush=True)
+            run.told.ready(run.count)
+            told = run.told.status["restarts"]
+            if told != {"total": kills, "counted": 0}:
+                outcome.failures.append(f"{kills} workers were killed, the ledger says {told}")
+        outcome.facts, outcome.events = dict(check(run.events)), run.events
+        return outcome
+
+    return measure
+
+
+def kill_operator(made: Cluster, namespace: str) -> None:
+    """Whichever acts, without a word."""
+    command = ["delete", "pods", "-n", namespace, "--all", "--grace-period=0", "--force"]
+    made.kubectl(*command, "--wait=false")
+
+
+def freeze_leader(made: Cluster, namespace: str) -> None:
+    """The one that acts is stopped until the other one does, and goes on then."""
+    leader = until(lambda: holder(made, namespace), "a leader")
+    processes = of_pod(made, namespace, leader)
+    for number in processes:
+        os.kill(number, signal.SIGSTOP)
+    try:
+        until(lambda: holder(made, namespace) not in ("", leader), "another leader", 60)
+    finally:
+        for number in processes:
+            os.kill(number, signal.SIGCONT)
+
+
+def holder(made: Cluster, namespace: str) -> str:
+    found = made.get(namespace, "lease", "demoreset-operator")
+    return str(found["spec"].get("holderIdentity", ""))
+
+
+def of_pod(made: Cluster, namespace: str, name: str) -> list[int]:
+    """The processes of a pod, as this machine knows them."""
+    uid = made.get(namespace, "pod", name)["metadata"]["uid"]
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cgroup"):
+        try:
+            if uid in entry.read_text():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def too_little_memory(trials: int) -> Outcome:
+    """A limit that is too low: until the run's condition names it."""
+    outcome = Outcome()
+    little = {"resources": {"limits": {"memory": "150Mi"}}}
+    with cluster() as (made, _):
+        for _ in range(trials):
+            outcome.n += 1
+            begun = time.monotonic()
+            with deployed(made, 1, workers=little, restart={"limit": 1}) as run:
+                until(lambda: run.told.condition("Failed"), "failed")
+                outcome.seconds.append(time.monotonic() - begun)
+                said = run.told.condition("Failed")["message"]
+                causes = [attempt["cause"] for attempt in run.told.status["attempts"]]
+            if causes != ["OutOfMemory"] * 2 or "150Mi" not in said:
+                outcome.failures.append(json.dumps([causes, said]))
+    return outcome
+
+
+def first_killed(run: Deployed) -> float:
+    return killed(run, first=True)
+
+
+def drained(run: Deployed) -> float:
+    return killed(run, grace=True)
+
+
+ROWS = {
+    "pod": Row(2, "a worker's pod, deleted without grace", 20, repeated(killed), p95=1),
+    "pod-back": Row(2, "the same: until the group is whole again", 10, repeated(regrown), p95=15),
+    "first-pod": Row(3, "the first worker's pod, the same", 10, repeated(first_killed), p95=1),
+    "all-pods": Row(4, "all workers' pods at once", 5, repeated(all_killed), p95=START + 5),
+    "coordinator-pod": Row(
+        5, "its pod: after it is back", 10, repeated(without_coordinator), p95=3
+    ),
+    "drained-pod": Row(7, "a worker's pod, deleted with grace", 10, repeated(drained), p95=10),
+    "cut-node": Row(11, "a node cut off for 20 s", 3, repeated(cut_off), p95=6),
+    "operator": Row(20, "the operator, kill -9", 50, operators(kill_operator, 1)),
+    "memory": Row(23, "a memory limit that is too low: named", 3, too_little_memory, p95=60),
+    "two-operators": Row(
+        24, "one that acts, stopped, replaced, thawed", 5, operators(freeze_leader, 2)
+    ),
+}
