@@ -2,7 +2,8 @@
 
 On the test cluster (`../shared/kubernetes`, or DEMORESET_TEST_CLUSTER), which runs on this machine:
 so members write their events, with times of its one clock, to the run's volume, a folder of this
-machine. Times begin before the command that strikes, and hold what kubectl and the kubelet take.
+machine. Where pods are deleted times begin when the API server has taken it: the kubelet's part is
+in them, kubectl's own start is not.
 """
 
 import itertools
@@ -48,21 +49,31 @@ SPREAD = {
 class Deployed(Watched):
     """A run on the cluster: its members' events, and its pods."""
 
-    def __init__(self, told: Told, volume: Path, scratch: Path, count: int) -> None:
+    def __init__(self, told: Told, body: dict[str, Any], scratch: Path, count: int) -> None:
         super().__init__(scratch, count, ())
-        self.events_file = volume / EVENTS
-        self.told = told
+        self._body, self.told = body, told
+
+    def apply(self) -> float:
+        """Apply it; when that was done."""
+        self.told.cluster.apply(self.told.namespace, self._body)
+        return time.monotonic()
+
+    def find(self) -> None:
+        """Find the volume, where the events are."""
+        cluster, namespace = self.told.cluster, self.told.namespace
+        volume = until(lambda: bound(cluster, namespace), "a volume")
+        path = cluster.get(namespace, "pv", volume)["spec"]["hostPath"]["path"]
+        self.events_file = Path(path) / EVENTS
 
     def alive(self, members: Mapping[str, int]) -> bool:
         """Whether the pods of all of these members run; their process ids are their pods' own."""
         return {pod(id) for id in members} <= set(self.told.live())
 
     def strike(self, *names: str, grace: bool = False) -> float:
-        """Delete pods; the moment before."""
+        """Delete pods; when they were."""
         command = ["delete", "pod", *names, "-n", self.told.namespace, "--wait=false"]
-        since = time.monotonic()
         self.told.cluster.kubectl(*command, *(() if grace else ("--grace-period=0", "--force")))
-        return since
+        return time.monotonic()
 
     def commits(self, since: float = 0.0) -> list[dict[str, Any]]:
         return [e for e in self.look() if e["event"] == "commit" and e["time"] > since]
@@ -92,26 +103,32 @@ def cluster() -> Iterator[tuple[Cluster, str]]:
 
 
 @contextmanager
-def deployed(made: Cluster, count: int = 3, **spec: Any) -> Iterator[Deployed]:
-    """A run far from its goal, in a namespace of its own."""
+def prepared(made: Cluster, count: int = 3, **spec: Any) -> Iterator[Deployed]:
+    """A run far from its goal, to be applied in a namespace of its own."""
     namespace = f"faults-{random.randrange(10**6)}"
     body = yaml.safe_load(RUN.read_text())
     shape = {"min": 1, "max": count, "resources": CORE, "topologySpreadConstraints": [SPREAD]}
     body["spec"] |= {**SMALL, "workers": shape, **spec}
     made.kubectl("create", "namespace", namespace)
     made.kubectl("label", "namespace", namespace, kube.RESTRICTED)
-    made.apply(namespace, body)
     told = Told(made, namespace, body["metadata"]["name"])
     try:
-        claim = until(lambda: bound(made, namespace), "a volume")
-        volume = made.get(namespace, "pv", claim)["spec"]["hostPath"]["path"]
         with tempfile.TemporaryDirectory() as scratch:
-            run = Deployed(told, Path(volume), Path(scratch), count)
+            run = Deployed(told, body, Path(scratch), count)
             yield run
             run.close()
     finally:
         made.kubectl("delete", "drr", "--all", "-n", namespace)
         made.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@contextmanager
+def deployed(made: Cluster, count: int = 3, **spec: Any) -> Iterator[Deployed]:
+    """A run far from its goal."""
+    with prepared(made, count, **spec) as run:
+        run.apply()
+        run.find()
+        yield run
 
 
 def bound(made: Cluster, namespace: str) -> str | None:
@@ -289,12 +306,13 @@ def holder(made: Cluster, namespace: str) -> str:
 
 
 def of_pod(made: Cluster, namespace: str, name: str) -> list[int]:
-    """The processes of a pod, as this machine knows them."""
+    """A pod's processes that are ours, as this machine knows them."""
     uid = made.get(namespace, "pod", name)["metadata"]["uid"]
     found = []
     for entry in Path("/proc").glob("[0-9]*/cgroup"):
         try:
-            if uid in entry.read_text():
+            ours = b"demoreset" in (entry.parent / "cmdline").read_bytes()
+            if ours and uid in entry.read_text():
                 found.append(int(entry.parent.name))
         except OSError:
             continue

@@ -57,7 +57,8 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         return Plan()
     if story.over(run.status):
         return _after(seen, now)
-    wanted = render.wanted(run, settings)
+    together = render.one_node(run, seen.children)
+    wanted = render.wanted(run, settings, together=together)
     leaves = {pod.name for pod in outdated(seen, wanted)}
     still = {} if run.spec.suspend else hung(seen, now)
     status, losses = record(seen, now, outdated=leaves, config=wanted.config, hung=still)

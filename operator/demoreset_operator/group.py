@@ -69,7 +69,8 @@ def change(
             continue
         attempts = [pod.attempt for pod in seen.workers if pod.worker == index]
         attempt = max([place.attempt if place is not None else 0, *attempts]) + 1
-        changes.create.append(render.worker(run, settings, index, attempt))
+        together = render.one_node(run, seen.children)
+        changes.create.append(render.worker(run, settings, index, attempt, together=together))
     _tidy(seen, changes)
     return changes
 

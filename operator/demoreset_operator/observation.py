@@ -104,12 +104,16 @@ class Pod:
 
 @dataclass(frozen=True)
 class Child:
-    """Another object of a run: a ConfigMap, Service, claim, policy."""
+    """Another object of a run: a ConfigMap, Service, claim, policy.
+
+    access: of a claim, from how many nodes its volume can be used.
+    """
 
     kind: str
     name: str
     hash: str
     uid: str = ""
+    access: tuple[str, ...] = ()
     deleting: bool = False
 
 
@@ -232,6 +236,7 @@ def parse_child(body: Json) -> Child:
         name=meta["name"],
         hash=(meta.get("annotations") or {}).get(ANNOTATION_HASH, ""),
         uid=meta["uid"],
+        access=tuple(body.get("spec", {}).get("accessModes", ())),
         deleting="deletionTimestamp" in meta,
     )
 

@@ -25,7 +25,7 @@ from demoreset_operator.why import why
 RESOURCE = f"{PLURAL}.{GROUP}"
 READER_SECONDS = 600  # that a pod which reads a volume lives at most
 CHECKPOINTS = """
-import json, sys, pathlib
+import sys, pathlib
 for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
     whole = (path / "MANIFEST.json").exists()
     size = sum(part.stat().st_size for part in path.iterdir())

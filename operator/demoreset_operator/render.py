@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from demoreset_api.names import (
@@ -18,19 +20,22 @@ from demoreset_api.names import (
     KIND,
     LABEL_ATTEMPT,
     LABEL_COMPONENT,
+    LABEL_GENERATION,
     LABEL_MANAGED_BY,
     LABEL_RUN,
     LABEL_RUN_UID,
+    LABEL_VERSION,
     LABEL_WORKER,
     METRICS_PORT,
     OPERATOR_NAME,
 )
 from demoreset_api.spec import AccessMode, Opaque, Retention
-from demoreset_operator.observation import Json, Run
+from demoreset_operator.observation import Child, Json, Run
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # of the run, passed on to its pods
 CONFIG, DATA = "/etc/demoreset", "/data"  # where a worker finds its run file and its volume
 USER = 10001
+VERSION = version("demoreset").partition("+")[0]  # as a label may have it
 LOST_NODE_SECONDS = 5  # that a pod stays on a node which is not heard of
 # What changes nothing for a worker: the operator's business, or the pods' template.
 NOT_CONFIG = {
@@ -290,8 +295,30 @@ def worker_name(run: Run, worker: int, attempt: int) -> str:
     return f"{run.name}-worker-{worker}-{attempt}"
 
 
-def worker(run: Run, settings: Settings, index: int, attempt: int) -> Json:
-    """A pod that trains."""
+def one_node(run: Run, children: Sequence[Child]) -> bool:
+    """Whether the run's own volume can be used from one node at a time only.
+
+    By the claim that is there: it stays as it was made when the group grows.
+    """
+    if run.spec.checkpoint.volume.claim is not None:
+        return False  # somebody else's: nothing is known of it
+    made = [one.access for one in children if one.kind == "PersistentVolumeClaim"]
+    access = made[0] if made else claim(run)["spec"]["accessModes"]
+    return AccessMode.MANY.value not in access
+
+
+def worker(
+    run: Run, settings: Settings, index: int, attempt: int, *, together: bool = False
+) -> Json:
+    """A pod that trains.
+
+    Args:
+        run: Of which.
+        settings: The operator's.
+        index: The worker's number.
+        attempt: Which incarnation of it, from 1.
+        together: Rather on a node with others of the run, which has their volume.
+    """
     workers = run.spec.workers
     resources = workers.resources.model_dump(mode="json")
     if workers.gpus:
@@ -344,6 +371,8 @@ def worker(run: Run, settings: Settings, index: int, attempt: int) -> Json:
         spec["priorityClassName"] = workers.priority_class_name
     if workers.topology_spread_constraints:
         spec["topologySpreadConstraints"] = workers.topology_spread_constraints
+    if together and not workers.affinity:
+        spec["affinity"] = {"podAffinity": _near(run)}
     made = _pod(
         run,
         COMPONENT_WORKER,
@@ -375,9 +404,9 @@ class Wanted:
     config: str
 
 
-def wanted(run: Run, settings: Settings) -> Wanted:
+def wanted(run: Run, settings: Settings, *, together: bool = False) -> Wanted:
     """The hashes of a run as its spec says now."""
-    made = worker(run, settings, 0, 0)["metadata"]["annotations"]
+    made = worker(run, settings, 0, 0, together=together)["metadata"]["annotations"]
     other = coordinator(run, settings, 0)["metadata"]["annotations"]
     return Wanted(made[ANNOTATION_HASH], other[ANNOTATION_HASH], made[ANNOTATION_CONFIG])
 
@@ -420,6 +449,20 @@ def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
     return spec
 
 
+def _near(run: Run) -> Json:
+    """Prefers nodes that have workers of this run; not more, for the node may be lost."""
+    found = {LABEL_RUN_UID: run.uid, LABEL_COMPONENT: COMPONENT_WORKER}
+    term = {
+        "labelSelector": {"matchLabels": found},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "podAffinityTerm": term}
+        ]
+    }
+
+
 def _leaves_lost_nodes(tolerations: list[Opaque]) -> list[Json]:
     """Without these a pod stays bound to a lost node for five minutes."""
     keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -440,6 +483,11 @@ def _pod(
     run: Run, component: str, name: str, attempt: int, spec: Json, more: dict[str, str]
 ) -> Json:
     made = _object(run, "v1", "Pod", name, component, spec=spec)
-    made["metadata"]["labels"] |= {LABEL_ATTEMPT: str(attempt), **more}
+    made["metadata"]["labels"] |= {
+        LABEL_ATTEMPT: str(attempt),
+        LABEL_GENERATION: str(run.generation),
+        LABEL_VERSION: VERSION,
+        **more,
+    }
     made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(spec)}
     return made

@@ -14,7 +14,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
+CHART = ROOT / "charts/demoreset"
 VENV = Path(sys.prefix)
+SYSTEM = "demoreset-system"  # the operator's namespace
 OPERATOR, TRAINER = "demoreset-operator:test", "demoreset-trainer:test"
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 Json = dict[str, Any]
@@ -28,22 +30,23 @@ class Cluster:
 
     def __init__(self, kubeconfig: Path, programs: Path | None, tools: Path | None) -> None:
         self.environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+        if programs is not None:
+            self.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
         self.tools = tools
-        self._kubectl = str(programs / "kubectl") if programs else "kubectl"
-        self._helm = str(programs / "helm") if programs else "helm"
 
     def kubectl(self, *arguments: str, given: str | None = None, check: bool = True) -> str:
-        return self._run([self._kubectl, *arguments], given, check)
+        return self.run("kubectl", *arguments, given=given, check=check)
 
     def helm(self, *arguments: str) -> str:
-        return self._run([self._helm, *arguments], None, True)
+        return self.run("helm", *arguments)
 
-    def _run(self, command: list[str], given: str | None, check: bool) -> str:
+    def run(self, *command: str, given: str | None = None, check: bool = True) -> str:
+        """What a program says that finds the cluster by its environment."""
         done = subprocess.run(
             command, input=given, capture_output=True, text=True, env=self.environment, timeout=400
         )
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(command[1:])}: {done.stderr or done.stdout}")
+            raise AssertionError(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout + (done.stderr if not check else "")
 
     def get(self, namespace: str, kind: str, name: str = "", selector: str = "") -> Any:
@@ -61,7 +64,7 @@ class Cluster:
     @contextmanager
     def proxy(self) -> Iterator[str]:
         """The API server's address for programs that have no credentials."""
-        command = [self._kubectl, "proxy", "--port=0"]
+        command = ["kubectl", "proxy", "--port=0"]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=self.environment
         ) as process:
@@ -150,7 +153,13 @@ def start(nodes: int) -> Cluster:
 
 @contextmanager
 def installed(cluster: Cluster) -> Iterator[str]:
-    """The operator, installed with Helm as a user does it; its namespace."""
+    """The operator, uninstalled in the end; its namespace."""
+    yield install(cluster)
+    uninstall(cluster)
+
+
+def install(cluster: Cluster) -> str:
+    """Install the operator with Helm as a user does it; its namespace."""
     repository, tag = os.environ.get("DEMORESET_OPERATOR_IMAGE", OPERATOR).rsplit(":", 1)
     trainer, trainer_tag = os.environ.get("DEMORESET_TRAINER_IMAGE", TRAINER).rsplit(":", 1)
     settings = {
@@ -160,15 +169,18 @@ def installed(cluster: Cluster) -> Iterator[str]:
         "trainer.image.tag": trainer_tag,
     }
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    namespace = "demoreset-system"
-    cluster.kubectl("create", "namespace", namespace, check=False)
-    cluster.kubectl("label", "namespace", namespace, RESTRICTED, "--overwrite")
+    cluster.kubectl("create", "namespace", SYSTEM, check=False)
+    cluster.kubectl("label", "namespace", SYSTEM, RESTRICTED, "--overwrite")
     cluster.helm(
-        *("install", "demoreset", str(ROOT / "charts/demoreset"), "--namespace", namespace),
+        *("install", "demoreset", str(CHART), "--namespace", SYSTEM),
         *("--wait", "--timeout", "90s", *given),
     )
-    yield namespace
-    cluster.helm("uninstall", "demoreset", "--namespace", namespace, "--wait")
+    return SYSTEM
+
+
+def uninstall(cluster: Cluster) -> None:
+    """Take it away again."""
+    cluster.helm("uninstall", "demoreset", "--namespace", SYSTEM, "--wait")
 
 
 def stop() -> None:

@@ -1,10 +1,15 @@
 """The operator as platform people know it: installed, tested, upgraded, killed, uninstalled."""
 
 import re
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
-from kube import ROOT, Cluster, until
+import yaml
+
+import kube
+from kube import CHART, Cluster, until
 from told import RUN, Told
 
 
@@ -28,9 +33,7 @@ def test_its_metrics_can_be_scraped(cluster: Cluster, operator: str) -> None:
 
 
 def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
-    chart = str(ROOT / "charts/demoreset")
-    same = ("upgrade", "demoreset", chart, "--namespace", operator, "--reuse-values", "--wait")
-    cluster.helm(*same, "--set", "replicas=2", "--timeout", "90s")
+    upgrade(cluster, operator, CHART, "--set", "replicas=2")
     first = until(lambda: lease(cluster, operator), "a leader", 60)
     # SIGTERM: it gives the lease back.
     begun = time.monotonic()
@@ -48,7 +51,42 @@ def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
     cluster.kubectl("delete", "pod", second, "-n", operator, "--grace-period=0", "--force")
     until(lambda: lease(cluster, operator) not in ("", second), "another", 40)
     print(f"taken over {time.monotonic() - begun:.1f} s after a kill")
-    cluster.helm(*same, "--set", "replicas=1", "--timeout", "90s")
+    upgrade(cluster, operator, CHART, "--set", "replicas=1")
+
+
+def test_an_upgrade_brings_new_fields_and_touches_no_pod(
+    cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any], tmp_path: Path
+) -> None:
+    older = tmp_path / "demoreset"
+    shutil.copytree(CHART, older)
+    crd = yaml.safe_load((older / "files/crd.yaml").read_text())
+    del status_of(crd)["evaluation"]
+    (older / "files/crd.yaml").write_text(yaml.safe_dump(crd))
+    upgrade(cluster, operator, older)
+    assert "evaluation" not in status_of(definition(cluster))
+    cluster.apply(namespace, wanted)
+    run = Told(cluster, namespace, RUN)
+    run.ready(2)
+    pods = set(run.pods())
+    upgrade(cluster, operator, CHART)
+    assert "evaluation" in status_of(definition(cluster))
+    run.goes_on()
+    assert set(run.pods()) == pods
+
+
+def upgrade(cluster: Cluster, namespace: str, chart: Path, *more: str) -> None:
+    same = ("--namespace", namespace, "--reuse-values", "--wait", "--timeout", "90s")
+    cluster.helm("upgrade", "demoreset", str(chart), *same, *more)
+
+
+def definition(cluster: Cluster) -> Any:
+    return cluster.get("default", "crd", "demoresetruns.demoreset.dev")
+
+
+def status_of(crd: Any) -> dict[str, Any]:
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    found: dict[str, Any] = schema["properties"]["status"]["properties"]
+    return found
 
 
 def test_a_run_of_the_longest_name_is_deleted_and_applied_at_once(
@@ -92,10 +130,10 @@ def test_everything_else_stays_when_the_operator_goes(
     run = Told(cluster, namespace, RUN)
     run.ready(2)
     pods = set(run.pods())
-    cluster.kubectl("scale", "deployment", "--all", "-n", operator, "--replicas=0")
+    kube.uninstall(cluster)
     until(lambda: not cluster.get(operator, "pods"), "no operator")
     assert set(run.live()) == pods
-    cluster.kubectl("scale", "deployment", "--all", "-n", operator, "--replicas=1")
+    kube.install(cluster)
     run.goes_on()
     assert set(run.pods()) == pods
     assert run.status["restarts"]["total"] == 0

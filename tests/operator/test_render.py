@@ -1,5 +1,6 @@
 """The objects of a run: what they say, what changes them, and what they must never say."""
 
+import re
 from typing import Any
 
 import pytest
@@ -121,6 +122,8 @@ def test_gpus_and_placement_pass_through() -> None:
     assert spec["priorityClassName"] == "low"
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["terminationGracePeriodSeconds"] == 90
+    assert pod["metadata"]["labels"]["demoreset.dev/generation"] == "1"
+    assert re.fullmatch(r"[\w.-]+", pod["metadata"]["labels"]["app.kubernetes.io/version"])
     assert pod["metadata"]["labels"]["team"] == "a"
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
     assert pod["metadata"]["labels"][LABEL_RUN_UID] == "u-1", "ours cannot be forged"
@@ -168,3 +171,23 @@ def test_only_the_operator_and_prometheus_reach_a_runs_metrics_from_outside() ->
     assert rules[1]["from"][0]["namespaceSelector"]["matchLabels"] == {
         "kubernetes.io/metadata.name": SETTINGS.namespace
     }
+
+
+def test_workers_stay_near_a_volume_that_one_node_can_use() -> None:
+    world = World(workers={"min": 1, "max": 1})
+    world.settle()
+    world.start()
+    world.train()
+    world.change(workers={"min": 1, "max": 3})
+    world.settle()
+    assert set(world.live()) == {0, 1, 2}
+    assert world.live()[0] == "key-worker-0-1", "nothing has changed for it"
+    for name in world.live().values():
+        (near,) = world.pods[name]["spec"]["affinity"]["podAffinity"].values()
+        assert near[0]["podAffinityTerm"]["labelSelector"]["matchLabels"][LABEL_RUN_UID] == "u-1"
+
+
+def test_workers_may_go_anywhere_where_the_volume_does() -> None:
+    world = World(workers={"min": 1, "max": 2})
+    world.settle()
+    assert all("affinity" not in body["spec"] for body in world.pods.values())
