@@ -185,7 +185,8 @@ def without_coordinator(run: Deployed) -> float:
     time.sleep(12)
     pauses = []
     for id in ids:
-        times = [e["time"] for e in run.commits() if e["member"] == id]
+        # Who never went on has paused until now.
+        times = [*(e["time"] for e in run.commits() if e["member"] == id), time.monotonic()]
         pauses += [b - max(a, since) for a, b in itertools.pairwise(times) if b > since]
     return float(max(0.0, max(pauses) - away))
 

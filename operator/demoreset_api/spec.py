@@ -462,11 +462,14 @@ class Workers(ApiModel):
 class Restart(ApiModel):
     """On a cluster: what happens when a worker's pod fails.
 
-    Lost nodes, evictions, preemptions and deleted pods never count; crashes do.
+    Lost nodes, evictions, preemptions and deleted pods never count; crashes and hangs do.
     """
 
     limit: int = Field(
-        default=10, ge=0, le=10_000, description="Crashes that a run survives; the next ends it."
+        default=10,
+        ge=0,
+        le=10_000,
+        description="Crashes and hangs that a run survives; the next ends it.",
     )
     back_off_seconds: float = Field(
         default=1,

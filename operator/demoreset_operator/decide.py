@@ -57,10 +57,12 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         return Plan()
     if story.over(run.status):
         return _after(seen, now)
-    together = render.one_node(run, seen.children)
-    wanted = render.wanted(run, settings, together=together)
+    wanted = render.wanted(run, settings)
     leaves = {pod.name for pod in outdated(seen, wanted)}
-    still = {} if run.spec.suspend else hung(seen, now)
+    leaving = run.spec.suspend or any(
+        pod.live and pod.config != wanted.config for pod in seen.workers
+    )
+    still = {} if leaving else hung(seen, now)
     status, losses = record(seen, now, outdated=leaves, config=wanted.config, hung=still)
     status = _times(seen, status, now)
     status = story.progress(seen, status, now)

@@ -46,7 +46,7 @@ def ending(
     spec = seen.run.spec
     causes = {loss.attempt.cause: loss.attempt for loss in losses}
     if Cause.DONE in causes:
-        return Ending(ConditionType.COMPLETE, "GoalMet", _met(status))
+        return Ending(ConditionType.COMPLETE, "GoalMet", _met(seen, status))
     for cause in FINAL:
         if cause in causes:
             said = causes[cause].message
@@ -79,7 +79,11 @@ def ending(
             f"the claim {name} is gone, and with it the checkpoints: apply the run anew to begin "
             "from the start, or bring the claim back under its name first",
         )
-    if seen.training(now) or seen.unasked:
+    answers = any(
+        pod.live and pod.name in seen.told and seen.told[pod.name].said.update
+        for pod in seen.workers
+    )
+    if answers or seen.unasked:  # what stands still is another matter (`hang`)
         return None
     for pod in seen.pods:
         if (until := _hope(pod)) is not None and now >= until:
@@ -87,9 +91,9 @@ def ending(
     return None
 
 
-def _met(status: RunStatus) -> str:
+def _met(seen: Observation, status: RunStatus) -> str:
     tried = status.evaluation
-    if tried is None:
+    if tried is None or tried.success_rate < seen.run.spec.goal.success_rate:  # an earlier one
         return "the policy plays from the game's own start"
     return (
         f"the policy ties the demonstration in {tried.success_rate:.0%} of {tried.episodes} "

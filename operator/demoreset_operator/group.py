@@ -55,7 +55,7 @@ def change(
         if not pod.live:
             continue
         place = places.get(pod.worker or 0)
-        over = place is not None and pod.attempt <= place.ended  # recorded as ended: it hangs
+        over = place is not None and pod.attempt <= place.ended  # it is recorded so: it hung
         if over or pod.worker in live or (pod.worker or 0) >= run.spec.workers.max:
             changes.delete.append(pod.name)
         elif pod.worker is not None:

@@ -7,46 +7,68 @@ cannot reach, an emulator that never ends an episode, a fault of ours.
 
 from datetime import datetime, timedelta
 
+from demoreset_operator.ending import HOPELESS
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.said import Told
 
-NEVER = timedelta(minutes=10)  # without a first update, while others stand still
+LOAD = timedelta(minutes=10)  # for a worker to load and join; its own supervisor gives up sooner
+NOT_COMING = ("Unschedulable", "SchedulingGated", *HOPELESS)
 
 
 def hung(seen: Observation, now: datetime) -> dict[str, str]:
     """The pod that is to be replaced, with why; nothing where none is.
 
-    One at a time, for the others hold what was learned; the one furthest behind is the likeliest to
-    hold the others up. Nobody is replaced while there is another reason to wait: for pods that are
-    about to come, for a coordinator, for as many as train at least.
+    Nobody is, while there is another reason to wait: for a pod that comes or goes, for a
+    coordinator, for as many as train at least, for the goal's episodes. When such a reason is over
+    the time begins anew, and so it does after every loss: one is replaced at a time, for the others
+    hold what was learned.
     """
     workers = [pod for pod in seen.workers if pod.live]
     told = {pod.name: seen.told[pod.name] for pod in workers if pod.name in seen.told}
     heard = [pod for pod in workers if pod.name in told and now <= told[pod.name].until]
-    if len(heard) < seen.run.spec.workers.min or _comes(seen, heard):
+    since = _since(seen, heard)
+    if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, heard, now):
         return {}
-    since = {pod.name: now - told[pod.name].moved for pod in heard}
-    still = [pod for pod in heard if since[pod.name] > _patience(told[pod.name])]
-    if not any(told[pod.name].said.update for pod in still):
+    moving = any(told[pod.name].trains(now) for pod in heard)
+    standing = []
+    for pod in heard:
+        one = told[pod.name]
+        patience = LOAD if moving else _patience(list(told.values()))
+        if not one.trains(now) and now - max(since, one.moved) > patience:
+            standing.append(pod)
+    if not standing:
         return {}
-    chosen = min(still, key=lambda pod: (told[pod.name].said.update or 0, -(pod.worker or 0)))
-    seconds = since[chosen.name].total_seconds()
+    chosen = min(standing, key=lambda pod: _suspicion(pod, told[pod.name]))
+    seconds = (now - told[chosen.name].moved).total_seconds()
     return {
         chosen.name: f"no update for {seconds:.0f} s; where its threads stood is in hangs/ on the "
-        "volume"
+        "volume, if it could say so"
     }
 
 
-def _comes(seen: Observation, heard: list[Pod]) -> bool:
-    """Whether a pod is on its way that the others may be waiting for."""
-    waited = [
-        pod
-        for pod in seen.pods
-        if pod.live and pod.reason != "Unschedulable" and pod.worker is not None
-    ]
-    coordinated = any(pod.live and pod.phase == "Running" for pod in seen.coordinators)
-    return len(waited) > len(heard) or not coordinated
+def _since(seen: Observation, heard: list[Pod]) -> datetime | None:
+    """Since when all that training needs is there; None where it is not."""
+    coordinator = [pod.started for pod in seen.coordinators if pod.live and not pod.reason]
+    begun = [at for at in (*coordinator, *(pod.started for pod in heard)) if at is not None]
+    if not any(coordinator):
+        return None
+    return max([*begun, *(attempt.ended for attempt in seen.run.status.attempts)])
 
 
-def _patience(told: Told) -> timedelta:
-    return told.patience if told.said.update else NEVER
+def _waits(seen: Observation, heard: list[Pod], now: datetime) -> bool:
+    """Whether the others may be waiting for somebody who comes, goes, or confirms the goal."""
+    comes = [pod for pod in seen.workers if pod.live and pod.reason not in NOT_COMING]
+    goes = any(pod.deleting and pod.present(now) for pod in seen.workers)
+    confirms = any(seen.told[pod.name].said.phase == "confirm" for pod in heard)
+    return len(comes) > len(heard) or goes or confirms
+
+
+def _patience(told: list[Told]) -> timedelta:
+    """How long the group may stand."""
+    loads = any(not one.said.update or one.said.phase == "starting" for one in told)
+    return LOAD if loads else max(one.patience for one in told)
+
+
+def _suspicion(pod: Pod, told: Told) -> tuple[bool, int, int]:
+    """Who waits for the others in a quorum comes last; then who is ahead, or was there first."""
+    return told.said.phase == "quorum", told.said.update or 0, -(pod.worker or 0)

@@ -371,6 +371,8 @@ def worker(
         spec["priorityClassName"] = workers.priority_class_name
     if workers.topology_spread_constraints:
         spec["topologySpreadConstraints"] = workers.topology_spread_constraints
+    # Of what is a wish of ours no pod is replaced.
+    mark = digest([spec, workers.labels, workers.annotations])
     if together and not workers.affinity:
         spec["affinity"] = {"podAffinity": _near(run)}
     made = _pod(
@@ -386,7 +388,7 @@ def worker(
         made["metadata"]["labels"][QUEUE] = queue
     made["metadata"]["annotations"] = {
         **workers.annotations,
-        ANNOTATION_HASH: digest([spec, workers.labels, workers.annotations]),
+        ANNOTATION_HASH: mark,
         ANNOTATION_CONFIG: digest(config(run)),
     }
     return made
@@ -404,9 +406,9 @@ class Wanted:
     config: str
 
 
-def wanted(run: Run, settings: Settings, *, together: bool = False) -> Wanted:
+def wanted(run: Run, settings: Settings) -> Wanted:
     """The hashes of a run as its spec says now."""
-    made = worker(run, settings, 0, 0, together=together)["metadata"]["annotations"]
+    made = worker(run, settings, 0, 0)["metadata"]["annotations"]
     other = coordinator(run, settings, 0)["metadata"]["annotations"]
     return Wanted(made[ANNOTATION_HASH], other[ANNOTATION_HASH], made[ANNOTATION_CONFIG])
 

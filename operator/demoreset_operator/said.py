@@ -110,8 +110,9 @@ def told(before: Told | None, said: Said, at: datetime, holds: timedelta) -> Tol
         at: When they came.
         holds: For how long they are believed.
     """
-    # The goal's episodes are played between two updates, and may take as long as they like.
+    # The goal's episodes are played between two updates, and may take as long as they like; and
+    # whoever was not heard for long may have been cut off, or all of us stopped.
     busy = said.phase == "confirm"
-    stands = before is not None and before.said.update == said.update and not busy
-    moved = before.moved if before is not None and stands else at
-    return Told(at, at + holds, moved, said)
+    if before is None or before.said.update != said.update or busy or at > before.until:
+        return Told(at, at + holds, at, said)
+    return Told(at, at + holds, before.moved, said)

@@ -29,8 +29,9 @@ REFUSED = "Refused"  # the reason where the API server would not take a request
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with what the workers said."""
     ready = seen.training(now)
-    told = [*(seen.told[name] for name in ready), *_farewells(seen, status, now)]
-    latest = max(told, key=lambda one: one.said.update or 0, default=None)
+    told = [seen.told[name] for name in ready]
+    first = max(told, key=_update, default=None)
+    latest = max([*told, *_farewells(seen, status, now)], key=_update, default=None)
     live = [pod for pod in seen.workers if pod.live]
     wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
     workers = WorkersStatus(
@@ -39,13 +40,17 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         ready=len(ready),
         shown=f"{len(ready)}/{wanted}",
         selector=render.selector(seen.run),
-        members=latest.said.world_size if latest else 0,
-        generation=latest.said.generation if latest else status.workers.generation,
+        members=first.said.world_size if first else 0,
+        generation=first.said.generation if first else status.workers.generation,
     )
     changes: Json = {"workers": workers}
     if latest is not None and _newer(latest, status):
         changes |= _progress(latest, status)
     return status.model_copy(update=changes)
+
+
+def _update(told: Told) -> int:
+    return told.said.update or 0
 
 
 def _farewells(seen: Observation, status: RunStatus, now: datetime) -> list[Told]:

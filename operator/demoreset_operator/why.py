@@ -22,8 +22,9 @@ DO = {
     "ErrImageNeverPull": "The image must be on the nodes, or imagePullPolicy another one.",
     "Refused": "Mend what the message names; the operator tries again by itself.",
     "VolumeLost": "Apply it anew to begin from the start.",
-    "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). The worker furthest behind is "
-    "replaced by itself, where its threads stood is kept in hangs/ on the volume.",
+    "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). Where nothing else is waited "
+    "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
+    "volume.",
     "Plateau": "Film it where it stands (`demoreset video --from FRAME`), then branch from a "
     "checkpoint with other settings.",
     "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",

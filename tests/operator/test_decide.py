@@ -151,6 +151,18 @@ def test_the_last_words_of_a_worker_that_is_done_are_how_the_run_stands(
     assert status.restarts.total == 0, "it was not started again"
 
 
+def test_a_confirmation_that_failed_is_not_told_as_the_one_that_was_met() -> None:
+    world = training(1)
+    tried = {"update": 40, "episodes": 100, "successRate": 0.62}
+    world.train(50, evaluation=tried)
+    world.end("key-worker-0-1", 0)  # its last words were lost
+    world.settle()
+    found = world.condition("Complete")
+    assert found is not None
+    assert "62" not in found[2]
+    assert world.status.workers.members == 0
+
+
 def test_last_words_of_an_earlier_goal_do_not_take_a_run_back() -> None:
     world = training(1)
     world.train(50)

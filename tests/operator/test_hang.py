@@ -1,13 +1,10 @@
 """A group that stands still though its workers answer: who is replaced, when, and who is not."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 
-from demoreset_api.status import Cause
-from demoreset_operator import said
+from demoreset_api.status import Cause, Phase
 from world import World, training
 
 STAND = 150  # seconds: more than what a run of one update a second is given
@@ -36,16 +33,13 @@ def test_one_worker_is_replaced_and_the_others_stay() -> None:
     assert [event.reason for event in world.events if event.type == "Warning"] == ["WorkerHung"]
 
 
-def test_the_one_furthest_behind_goes_first() -> None:
+def test_the_one_furthest_behind_goes_first_and_who_waits_for_others_last() -> None:
     world = training(3)
-    world.train(5)
-    behind = world.told["key-worker-0-1"]
-    words = behind.said.model_copy(update={"update": 4})
-    world.told["key-worker-0-1"] = replace(behind, said=words)
     for _ in range(STAND // 5):
         world.tick(5)
-        for name, told in world.told.items():
-            world.told[name] = said.told(told, told.said, world.now, timedelta(seconds=30))
+        world.say("key-worker-0-1", 4)
+        world.say("key-worker-1-1", 5)
+        world.say("key-worker-2-1", 3, phase="quorum")
         world.settle()
     assert [one.pod for one in world.recorded] == ["key-worker-0-1"]
 
@@ -118,15 +112,128 @@ def test_slow_updates_are_no_hang() -> None:
 
 
 def test_the_next_one_is_replaced_only_when_the_first_one_is_back_in_vain() -> None:
-    world = training(2)
+    world = training(3)
     stand(world)
     assert len(world.recorded) == 1
-    stand(world, 600)  # the new one is not started: all wait for it
-    assert len(world.recorded) == 1
+    for _ in range(120):  # its pod takes its time to go, then its successor to load
+        world.tick(5)
+        for name in ("key-worker-0-1", "key-worker-1-1"):
+            world.say(name, 1, phase="quorum")
+        world.settle()
     world.vanish()
     world.start()
-    stand(world, 50)
+    for _ in range(100):
+        world.tick(5)
+        for name in ("key-worker-0-1", "key-worker-1-1"):
+            world.say(name, 1, phase="quorum")
+        world.say("key-worker-2-2", None)
+        world.settle()
+    assert len(world.recorded) == 1
+    stand(world)  # it is in the group, and nothing moves
     assert len(world.recorded) == 2
+
+
+def test_one_that_does_not_get_in_while_the_others_train_is_replaced_in_the_end() -> None:
+    world = training(2)
+    for update in range(2, 110):
+        world.tick(5)
+        world.say("key-worker-0-1", update)
+        world.say("key-worker-1-1", 1)
+        world.settle()
+    assert world.recorded == []
+    for update in range(110, 130):
+        world.tick(5)
+        world.say("key-worker-0-1", update)
+        world.say("key-worker-1-1", 1)
+        world.settle()
+    assert [one.pod for one in world.recorded] == ["key-worker-1-1"]
+
+
+# What was waited for is there at last: the time begins anew
+
+
+def test_one_that_waited_for_enough_others_is_not_replaced_when_they_come() -> None:
+    world = World(workers={"min": 2, "max": 2})
+    world.settle()
+    world.start()
+    world.train(5)
+    world.vanish("key-worker-1-1")
+    world.settle()
+    world.unschedulable("key-worker-1-2", "no room")
+    for _ in range(120):
+        world.tick(5)
+        world.say("key-worker-0-1", 5, phase="quorum")
+        world.settle()
+    world.pods["key-worker-1-2"]["status"]["conditions"] = []
+    world.start("key-worker-1-2")
+    for _ in range(60):
+        world.tick(5)
+        world.say("key-worker-0-1", 5, phase="quorum")
+        world.say("key-worker-1-2", None)
+        world.settle()
+    assert causes(world) == [Cause.DELETED]
+
+
+def test_nobody_is_replaced_when_the_coordinator_comes_back() -> None:
+    world = training(3)
+    world.vanish(*world.coordinators())
+    world.settle()
+    stand(world, phase="quorum")
+    world.start()
+    stand(world, 100, phase="quorum")
+    assert world.recorded == []
+
+
+def test_a_coordinator_that_crashes_again_and_again_costs_no_worker() -> None:
+    world = training(3)
+    (name,) = world.coordinators()
+    world.wait_for(name, "CrashLoopBackOff", "back-off 5m0s")
+    stand(world, 600, phase="quorum")
+    assert world.recorded == []
+
+
+def test_a_machine_that_slept_with_all_of_it_loses_nobody() -> None:
+    world = training(2)
+    world.tick(3600)
+    stand(world, 100)
+    assert world.recorded == []
+
+
+def test_who_has_played_its_share_of_a_confirmation_waits_for_the_others() -> None:
+    world = World(workers={"min": 2, "max": 2})
+    world.settle()
+    world.start()
+    world.train(5)
+    for _ in range(120):
+        world.tick(5)
+        world.say("key-worker-0-1", 5, phase="confirm")
+        world.say("key-worker-1-1", 5, phase="quorum")
+        world.settle()
+    assert world.recorded == []
+
+
+def test_a_change_of_what_is_learned_blames_nobody() -> None:
+    world = training(2)
+    for _ in range(STAND // 5):
+        world.tick(5)
+        world.train(1)
+    world.change(ppo={"learningRate": 1e-4})
+    world.settle()
+    assert Cause.HUNG not in causes(world)
+
+
+def test_an_image_that_cannot_be_had_does_not_end_a_group_that_stands_still() -> None:
+    world = training(3)
+    world.vanish("key-worker-2-1")
+    world.settle()
+    world.wait_for("key-worker-2-2", "ImagePullBackOff", "no such image")
+    for update in range(2, 80):
+        world.tick(5)
+        world.train(update)
+        world.settle()
+    stand(world, update=79)
+    assert world.status.phase is not Phase.FAILED
+    assert causes(world) == [Cause.DELETED, Cause.HUNG]
 
 
 def test_a_run_that_hangs_for_ever_ends() -> None:

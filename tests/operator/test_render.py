@@ -187,6 +187,11 @@ def test_workers_stay_near_a_volume_that_one_node_can_use() -> None:
         assert near[0]["podAffinityTerm"]["labelSelector"]["matchLabels"][LABEL_RUN_UID] == "u-1"
 
 
+def test_a_wish_of_ours_replaces_no_pod() -> None:
+    near = render.worker(run(), SETTINGS, 0, 1, together=True)
+    assert near["metadata"]["annotations"] == worker()["metadata"]["annotations"]
+
+
 def test_workers_may_go_anywhere_where_the_volume_does() -> None:
     world = World(workers={"min": 1, "max": 2})
     world.settle()

@@ -176,9 +176,15 @@ class World:
         """All workers that run say that they train."""
         for pod in self.workers():
             if pod.phase == "Running" and pod.live:
-                words = said.Said.model_validate(told(update, len(self.workers()), **more))
-                before = self.told.get(pod.name)
-                self.told[pod.name] = said.told(before, words, self.now, timedelta(seconds=30))
+                self.say(pod.name, update, **more)
+
+    def say(self, name: str, update: int | None, **more: Any) -> None:
+        """A worker tells of an update; None: it has loaded nothing yet."""
+        loads = {"phase": "starting", "worldSize": 1, "generation": 0}
+        content = loads if update is None else told(update, len(self.workers()), **more)
+        words = said.Said.model_validate(content)
+        before = self.told.get(name)
+        self.told[name] = said.told(before, words, self.now, timedelta(seconds=30))
 
     def end(self, name: str, code: int, reason: str = "Error", words: str = "") -> None:
         """A pod's container ends."""

@@ -6,7 +6,7 @@ held still and plays the goal's number of episodes; only these decide.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from demoreset_api.spec import Goal
@@ -38,7 +38,7 @@ class GoalWatch:
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._since = 0  # episodes since the latest confirmation
         self.met = False
-        self.evaluation: Evaluation | None = None  # the latest
+        self.evaluation: Evaluation | None = None  # the latest of this process; only told
 
     def record(self, results: Iterable[Result]) -> None:
         """Take in an update's results."""
@@ -76,18 +76,10 @@ class GoalWatch:
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON."""
-        evaluation = astuple(self.evaluation) if self.evaluation is not None else None
-        return {
-            "latest": list(self._latest),
-            "since": self._since,
-            "met": self.met,
-            "evaluation": evaluation,
-        }
+        return {"latest": list(self._latest), "since": self._since, "met": self.met}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self._latest = deque(state["latest"], maxlen=WINDOW)
         self._since = int(state["since"])
         self.met = bool(state["met"])
-        evaluation = state.get("evaluation")  # older checkpoints have none
-        self.evaluation = Evaluation(*evaluation) if evaluation else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from demoreset_api.names import ENV_WIRE
-from demoreset_api.pace import patience
+from demoreset_api.pace import QUIET, patience
 from demoreset_trainer import restart, wire
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.wire import Beat, Message, Note
@@ -172,7 +172,7 @@ class MemberProcess:
 
     def forgive(self, now: float) -> None:
         """Time begins anew: the supervisor was not there to listen."""
-        self.started = self.moved = now
+        self.started = now
         if self.heard is not None:
             self.heard = now
 
@@ -195,10 +195,10 @@ class MemberProcess:
 
         The goal's episodes are played between two updates, and may take as long as they like.
         """
-        done = self.progress
-        if done is None or self.phase == "confirm":
+        if self.phase == "confirm":
             return False
-        return now - self.moved > patience(done.update, done.seconds)
+        done = self.progress
+        return now - self.moved > (patience(done.update, done.seconds) if done else QUIET)
 
     def where(self) -> None:
         """Have it write where all of its threads stand, and go on."""

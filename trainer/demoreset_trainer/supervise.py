@@ -198,25 +198,21 @@ class Supervisor:
         for message in member.listen(now):
             match message:
                 case Beat():
-                    if member is self._speaker():
-                        self._watch.phase(message.phase)
+                    self._watch.phase(self._phase())
                 case Note():
                     self._note(member, message)
                 case Progress():
                     self._progressed(member, message)
 
-    def _speaker(self) -> MemberProcess | None:
-        """Whose phase is told: one that trains, the group's first if it is ours."""
-        ready = [member for member in self.members if member.heard is not None]
-        return min(
-            ready,
-            key=lambda member: (
-                member.progress is None,
-                member.progress.rank if member.progress else 0,
-                member.index,
-            ),
-            default=None,
-        )
+    def _phase(self) -> str:
+        """Of the group's first member that is ours; but who confirms keeps the others waiting."""
+        ranked = [
+            (member.progress.rank, member.index, member.phase)
+            for member in self.members
+            if member.progress is not None
+        ]
+        phases = [phase for _, _, phase in sorted(ranked)] or ["starting"]
+        return "confirm" if "confirm" in phases else phases[0]
 
     def _note(self, member: MemberProcess, note: Note) -> None:
         """Tell it once, whoever of the group says it."""
@@ -296,6 +292,7 @@ class Supervisor:
             hung=member.hung is not None,
         )
         self.restarts[_cause(code, member.hung)] += 1
+        self._watch.phase(self._phase())
         if place.record.hopeless:
             times = f"update {update + 1} failed {place.record.deaths} times"
             if not starved:

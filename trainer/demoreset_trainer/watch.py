@@ -43,14 +43,15 @@ class Watchers:
         group's first, all others those of whoever comes first. Members are never more than an
         update apart, so a number that is further back is a run that went back to a checkpoint.
         """
+        known = self._latest is not None and self._latest - 1 <= progress.update <= self._latest
+        if not known and self._report is not None:
+            self._report.update(progress)  # before the disk, which may keep us waiting
         if progress.rank == 0:
             self._metrics.append(progress)
-        if self._latest is not None and self._latest - 1 <= progress.update <= self._latest:
+        if known:
             return
         self._latest = progress.update
         self._screen.show(progress)
-        if self._report is not None:
-            self._report.update(progress)
         if self._tensorboard is not None:
             self._tensorboard.update(progress)
 
