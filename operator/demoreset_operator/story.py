@@ -247,7 +247,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             [(one.type, one.status, one.reason == REFUSED) for one in status.conditions],
             status.restarts,
             [
-                (one.worker, one.ended, one.failures, one.not_before)
+                (one.worker, one.attempt, one.ended, one.failures, one.not_before)
                 for one in status.places
                 if one.ended
             ],

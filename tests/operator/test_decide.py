@@ -397,3 +397,16 @@ def test_an_operator_that_dies_anywhere_at_the_start_leaves_no_duplicate(request
     world.settle()
     assert len(world.created) == len(set(world.created)) == 4
     assert len(world.live()) == 3
+
+
+def test_a_successor_is_known_at_once_though_the_operator_dies_and_the_pod_vanishes() -> None:
+    world = training(1)
+    world.patient = True  # what may wait, waits
+    world.vanish("key-worker-0-1")
+    world.settle()
+    assert world.live()[0] == "key-worker-0-2"
+    world.vanish("key-worker-0-2")  # while there is no operator
+    world.taken.clear()
+    world.settle()
+    assert world.live()[0] == "key-worker-0-3"
+    assert world.status.restarts.total == 2
