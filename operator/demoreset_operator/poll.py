@@ -13,7 +13,7 @@ from demoreset_operator.observation import Pod
 from demoreset_operator.said import read
 
 EVERY = 5.0  # seconds between two questions to a worker
-MOST_PER_SECOND = 50.0  # questions: with more workers each is asked less often
+MOST_PER_SECOND = 25.0  # questions: with more workers each is asked less often
 AT_ONCE = 32
 PATIENCE = aiohttp.ClientTimeout(total=3)
 MOST_BYTES = 1 << 18

@@ -43,6 +43,14 @@ HEARTBEAT = "demoreset-operator-heartbeat"
 log = logging.getLogger(__name__)
 
 
+class _Unchanged(kopf.AnnotationsDiffBaseStorage):
+    """Kopf copies every object to compare it with what it was; nobody here asks for that."""
+
+    def build(self, **_: Any) -> Any:
+        """Nothing of it."""
+        return {}
+
+
 class Watch:
     """All watches of the operator.
 
@@ -79,6 +87,9 @@ class Watch:
         settings.posting.enabled = False
         settings.watching.server_timeout, settings.watching.client_timeout = 300, 330
         settings.process.ultimate_exiting_timeout = 30
+        # Kopf keeps a task for every object of which it has just heard: thousands at the start.
+        settings.queueing.idle_timeout = 0.5
+        settings.persistence.diffbase_storage = _Unchanged()
         registry = kopf.OperatorRegistry()
         kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="run")(self._on_run)
         for kind in CHILDREN:
