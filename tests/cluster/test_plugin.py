@@ -64,8 +64,5 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     assert f"demoreset evaluate {out}" in plugin("fetch", RUN, "--out", out)
     assert list(out.glob("checkpoints/ckpt-*/model.safetensors"))
     cluster.run(sys.executable, "-m", "demoreset_trainer.cli", "plot", str(out))
-    assert not [
-        name
-        for name in cluster.kubectl("get", "pods", "-o", "name", "-n", namespace).split()
-        if "reader" in name
-    ]
+    names = ("get", "pods", "-o", "name", "-n", namespace)
+    until(lambda: "reader" not in cluster.kubectl(*names), "what was made for reading is gone")
