@@ -77,7 +77,7 @@ class Pods:
                             self.running[name] = body
                     self._changed.set()
 
-    async def until(self, met: Callable[[], bool], patience: float = 180) -> float:
+    async def until(self, met: Callable[[], bool], patience: float = 900) -> float:
         """Wait; the moment when it was so."""
         async with asyncio.timeout(patience):
             while not met():
