@@ -48,14 +48,6 @@ def bring_forth(options: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-def preload() -> None:
-    """Import all that a member needs; nothing is started."""
-    import demoreset_trainer.assemble
-    import demoreset_trainer.checkpoint_writer
-    import demoreset_trainer.elastic
-    import demoreset_trainer.runfile  # noqa: F401
-
-
 def run(options: argparse.Namespace) -> NoReturn:
     """Train as a member until the run is over, or it is told to stop; ends the process."""
     try:

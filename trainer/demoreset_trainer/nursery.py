@@ -219,9 +219,7 @@ def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -
         return  # it has gone already
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):  # each member will say what is wrong with it
-        from demoreset_trainer import cli_member
-
-        cli_member.preload()
+        preload()
         if stock is not None:
             from demoreset_trainer import emulator
 
@@ -234,6 +232,14 @@ def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -
         for descriptor in descriptors:
             os.close(descriptor)
         link.send(str(pid).encode())
+
+
+def preload() -> None:
+    """Import all that a member needs; nothing is started."""
+    import demoreset_trainer.assemble
+    import demoreset_trainer.checkpoint_writer
+    import demoreset_trainer.elastic
+    import demoreset_trainer.runfile  # noqa: F401
 
 
 def _fork_twice(
