@@ -60,24 +60,20 @@ def record(answers: Path) -> None:
     """The run, and what Prometheus answers about it, into a file."""
     image = prometheus.image()
     assert image is not None, "no Prometheus: apt-get install prometheus"
-    cluster = kube.start(nodes=2)
-    try:
-        with kube.installed(cluster) as operator:
-            objects = prometheus.rendered(cluster, operator)
-            start = time.time()
-            with prometheus.started(cluster, objects, image) as seen:
-                injured(cluster)
-                end = time.time()
-                series = {
-                    one.expression: seen.series(one.expression, start, end, STEP)
-                    for board in boards.dashboards(objects)
-                    for one in boards.of_panels(board, CHOSEN)
-                }
-            kept = {"start": start, "end": end, "step": STEP, "series": series}
-            answers.write_text(json.dumps(kept))
-            cluster.kubectl("delete", "namespace", NAMESPACE)
-    finally:
-        kube.stop()
+    with kube.started(nodes=2) as cluster, kube.installed(cluster) as operator:
+        objects = prometheus.rendered(cluster, operator)
+        start = time.time()
+        with prometheus.started(cluster, objects, image) as seen:
+            injured(cluster)
+            end = time.time()
+            series = {
+                one.expression: seen.series(one.expression, start, end, STEP)
+                for board in boards.dashboards(objects)
+                for one in boards.of_panels(board, CHOSEN)
+            }
+        kept = {"start": start, "end": end, "step": STEP, "series": series}
+        answers.write_text(json.dumps(kept))
+        cluster.kubectl("delete", "namespace", NAMESPACE)
 
 
 def main() -> None:

@@ -92,14 +92,11 @@ def pod(member: str) -> str:
 @contextmanager
 def cluster() -> Iterator[tuple[Cluster, str]]:
     """The test cluster with the operator; stopped in the end."""
-    made = kube.start(nodes=2)
-    try:
+    with kube.started(nodes=2) as made:
         # /data is where a run's volume is in its pods.
         kube.make_image("trainer", kube.TRAINER, DEMORESET_EVENTS=f"/data/{EVENTS}")
         with kube.installed(made) as namespace:
             yield made, namespace
-    finally:
-        kube.stop()
 
 
 @contextmanager
@@ -249,9 +246,7 @@ def operators(strike: Callable[[Cluster, str], None], replicas: int) -> Callable
     def measure(trials: int) -> Outcome:
         outcome, kills = Outcome(), 0
         with cluster() as (made, namespace), deployed(made, restart={"limit": 0}) as run:
-            chart = str(kube.ROOT / "charts/demoreset")
-            same = ("upgrade", "demoreset", chart, "--namespace", namespace, "--reuse-values")
-            made.helm(*same, "--wait", "--timeout", "90s", "--set", f"replicas={replicas}")
+            kube.upgrade(made, kube.CHART, "--set", f"replicas={replicas}")
             run.whole()
             known = set(run.told.live())
             for number in range(trials):
@@ -290,20 +285,15 @@ def kill_operator(made: Cluster, namespace: str) -> None:
 
 def freeze_leader(made: Cluster, namespace: str) -> None:
     """The one that acts is stopped until the other one does, and goes on then."""
-    leader = until(lambda: holder(made, namespace), "a leader")
+    leader = until(lambda: kube.leader(made), "a leader")
     processes = of_pod(made, namespace, leader)
     for number in processes:
         os.kill(number, signal.SIGSTOP)
     try:
-        until(lambda: holder(made, namespace) not in ("", leader), "another leader", 60)
+        until(lambda: kube.leader(made) not in ("", leader), "another leader", 60)
     finally:
         for number in processes:
             os.kill(number, signal.SIGCONT)
-
-
-def holder(made: Cluster, namespace: str) -> str:
-    found = made.get(namespace, "lease", "demoreset-operator")
-    return str(found["spec"].get("holderIdentity", ""))
 
 
 def of_pod(made: Cluster, namespace: str, name: str) -> list[int]:

@@ -61,6 +61,7 @@ def change(
         elif pod.worker is not None:
             live[pod.worker] = pod
     _roll(seen, wanted, live, training, changes)
+    together = render.one_node(run, seen.children)
     for index in range(run.spec.workers.max):
         place = places.get(index)
         if index in live:
@@ -69,7 +70,6 @@ def change(
             continue
         attempts = [pod.attempt for pod in seen.workers if pod.worker == index]
         attempt = max([place.attempt if place is not None else 0, *attempts]) + 1
-        together = render.one_node(run, seen.children)
         changes.create.append(render.worker(run, settings, index, attempt, together=together))
     _tidy(seen, changes)
     return changes

@@ -29,13 +29,9 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
     since = _since(seen, heard)
     if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, heard, now):
         return {}
-    moving = any(told[pod.name].trains(now) for pod in heard)
-    standing = []
-    for pod in heard:
-        one = told[pod.name]
-        patience = LOAD if moving else _patience(list(told.values()))
-        if not one.trains(now) and now - max(since, one.moved) > patience:
-            standing.append(pod)
+    still = [pod for pod in heard if not told[pod.name].trains(now)]
+    patience = LOAD if len(still) < len(heard) else _patience(list(told.values()))
+    standing = [pod for pod in still if now - max(since, told[pod.name].moved) > patience]
     if not standing:
         return {}
     chosen = min(standing, key=lambda pod: _suspicion(pod, told[pod.name]))

@@ -25,11 +25,8 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("the test cluster needs root on Linux; or set KUBECONFIG")
     if ROOT.is_relative_to("/tmp"):
         pytest.skip("the repository lies in /tmp, which every pod has for itself: move it")
-    made = kube.start(nodes=2)
-    try:
+    with kube.started(nodes=2) as made:
         yield made
-    finally:
-        kube.stop()
 
 
 @pytest.fixture(scope="session")

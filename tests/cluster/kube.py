@@ -138,17 +138,21 @@ def make_image(target: str, name: str, **environment: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def start(nodes: int) -> Cluster:
-    """Start the test cluster, with the images, and this repository and its Python in every pod."""
+@contextmanager
+def started(nodes: int) -> Iterator[Cluster]:
+    """The test cluster, with the images, and this repository and its Python in every pod."""
     shared = {ROOT, VENV}
     command = [str(TOOLS / "cluster"), "up", "--nodes", str(nodes)]
     for folder in shared:
         command += ["--share", str(folder)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kubeconfig = Path(said.strip().splitlines()[-1].removeprefix("export KUBECONFIG="))
-    make_image("operator", OPERATOR)
-    make_image("trainer", TRAINER)
-    return Cluster(kubeconfig, kubeconfig.parent.parent / "bin", TOOLS / "cluster")
+    try:
+        make_image("operator", OPERATOR)
+        make_image("trainer", TRAINER)
+        yield Cluster(kubeconfig, kubeconfig.parent.parent / "bin", TOOLS / "cluster")
+    finally:
+        subprocess.run([str(TOOLS / "cluster"), "down"], check=True, capture_output=True)
 
 
 @contextmanager
@@ -183,6 +187,13 @@ def uninstall(cluster: Cluster) -> None:
     cluster.helm("uninstall", "demoreset", "--namespace", SYSTEM, "--wait")
 
 
-def stop() -> None:
-    """Stop it, and leave nothing behind."""
-    subprocess.run([str(TOOLS / "cluster"), "down"], check=True, capture_output=True)
+def upgrade(cluster: Cluster, chart: Path, *more: str) -> None:
+    """Upgrade it to another chart, or with other values."""
+    same = ("--namespace", SYSTEM, "--reuse-values", "--wait", "--timeout", "90s")
+    cluster.helm("upgrade", "demoreset", str(chart), *same, *more)
+
+
+def leader(cluster: Cluster) -> str:
+    """The operator's pod that acts; "" where none does."""
+    found = cluster.get(SYSTEM, "lease", "demoreset-operator")
+    return str(found["spec"].get("holderIdentity", ""))

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from kube import OPERATOR, ROOT, Cluster, Json
+from kube import CHART, OPERATOR, Cluster, Json
 
 INTERVAL = 1  # second between scrapes, and between evaluations of the alerts
 ENABLED = ("podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboards.enabled=true")
@@ -57,8 +57,7 @@ def rendered(cluster: Cluster, operator: str) -> list[Json]:
     """The chart's objects for monitoring, as it was installed in the operator's namespace."""
     settings = (*ENABLED, f"podMonitor.interval={INTERVAL}s")
     flags = [part for one in settings for part in ("--set", one)]
-    chart = str(ROOT / "charts/demoreset")
-    text = cluster.helm("template", "demoreset", chart, "--namespace", operator, *flags)
+    text = cluster.helm("template", "demoreset", str(CHART), "--namespace", operator, *flags)
     return [one for one in yaml.safe_load_all(text) if one]
 
 

@@ -13,18 +13,13 @@ from kube import CHART, Cluster, until
 from told import RUN, Told
 
 
-def lease(cluster: Cluster, namespace: str) -> str:
-    found = cluster.get(namespace, "lease", "demoreset-operator")
-    return str(found["spec"].get("holderIdentity", ""))
-
-
 def test_the_installation_tests_itself(cluster: Cluster, operator: str) -> None:
     said = cluster.helm("test", "demoreset", "--namespace", operator, "--timeout", "90s")
     assert "Succeeded" in said
 
 
 def test_its_metrics_can_be_scraped(cluster: Cluster, operator: str) -> None:
-    holder = until(lambda: lease(cluster, operator), "a leader")
+    holder = until(lambda: kube.leader(cluster), "a leader")
     path = f"/api/v1/namespaces/{operator}/pods/{holder}:8080/proxy/metrics"
     text = until(lambda: cluster.kubectl("get", "--raw", path), "metrics")
     assert "demoreset_operator_is_leader 1.0" in text
@@ -33,12 +28,12 @@ def test_its_metrics_can_be_scraped(cluster: Cluster, operator: str) -> None:
 
 
 def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
-    upgrade(cluster, operator, CHART, "--set", "replicas=2")
-    first = until(lambda: lease(cluster, operator), "a leader", 60)
+    kube.upgrade(cluster, CHART, "--set", "replicas=2")
+    first = until(lambda: kube.leader(cluster), "a leader", 60)
     # SIGTERM: it gives the lease back.
     begun = time.monotonic()
     cluster.kubectl("delete", "pod", first, "-n", operator, "--wait=false")
-    second = until(lambda: (now := lease(cluster, operator)) not in ("", first) and now, "another")
+    second = until(lambda: (now := kube.leader(cluster)) not in ("", first) and now, "another")
     print(f"taken over {time.monotonic() - begun:.1f} s after a SIGTERM")
     # kill -9 of all its processes: it cannot.
     until(
@@ -49,9 +44,9 @@ def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
     )
     begun = time.monotonic()
     cluster.kubectl("delete", "pod", second, "-n", operator, "--grace-period=0", "--force")
-    until(lambda: lease(cluster, operator) not in ("", second), "another", 40)
+    until(lambda: kube.leader(cluster) not in ("", second), "another", 40)
     print(f"taken over {time.monotonic() - begun:.1f} s after a kill")
-    upgrade(cluster, operator, CHART, "--set", "replicas=1")
+    kube.upgrade(cluster, CHART, "--set", "replicas=1")
 
 
 def test_an_upgrade_brings_new_fields_and_touches_no_pod(
@@ -62,21 +57,16 @@ def test_an_upgrade_brings_new_fields_and_touches_no_pod(
     crd = yaml.safe_load((older / "files/crd.yaml").read_text())
     del status_of(crd)["evaluation"]
     (older / "files/crd.yaml").write_text(yaml.safe_dump(crd))
-    upgrade(cluster, operator, older)
+    kube.upgrade(cluster, older)
     assert "evaluation" not in status_of(definition(cluster))
     cluster.apply(namespace, wanted)
     run = Told(cluster, namespace, RUN)
     run.ready(2)
     pods = set(run.pods())
-    upgrade(cluster, operator, CHART)
+    kube.upgrade(cluster, CHART)
     assert "evaluation" in status_of(definition(cluster))
     run.goes_on()
     assert set(run.pods()) == pods
-
-
-def upgrade(cluster: Cluster, namespace: str, chart: Path, *more: str) -> None:
-    same = ("--namespace", namespace, "--reuse-values", "--wait", "--timeout", "90s")
-    cluster.helm("upgrade", "demoreset", str(chart), *same, *more)
 
 
 def definition(cluster: Cluster) -> Any:
