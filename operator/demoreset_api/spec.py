@@ -426,7 +426,9 @@ class Workers(ApiModel):
         default=[], max_length=16, description="Names of Secrets with which it is fetched."
     )
     resources: Resources = Field(
-        default=Resources(), description="Of a worker's container; its GPUs are added."
+        default=Resources(),
+        description="Of a worker's container; its GPUs are added. It uses as many cores as its CPU "
+        "limit, else its request; where neither is said and it has no GPUs, one for each member.",
     )
     node_selector: dict[str, str] = Field(
         default={}, description="Labels that a worker's node must have."

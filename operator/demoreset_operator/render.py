@@ -16,6 +16,7 @@ from demoreset_api.names import (
     COORDINATOR_PORT,
     ENV_ADDRESS,
     ENV_COORDINATOR,
+    ENV_CORES,
     ENV_ID,
     KIND,
     LABEL_ATTEMPT,
@@ -320,9 +321,7 @@ def worker(
         together: Rather on a node with others of the run, which has their volume.
     """
     workers = run.spec.workers
-    resources = workers.resources.model_dump(mode="json")
-    if workers.gpus:
-        resources["limits"]["nvidia.com/gpu"] = str(workers.gpus)
+    resources = _resources(run)
     address = f"{coordinator_name(run)}.{run.namespace}.svc:{COORDINATOR_PORT}"
     container = {
         "name": "worker",
@@ -335,6 +334,7 @@ def worker(
             {"name": ENV_ADDRESS, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": ENV_ID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "HOME", "value": "/tmp"},  # the root is read-only
+            *_cores(resources),
         ],
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "resources": resources,
@@ -449,6 +449,31 @@ def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
         if value:
             spec[key] = value
     return spec
+
+
+def _resources(run: Run) -> Json:
+    """What a worker asks for: with GPUs they say what it needs, else a core for each member."""
+    workers = run.spec.workers
+    resources = workers.resources.model_dump(mode="json")
+    requests, limits = resources["requests"], resources["limits"]
+    if workers.gpus:
+        limits["nvidia.com/gpu"] = str(workers.gpus)
+    elif "cpu" not in requests | limits:
+        requests["cpu"] = str(members_per_worker(run))
+    return dict(resources)
+
+
+def _cores(resources: Json) -> list[Json]:
+    """Tells a worker its cores, rounded up by the kubelet; without this all of the node's.
+
+    Three workers with as many threads each as their node had cores, two, trained at a sixth of the
+    speed that they had with one thread each.
+    """
+    for kind in ("limits", "requests"):
+        if "cpu" in resources[kind]:
+            its = {"containerName": "worker", "resource": f"{kind}.cpu", "divisor": "1"}
+            return [{"name": ENV_CORES, "valueFrom": {"resourceFieldRef": its}}]
+    return []
 
 
 def _near(run: Run) -> Json:

@@ -93,6 +93,39 @@ def test_pods_satisfy_pod_security_restricted_and_have_no_token() -> None:
             }
 
 
+@pytest.mark.parametrize(
+    ("workers", "asked", "cores"),
+    [
+        ({}, {"requests": {"cpu": "1"}, "limits": {}}, "requests.cpu"),
+        ({"membersPerWorker": 3}, {"requests": {"cpu": "3"}, "limits": {}}, "requests.cpu"),
+        (
+            {"resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": 2}}},
+            {"requests": {"cpu": "500m"}, "limits": {"cpu": "2"}},
+            "limits.cpu",
+        ),
+        (
+            {"resources": {"limits": {"cpu": 2}}},  # the API server makes a request of it
+            {"requests": {}, "limits": {"cpu": "2"}},
+            "limits.cpu",
+        ),
+        (
+            {"resources": {"requests": {"memory": "2Gi"}}},
+            {"requests": {"memory": "2Gi", "cpu": "1"}, "limits": {}},
+            "requests.cpu",
+        ),
+        ({"gpus": 1}, {"requests": {}, "limits": {"nvidia.com/gpu": "1"}}, None),
+    ],
+)
+def test_a_worker_knows_its_cores_and_asks_for_one_a_member(
+    workers: Json, asked: Json, cores: str | None
+) -> None:
+    container = worker(workers=workers)["spec"]["containers"][0]
+    assert container["resources"] == asked
+    told = [one["valueFrom"] for one in container["env"] if one["name"] == "DEMORESET_CORES"]
+    field = {"containerName": "worker", "resource": cores, "divisor": "1"}
+    assert told == ([{"resourceFieldRef": field}] if cores else [])
+
+
 def test_gpus_and_placement_pass_through() -> None:
     pod = worker(
         {"kueue.x-k8s.io/queue-name": "research"},

@@ -553,5 +553,13 @@ def test_a_member_has_its_share_of_the_machine(
 
 
 def test_what_the_environment_says_already_stays_so() -> None:
-    told = {"DEMORESET_CORES": "3", "RUST_LOG": "debug", "CUDA_VISIBLE_DEVICES": ""}
-    assert share(told, 0, 2) == SETTINGS | told
+    told = {"RUST_LOG": "debug", "CUDA_VISIBLE_DEVICES": ""}
+    assert share(told, 0, 1) == SETTINGS | told | {"DEMORESET_CORES": str(cores())}
+
+
+@pytest.mark.parametrize(("told", "members", "each"), [(5, 1, 5), (5, 2, 2), (1, 3, 1)])
+def test_members_share_the_cores_that_their_worker_was_told(
+    told: int, members: int, each: int
+) -> None:
+    environment = share({"DEMORESET_CORES": str(told)}, 0, members)
+    assert environment["DEMORESET_CORES"] == str(each)

@@ -14,12 +14,13 @@ from demoreset_api.names import ENV_CORES
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-def cores() -> int:
-    """Cores that this process may use: its affinity and its container's CPU quota, at least 1.
+def cores(environment: Mapping[str, str] = os.environ) -> int:
+    """Cores that a process with this environment may use, at least 1.
 
-    A member that shares a worker with others is told its part.
+    What it is told: a worker on a cluster what it has asked for, a member its part of that. Else
+    its affinity and its container's CPU quota.
     """
-    if told := os.environ.get(ENV_CORES):
+    if told := environment.get(ENV_CORES):
         return max(1, int(told))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.ceil(min(allowed or 1, _quota())))

@@ -390,7 +390,8 @@ def _cause(code: int, hung: str | None) -> str:
 
 def share(environment: Mapping[str, str], index: int, members: int) -> dict[str, str]:
     """The environment of a member: its cores, and its GPU where there are any."""
-    its = {ENV_CORES: str(max(1, cores() // members)), **SETTINGS, **environment}
+    part = max(1, cores(environment) // members)
+    its = {**SETTINGS, **environment, ENV_CORES: str(part)}
     if found := devices(environment):
         its["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
     return its
