@@ -428,7 +428,8 @@ class Workers(ApiModel):
     resources: Resources = Field(
         default=Resources(),
         description="Of a worker's container; its GPUs are added. It uses as many cores as its CPU "
-        "limit, else its request; where neither is said and it has no GPUs, one for each member.",
+        "limit, else its request, rounded up; without GPUs it asks for half a core a member where "
+        "neither is said.",
     )
     node_selector: dict[str, str] = Field(
         default={}, description="Labels that a worker's node must have."

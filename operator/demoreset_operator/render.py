@@ -452,14 +452,17 @@ def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
 
 
 def _resources(run: Run) -> Json:
-    """What a worker asks for: with GPUs they say what it needs, else a core for each member."""
+    """What a worker asks for; without GPUs half a core a member, where nothing is said.
+
+    A member then computes with one thread. Half of it is promised, so that small nodes hold some.
+    """
     workers = run.spec.workers
     resources = workers.resources.model_dump(mode="json")
     requests, limits = resources["requests"], resources["limits"]
     if workers.gpus:
         limits["nvidia.com/gpu"] = str(workers.gpus)
     elif "cpu" not in requests | limits:
-        requests["cpu"] = str(members_per_worker(run))
+        requests["cpu"] = f"{500 * members_per_worker(run)}m"
     return dict(resources)
 
 

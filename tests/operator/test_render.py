@@ -96,8 +96,8 @@ def test_pods_satisfy_pod_security_restricted_and_have_no_token() -> None:
 @pytest.mark.parametrize(
     ("workers", "asked", "cores"),
     [
-        ({}, {"requests": {"cpu": "1"}, "limits": {}}, "requests.cpu"),
-        ({"membersPerWorker": 3}, {"requests": {"cpu": "3"}, "limits": {}}, "requests.cpu"),
+        ({}, {"requests": {"cpu": "500m"}, "limits": {}}, "requests.cpu"),
+        ({"membersPerWorker": 3}, {"requests": {"cpu": "1500m"}, "limits": {}}, "requests.cpu"),
         (
             {"resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": 2}}},
             {"requests": {"cpu": "500m"}, "limits": {"cpu": "2"}},
@@ -110,13 +110,13 @@ def test_pods_satisfy_pod_security_restricted_and_have_no_token() -> None:
         ),
         (
             {"resources": {"requests": {"memory": "2Gi"}}},
-            {"requests": {"memory": "2Gi", "cpu": "1"}, "limits": {}},
+            {"requests": {"memory": "2Gi", "cpu": "500m"}, "limits": {}},
             "requests.cpu",
         ),
         ({"gpus": 1}, {"requests": {}, "limits": {"nvidia.com/gpu": "1"}}, None),
     ],
 )
-def test_a_worker_knows_its_cores_and_asks_for_one_a_member(
+def test_a_worker_knows_its_cores_and_asks_for_half_a_core_a_member(
     workers: Json, asked: Json, cores: str | None
 ) -> None:
     container = worker(workers=workers)["spec"]["containers"][0]
