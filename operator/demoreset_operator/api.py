@@ -26,7 +26,8 @@ PATHS = {
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0  # of a request that the server did not take
 REQUEST_SECONDS = 30.0
-PAGE = 500  # objects of an answer
+PAGE = 100  # objects of an answer: what it takes to read it, a process never gives back
+CONNECTIONS = 16  # at most, open at once: each has a quarter of a MiB for what it reads
 
 
 class ApiError(Exception):
@@ -55,7 +56,7 @@ class Api:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
             await config.load_kube_config(client_configuration=settings)
-        settings.connection_pool_maxsize = 64
+        settings.connection_pool_maxsize = CONNECTIONS
         self._client = client.ApiClient(settings)
 
     async def close(self) -> None:

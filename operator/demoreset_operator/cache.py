@@ -48,7 +48,9 @@ class Cache:
                 known.pop(uid, None)
             self._bury(uid)
         elif self._newer(body):
-            self.runs[uid] = body
+            # Who manages which field is more than half of it, and nobody asks.
+            meta = {key: its for key, its in body["metadata"].items() if key != "managedFields"}
+            self.runs[uid] = {**body, "metadata": meta}
         return uid
 
     def put(self, body: Json, *, gone: bool = False) -> str | None:

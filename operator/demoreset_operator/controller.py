@@ -30,7 +30,7 @@ from demoreset_operator.observation import Json, Observation, Run, parse_run
 from demoreset_operator.render import Settings
 
 AT_ONCE = 16  # runs that are worked on
-PODS_AT_ONCE = 64  # requests for pods, over all runs
+PODS_AT_ONCE = 16  # requests for pods, over all runs
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone

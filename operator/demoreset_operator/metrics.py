@@ -79,10 +79,10 @@ class Metrics:
         """A run is gone."""
         if (known := self._known.pop(uid, None)) is None:
             return
-        namespace, name, *_ = known
-        for gauge in (self._failed, self._run_restarts, self._start):
-            if (namespace, name) not in {(one[0], one[1]) for one in self._known.values()}:
-                gauge.remove(namespace, name)
+        its = known[:2]
+        if all(other[:2] != its for other in self._known.values()):  # no new run of this name
+            for gauge in (self._failed, self._run_restarts, self._start):
+                gauge.remove(*its)
         self._count()
 
     def _count(self) -> None:

@@ -31,7 +31,6 @@ class Poll:
 
     def __init__(self, cache: Cache, changed: Callable[[str], None]) -> None:
         self._cache, self._changed = cache, changed
-        self._free = asyncio.Semaphore(AT_ONCE)
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -49,8 +48,14 @@ class Poll:
         ]
         # Words hold for some rounds, also where many do not answer.
         holds = timedelta(seconds=3 * max(EVERY, len(asked) / MOST_PER_SECOND) + 15)
+        left = iter(asked)
         async with aiohttp.ClientSession(timeout=PATIENCE) as session:
-            await asyncio.gather(*(self._ask(session, uid, pod, holds) for uid, pod in asked))
+
+            async def ask() -> None:
+                for uid, pod in left:  # the same for all who ask
+                    await self._ask(session, uid, pod, holds)
+
+            await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
         for uid in {uid for uid, _ in asked}:
             self._changed(uid)
         return len(asked)
@@ -61,7 +66,7 @@ class Poll:
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         url = f"http://{host}:{METRICS_PORT}/status"
         try:
-            async with self._free, session.get(url, allow_redirects=False) as response:
+            async with session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
                 words = read(await _body(response))
         except Exception as error:  # whatever a pod answers, the operator goes on

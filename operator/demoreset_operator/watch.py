@@ -22,7 +22,7 @@ from demoreset_api.names import (
     PLURAL,
     VERSION,
 )
-from demoreset_operator.api import PATHS, Api, ApiError
+from demoreset_operator.api import PAGE, PATHS, Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.observation import Json
 
@@ -86,6 +86,7 @@ class Watch:
         settings.scanning.disabled = True  # a Role is enough
         settings.posting.enabled = False
         settings.watching.server_timeout, settings.watching.client_timeout = 300, 330
+        settings.watching.chunk_size = PAGE
         settings.process.ultimate_exiting_timeout = 30
         # Kopf keeps a task for every object of which it has just heard: thousands at the start.
         settings.queueing.idle_timeout = 0.5
