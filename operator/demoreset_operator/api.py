@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -57,6 +58,8 @@ class Api:
         except config.ConfigException:
             await config.load_kube_config(client_configuration=settings)
         settings.connection_pool_maxsize = CONNECTIONS
+        # Else ~/.netrc and the proxies are looked up for every request: a sixth of all our time.
+        settings.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = client.ApiClient(settings)
 
     async def close(self) -> None:

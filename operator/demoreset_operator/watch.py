@@ -43,12 +43,18 @@ HEARTBEAT = "demoreset-operator-heartbeat"
 log = logging.getLogger(__name__)
 
 
-class _Unchanged(kopf.AnnotationsDiffBaseStorage):
+class _Unchanged(kopf.DiffBaseStorage):
     """Kopf copies every object to compare it with what it was; nobody here asks for that."""
 
     def build(self, **_: Any) -> Any:
         """Nothing of it."""
         return {}
+
+    def fetch(self, **_: Any) -> None:
+        """It was nothing."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is kept."""
 
 
 class Watch:
