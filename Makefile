@@ -28,11 +28,12 @@ demo: install  ## from a demonstration to a policy that takes Montezuma's first 
 	$(BIN)/demoreset evaluate $(RUN) --noise none,sticky --act sampled,argmax --max-frames 3600
 	$(BIN)/demoreset video $(RUN)
 
-lint: .venv/tested  ## style, types, import contracts
+lint: .venv/tested  ## style, types, import contracts, the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 test: lint  ## lint, and all tests
 	$(BIN)/pytest

@@ -10,7 +10,7 @@ import yaml
 
 import kube
 from kube import RESTRICTED, ROOT, TOOLS, Cluster
-from told import CORE, RUN
+from told import RUN
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def wanted() -> dict[str, Any]:
         "intervalSeconds": 5,
         "volume": {"size": "1Gi", "retention": "Delete"},
     }
-    body["spec"]["workers"] = {"min": 1, "max": 2, "resources": CORE}
+    body["spec"]["workers"] = {"min": 1, "max": 2}
     # No policy is so good that it could end too soon.
     body["spec"]["goal"] = {"successRate": 1, "episodes": 300}
     body["spec"]["environment"] = {"stickyProbability": 0.25}

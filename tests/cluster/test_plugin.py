@@ -56,6 +56,11 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     assert other.update > 3
     plugin("suspend", "slower")
     until(lambda: other.status["phase"] == "Suspended", "suspended")
+    stood = other.update
+    plugin("resume", "slower")
+    other.ready(1)
+    other.goes_on()
+    assert other.update > stood
     # The pods of a run that is over are given back; its volume can be read all the same.
     run.patch(budget={"frames": 1})
     until(lambda: run.status["phase"] == "Failed", "the budget is spent")

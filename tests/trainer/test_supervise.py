@@ -446,6 +446,28 @@ live()
     ]
 
 
+def test_a_worker_is_starting_until_a_member_has_done_an_update(tmp_path: Path) -> None:
+    """By this the operator tells who loads from who stands still, whatever phase its loop is in."""
+    group = Group(
+        tmp_path,
+        """
+drain()
+live(0.3)
+progress(1, rank=1)
+while True:
+    beat(2, phase="wait")
+    time.sleep(0.02)
+""",
+    )
+    assert group.run(lambda group: group.heard.phases.count("wait") > 2) == 143
+    told = group.heard.phases
+    before = told.index("wait")
+    assert before > 0
+    assert told[0] == "starting"
+    assert set(told[:before]) <= {"starting", "rollout"}
+    assert told[before:] == ["wait"] * (len(told) - before)
+
+
 def test_updates_that_went_with_all_who_knew_them_are_counted(tmp_path: Path) -> None:
     group = Group(
         tmp_path,
