@@ -36,6 +36,7 @@ from measure import RESULTS, machine
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
 CONNECTIONS, WORKERS, PORT = 16, 4, 18080
+SETTLE = 10.0  # seconds, until the last objects that are no workers are gone
 CLAIM = {  # one for all runs: what is measured is pods
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",
@@ -50,12 +51,17 @@ Json = dict[str, Any]
 
 
 class Pods:
-    """All pods with a label, as a watch tells of them; and when something came true."""
+    """All pods with a label, as a watch tells of them; and when something came true.
+
+    left: that exist, or are being deleted. The simulated kubelets do one thing after the other: what
+    begins before the last of them is gone waits for it.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label
         self.running: dict[str, Json] = {}
         self.exist: set[str] = set()
+        self.left: set[str] = set()
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -71,6 +77,7 @@ class Pods:
                     gone = event["type"] == "DELETED" or "deletionTimestamp" in body["metadata"]
                     self.exist.discard(name)
                     self.running.pop(name, None)
+                    (self.left.discard if event["type"] == "DELETED" else self.left.add)(name)
                     if not gone:
                         self.exist.add(name)
                         if body["status"].get("phase") == "Running":
@@ -137,7 +144,7 @@ async def floor(api: Api, runs: int) -> Json:
     exist = await pods.until(lambda: len(pods.exist) == count)
     running = await pods.until(lambda: len(pods.running) == count)
     await many([api.delete(one["kind"], "default", one["metadata"]["name"]) for one in made])
-    await pods.until(lambda: not pods.exist)
+    await pods.until(lambda: not pods.left)
     watching.cancel()
     return {
         "objects": len(made),
@@ -222,7 +229,7 @@ async def fleet(api: Api, runs: int) -> Json:
         found["lost20Seconds"] = await lost(api, pods, 20)
         begun = time.monotonic()
         await many([api.delete(KIND, "default", f"run-{number}") for number in range(runs)])
-        found["gone"] = round(await pods.until(lambda: not pods.exist) - begun, 1)
+        found["gone"] = round(await pods.until(lambda: not pods.left) - begun, 1)
         found["rssMiBEnd"] = round(rss(process))
     watching.cancel()
     return found
@@ -267,8 +274,10 @@ async def measure(options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         found["floor"].append(await floor(api, options.runs))
         print("  floor", found["floor"][-1], flush=True)
+        await asyncio.sleep(SETTLE)
         found["operator"].append(await fleet(api, options.runs))
         print("  operator", found["operator"][-1], flush=True)
+        await asyncio.sleep(SETTLE)
     found["machine"] = on
     (RESULTS / f"fleet-{options.runs}.json").write_text(json.dumps(found, indent=2) + "\n")
     await api.close()

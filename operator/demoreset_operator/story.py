@@ -159,10 +159,11 @@ def _running(
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
     trouble = seen.refused or next(map(named, lacking), "")
-    if len(ready) == seen.run.spec.workers.max:
+    wanted = seen.run.spec.workers.max
+    if len(ready) == wanted:
         return "Training", "all workers train"
     if ready:
-        return "Training", "fewer workers train than are wanted" + (trouble and f"; {trouble}")
+        return "Training", f"{len(ready)} of {wanted} workers train" + (trouble and f"; {trouble}")
     if seen.refused:
         return REFUSED, seen.refused
     if lacking:
