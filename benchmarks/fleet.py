@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,13 +54,14 @@ Json = dict[str, Any]
 class Pods:
     """All pods with a label, as a watch tells of them; and when something came true.
 
-    left: that exist, or are being deleted. The simulated kubelets do one thing after the other: what
-    begins before the last of them is gone waits for it.
+    left: that exist, or are being deleted. The simulated kubelets do one thing after the other:
+    what begins before the last of them is gone waits for it.
     """
 
     def __init__(self, label: str) -> None:
         self._label = label
         self.running: dict[str, Json] = {}
+        self.places: dict[tuple[str, str], set[str]] = defaultdict(set)  # those, by run and worker
         self.exist: set[str] = set()
         self.left: set[str] = set()
         self._changed = asyncio.Event()
@@ -76,12 +78,14 @@ class Pods:
                     name = body["metadata"]["name"]
                     gone = event["type"] == "DELETED" or "deletionTimestamp" in body["metadata"]
                     self.exist.discard(name)
+                    self.places[place(body)].discard(name)
                     self.running.pop(name, None)
                     (self.left.discard if event["type"] == "DELETED" else self.left.add)(name)
                     if not gone:
                         self.exist.add(name)
                         if body["status"].get("phase") == "Running":
                             self.running[name] = body
+                            self.places[place(body)].add(name)
                     self._changed.set()
 
     async def until(self, met: Callable[[], bool], patience: float = 900) -> float:
@@ -91,6 +95,12 @@ class Pods:
                 self._changed.clear()
                 await self._changed.wait()
         return time.monotonic()
+
+
+def place(body: Json) -> tuple[str, str]:
+    """The run and the number of a worker's pod."""
+    labels = body["metadata"]["labels"]
+    return labels[LABEL_RUN], labels[LABEL_WORKER]
 
 
 async def many(works: list[Awaitable[Any]]) -> None:
@@ -143,14 +153,20 @@ async def floor(api: Api, runs: int) -> Json:
     await many([api.create(one) for one in made])
     exist = await pods.until(lambda: len(pods.exist) == count)
     running = await pods.until(lambda: len(pods.running) == count)
-    await many([api.delete(one["kind"], "default", one["metadata"]["name"]) for one in made])
-    await pods.until(lambda: not pods.left)
-    watching.cancel()
-    return {
+    await asyncio.sleep(SETTLE)
+    bare = {one["metadata"]["name"]: one for one in made if one["kind"] == "Pod"}
+    found = {
         "objects": len(made),
         "exist": round(exist - begun, 1),
         "running": round(running - begun, 1),
+        "lost20Seconds": await lost(api, pods, 20, bare),
     }
+    names = {(one["kind"], one["metadata"]["name"]) for one in made}
+    names |= {("Pod", name) for name in pods.left}
+    await many([api.delete(kind, "default", name) for kind, name in names])
+    await pods.until(lambda: not pods.left)
+    watching.cancel()
+    return found
 
 
 @asynccontextmanager
@@ -235,31 +251,28 @@ async def fleet(api: Api, runs: int) -> Json:
     return found
 
 
-async def lost(api: Api, pods: Pods, count: int) -> Json:
-    """Pods deleted at once, of as many runs: until each is whole again."""
+async def lost(api: Api, pods: Pods, count: int, bare: dict[str, Json] | None = None) -> Json:
+    """Pods deleted at once, of as many runs: until each is whole again.
+
+    bare: All pods by name, where nobody makes others: this does, under other names.
+    """
     victims = random.sample([n for n, body in pods.running.items()], count * 4)
     chosen = {pods.running[name]["metadata"]["labels"][LABEL_RUN]: name for name in victims}
     chosen = dict(list(chosen.items())[:count])
     begun = time.monotonic()
     times: list[float] = []
 
-    async def one(run: str, name: str) -> None:
-        worker = pods.running[name]["metadata"]["labels"][LABEL_WORKER]
+    async def one(name: str) -> None:
+        its = pods.places[place(pods.running[name])]
         await api.delete("Pod", "default", name)
-
-        def whole() -> bool:
-            return any(
-                body["metadata"]["labels"][LABEL_RUN] == run
-                and body["metadata"]["labels"][LABEL_WORKER] == worker
-                and other != name
-                for other, body in pods.running.items()
-            )
-
-        while not whole():
+        if bare is not None:
+            meta = {**bare[name]["metadata"], "name": f"{name}-again"}
+            await api.create({**bare[name], "metadata": meta})
+        while not its - {name}:
             await asyncio.sleep(0.02)
         times.append(time.monotonic() - begun)
 
-    await asyncio.gather(*(one(run, name) for run, name in chosen.items()))
+    await asyncio.gather(*map(one, chosen.values()))
     return {"median": round(statistics.median(times), 2), "max": round(max(times), 2)}
 
 

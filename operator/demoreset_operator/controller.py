@@ -219,12 +219,14 @@ class Controller:
     async def _carry_out(self, seen: Observation, plan: Plan) -> float | None:
         """Do what was decided; where making something is held back, for how many seconds."""
         run = seen.run
-        await self._all([self._tell(run, event) for event in plan.events])
         known = {(child.kind, child.name): child.uid for child in seen.children}
         known |= {("Pod", pod.name): pod.uid for pod in seen.pods}
         gone = [("Pod", name) for name in plan.delete]
-        await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
-        held = await self._make(run, plan, known)
+        try:
+            await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
+            held = await self._make(run, plan, known)
+        finally:  # nobody's pod waits for what is told of it
+            await self._all([self._tell(run, event) for event in plan.events])
         await self._all([self._delete(run, *key, known.get(key, "")) for key in plan.remove])
         if plan.delete_run:
             await self._api.delete(KIND, run.namespace, run.name, run.uid)
