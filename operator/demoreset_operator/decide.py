@@ -2,8 +2,8 @@
 
     observe ──▶ ledger: what ended ──▶ ending: over? ──▶ group: pods ──▶ story: what is told
 
-The plan is carried out in the order of its fields: the status goes first, so that what the operator
-must not forget is written before anything follows from it.
+Of a plan the status goes first, so that what the operator must not forget is written before
+anything follows from it; what is told to people goes after the pods.
 """
 
 from dataclasses import dataclass, field, replace

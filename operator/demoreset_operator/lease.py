@@ -16,6 +16,7 @@ from demoreset_operator.observation import Json
 
 SECONDS = 15  # without a renewal, until another one may take it
 RENEW = 3.0  # between two renewals
+TRY = 5.0  # that one may take: an operator that has much to do is slow, too
 DEADLINE = 10.0  # without one that succeeded, until the holder stops by itself
 RETRY = 1.0  # between two looks of those who wait
 FAREWELL = 2.0  # for giving it back
@@ -76,7 +77,7 @@ class Lease:
         while (left := self._renewed + DEADLINE - self._clock()) > 0:
             begun = self._clock()
             try:
-                async with asyncio.timeout(min(left, RENEW)):
+                async with asyncio.timeout(min(left, TRY)):
                     ours = await self._try()
             except TimeoutError:
                 ours = None

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ ENV_TRAINER_IMAGE = "DEMORESET_TRAINER_IMAGE"  # of runs that name none
 ENV_TRAINER_PULL_POLICY = "DEMORESET_TRAINER_PULL_POLICY"
 ENV_LOG_FORMAT = "DEMORESET_LOG_FORMAT"  # json or text
 DEPTH_SECONDS = 1.0  # between two measurements of the queue
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 17  # of malloc.h; bytes
 
 log = logging.getLogger("demoreset_operator")
 
@@ -73,6 +75,7 @@ def main() -> None:
     """Run until a signal, or until the lease is lost."""
     options = arguments()
     _log(options.log)
+    _give_back()
     sys.exit(asyncio.run(operate(options)))
 
 
@@ -85,6 +88,17 @@ def _log(form: str) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+def _give_back() -> None:
+    """Large blocks, as answers are, return to the system when they are freed.
+
+    By default glibc soon keeps them among the small ones, where the memory is never whole again.
+    """
+    if sys.platform == "linux":
+        allocator = ctypes.CDLL(None)
+        if hasattr(allocator, "mallopt"):  # glibc's
+            allocator.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 async def operate(options: argparse.Namespace) -> int:
@@ -108,7 +122,9 @@ async def operate(options: argparse.Namespace) -> int:
     where = own if watched else options.namespaces[0]  # of the heartbeat: one that is watched
     watch = Watch(api, cache, controller.wake, options.namespaces, where, listen)
     poll = Poll(cache, controller.wake)
-    lease = Lease(api, own, LEASE, identity)
+    post = Api(metrics.requested)  # its connection is its own: a renewal waits for nothing
+    await post.connect()
+    lease = Lease(post, own, LEASE, identity)
     runner = await serve(options.port, metrics, lambda: watch.deaf() if lease.held else None)
 
     async def act() -> None:
@@ -141,6 +157,7 @@ async def operate(options: argparse.Namespace) -> int:
         await lease.release()
         await runner.cleanup()
         await api.close()
+        await post.close()
 
 
 async def _measure(controller: Controller, metrics: Metrics) -> None:
