@@ -225,8 +225,10 @@ class Controller:
         try:
             await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
             held = await self._make(run, plan, known)
-        finally:  # nobody's pod waits for what is told of it
-            await self._all([self._tell(run, event) for event in plan.events])
+        except ApiError:
+            await self._tell(run, plan.events)  # the next plan has them no more
+            raise
+        await self._tell(run, plan.events)
         await self._all([self._delete(run, *key, known.get(key, "")) for key in plan.remove])
         if plan.delete_run:
             await self._api.delete(KIND, run.namespace, run.name, run.uid)
@@ -261,11 +263,14 @@ class Controller:
             return 0.0  # to say so
         return None
 
-    async def _tell(self, run: Run, event: Event) -> None:
-        try:
-            await self._api.create(_event(run, event))
-        except ApiError as error:  # all that it tells is in the status, too
-            log.warning("run %s: an event is lost: %s", self._name(run.uid), error)
+    async def _tell(self, run: Run, events: list[Event]) -> None:
+        async def one(event: Event) -> None:
+            try:
+                await self._api.create(_event(run, event))
+            except ApiError as error:  # all that it tells is in the status, too
+                log.warning("run %s: an event is lost: %s", self._name(run.uid), error)
+
+        await self._all([one(event) for event in events])
 
     async def _all(self, requests: list[Any]) -> None:
         """Make requests side by side; all of them, also where one fails."""
