@@ -104,6 +104,37 @@ def test_pods_of_an_operator_that_died_are_taken_over() -> None:
     assert set(server.objects) == names
 
 
+def test_what_has_happened_is_told_though_what_follows_from_it_fails() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    crashed = {"exitCode": 1, "finishedAt": "2026-01-01T00:00:00Z"}
+    its = {"name": "worker", "state": {"terminated": crashed}}
+    meta = pod["metadata"] | {"resourceVersion": "999"}
+    status = {"phase": "Failed", "containerStatuses": [its]}
+    controller.cache.put({**pod, "metadata": meta, "status": status})
+    real = server.create
+
+    async def create(body: Json) -> Json | None:
+        if body["kind"] == "Pod":
+            raise ApiError(500, "no luck")
+        return await real(body)
+
+    server.create = create  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="no luck"):
+        asyncio.run(controller.reconcile(uid))
+    events = [body for (kind, _), body in server.objects.items() if kind == "Event"]
+    assert [event["reason"] for event in events] == ["WorkerCrashed"]
+
+
+def test_who_manages_which_field_of_a_run_is_not_kept() -> None:
+    cache, body = Cache(), World().run_body
+    body["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    uid = cache.put_run(body)
+    assert cache.runs[uid] == World().run_body
+    assert "managedFields" in body["metadata"], "what was given is not changed"
+
+
 def test_a_failure_is_tried_again() -> None:
     server, controller, uid = made()
     server.broken = 1

@@ -57,6 +57,33 @@ def test_an_answer_is_kept_with_its_time(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (datetime.now(UTC) - kept.at).total_seconds() < 60
 
 
+def test_all_are_asked_once_a_round_and_not_all_at_the_same_time() -> None:
+    world, cache = World(), Cache()
+    world.settle()
+    world.start()
+    cache.put_run(world.run_body)
+    (body,) = (one for name, one in world.pods.items() if "worker" in name)
+    for number in range(100):
+        meta = body["metadata"] | {"name": f"pod-{number}", "uid": f"pod-{number}"}
+        cache.put({**body, "metadata": meta, "status": body["status"] | {"podIP": "10.0.0.1"}})
+    heard: list[str] = []
+    busy: set[str] = set()
+    most = 0
+
+    class Asks(Poll):
+        async def _ask(self, _session: Any, _uid: str, pod: Any, _holds: Any) -> None:
+            nonlocal most
+            busy.add(pod.name)
+            most = max(most, len(busy))
+            await asyncio.sleep(0)
+            busy.remove(pod.name)
+            heard.append(pod.name)
+
+    assert asyncio.run(Asks(cache, lambda uid: None).round()) == 100
+    assert sorted(heard) == sorted(f"pod-{number}" for number in range(100))
+    assert most == polls.AT_ONCE
+
+
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
