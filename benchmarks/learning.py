@@ -43,7 +43,7 @@ from demoreset_trainer.states import start_states
 from measure import RESULTS, machine
 
 STICKY = {"environment": {"stickyProbability": 0.25}}
-# What is changed in the spec. The last four are controls, whose starts never move.
+# What is changed in the spec.
 CONDITIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "no guide": {"curriculum": {"guide": 0}},
@@ -53,7 +53,15 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "no curriculum": {"curriculum": {"guide": 0}},
     "uniform starts": {"curriculum": {"guide": 0}},
     "guide alone": {},
+    "guide alone, sticky": STICKY,
     "random policy": {},
+}
+# Controls, whose starts never move, and whether they are uniform over the demo.
+FIXED = {
+    "no curriculum": False,
+    "uniform starts": True,
+    "guide alone": False,
+    "guide alone, sticky": False,
 }
 
 
@@ -157,8 +165,8 @@ def learn(
         saver=diary,
         find=lambda: (1, None),
     )
-    if condition in ("no curriculum", "uniform starts", "guide alone"):
-        loop.state.curriculum = Fixed(demo, 4, uniform=condition == "uniform starts")
+    if condition in FIXED:
+        loop.state.curriculum = Fixed(demo, 4, uniform=FIXED[condition])
     load = os.getloadavg()[0]
     begun = time.monotonic()
     if condition != "random policy":
