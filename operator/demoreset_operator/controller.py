@@ -22,7 +22,7 @@ from demoreset_api.names import (
     OPERATOR_NAME,
 )
 from demoreset_operator import story
-from demoreset_operator.api import Api, ApiError
+from demoreset_operator.api import CONNECTIONS, Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.decide import Event, Plan, decide
 from demoreset_operator.metrics import Metrics
@@ -30,7 +30,6 @@ from demoreset_operator.observation import Json, Observation, Run, parse_run
 from demoreset_operator.render import Settings
 
 AT_ONCE = 16  # runs that are worked on
-PODS_AT_ONCE = 16  # requests for pods, over all runs
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone
@@ -109,7 +108,7 @@ class Controller:
         self._retry: dict[str, float] = {}  # when
         self._refusals: dict[str, Refusal] = {}
         self._written: dict[str, float] = {}  # when progress was last written
-        self._requests = asyncio.Semaphore(PODS_AT_ONCE)
+        self._requests = asyncio.Semaphore(CONNECTIONS)  # more would only wait
 
     def wake(self, uid: str) -> None:
         """Something has changed: look at a run; after a failure not before its time."""

@@ -463,7 +463,7 @@ def _resources(run: Run) -> Json:
         limits["nvidia.com/gpu"] = str(workers.gpus)
     elif "cpu" not in requests | limits:
         requests["cpu"] = f"{500 * members_per_worker(run)}m"
-    return dict(resources)
+    return resources
 
 
 def _cores(resources: Json) -> list[Json]:

@@ -9,7 +9,7 @@ from aiohttp import web
 from kubernetes.aio import client
 
 from demoreset_operator import api as apis
-from demoreset_operator.api import PAGE, Api, ApiError
+from demoreset_operator.api import Api, ApiError
 
 POD = {"kind": "Pod", "metadata": {"name": "p", "namespace": "ns"}}
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,6 +94,6 @@ def test_long_lists_come_in_pages() -> None:
     names, asked = asyncio.run(served([page("a", "next"), page("b", "")], everything))
     assert names == ["a", "b"]
     assert asked == [
-        f"GET /api/v1/pods?limit={PAGE}&labelSelector=a%3Db",
-        f"GET /api/v1/pods?limit={PAGE}&labelSelector=a%3Db&continue=next",
+        "GET /api/v1/pods?limit=100&labelSelector=a%3Db",
+        "GET /api/v1/pods?limit=100&labelSelector=a%3Db&continue=next",
     ]
