@@ -76,7 +76,15 @@ class Cluster:
 
     def node(self, action: str, name: str) -> None:
         assert self.tools is not None
-        subprocess.run([self.tools, "node", action, name], check=True, capture_output=True)
+        _told(self.tools, "node", action, name)
+
+
+def _told(tools: Path, *arguments: str) -> str:
+    """What the test cluster's program says; its own words are the error where it fails."""
+    done = subprocess.run([tools, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"cluster {' '.join(arguments)}: {done.stderr or done.stdout}")
+    return done.stdout
 
 
 def until(met: Callable[[], Any], what: str, patience: float = 120.0) -> Any:
@@ -131,28 +139,35 @@ def make_image(target: str, name: str, **environment: str) -> None:
     """An image of the test cluster for a target of the Dockerfile, with more in its environment."""
     said = image(target)
     said["env"] |= environment
-    command = [str(TOOLS / "cluster"), "image", name, "--user", said["user"].split(":")[0]]
+    command = ["image", name, "--user", said["user"].split(":")[0]]
     command += ["--entrypoint", json.dumps(said["entrypoint"]), "--workdir", "/tmp"]
     for key, value in said["env"].items():
         command += ["--env", f"{key}={value}"]
-    subprocess.run(command, check=True, capture_output=True)
+    _told(TOOLS / "cluster", *command)
 
 
 @contextmanager
 def started(nodes: int) -> Iterator[Cluster]:
-    """The test cluster, with the images, and this repository and its Python in every pod."""
-    shared = {ROOT, VENV}
-    command = [str(TOOLS / "cluster"), "up", "--nodes", str(nodes)]
-    for folder in shared:
+    """The test cluster, with the images, and this repository and its Python in every pod.
+
+    It fetches packages and starts a dozen programs of others: what fails there once is tried again.
+    """
+    tools = TOOLS / "cluster"
+    command = ["up", "--nodes", str(nodes)]
+    for folder in (ROOT, VENV):
         command += ["--share", str(folder)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    try:
+        said = _told(tools, *command)
+    except AssertionError:
+        _told(tools, "down")
+        said = _told(tools, *command)
     kubeconfig = Path(said.strip().splitlines()[-1].removeprefix("export KUBECONFIG="))
     try:
         make_image("operator", OPERATOR)
         make_image("trainer", TRAINER)
-        yield Cluster(kubeconfig, kubeconfig.parent.parent / "bin", TOOLS / "cluster")
+        yield Cluster(kubeconfig, kubeconfig.parent.parent / "bin", tools)
     finally:
-        subprocess.run([str(TOOLS / "cluster"), "down"], check=True, capture_output=True)
+        _told(tools, "down")
 
 
 @contextmanager
