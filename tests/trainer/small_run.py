@@ -47,12 +47,18 @@ class Shelf:
 
     def __init__(self) -> None:
         self.saved: list[Snapshot] = []
+        self.best: list[bool] = []  # for each of them
 
     def due(self) -> bool:
         return True
 
     def save(self, snapshot: Snapshot, *, best: bool) -> None:
         self.saved.append(snapshot.copy())
+        self.best.append(best)
+
+    def finish(self, snapshot: Snapshot, *, best: bool) -> bool:
+        self.save(snapshot, best=best)
+        return True
 
     def facts(self) -> dict[str, Any]:
         return {}

@@ -181,6 +181,42 @@ def test_playing_on_begins_at_the_start_without_the_demos_limits(crossing: Demo)
     assert diary.progress[-1].guide_loss == 0
 
 
+def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> None:
+    loop, diary, shelf = make(crossing, goal={"after": "PlayOn"})
+    loop.state.goal.met = True
+    stopped = loop.run(after(loop, 2))
+    assert loop.state.playing_on
+    assert shelf.best == [True, False, False]
+    assert not stopped.goal_met  # it was asked to stop, and is to go on
+    assert len(diary.notes) == 1
+    again, diary, shelf = make(crossing, goal={"after": "PlayOn"}, budget={"frames": 900})
+    again.load(loop.snapshot())
+    stopped = again.run(lambda: False)
+    assert stopped.goal_met
+    assert stopped.budget_spent
+    assert shelf.best == [False, False]
+    assert not diary.notes
+
+
+def test_a_run_that_played_on_and_has_another_goal_is_taught_again(crossing: Demo) -> None:
+    loop, _, _ = make(crossing, goal={"after": "PlayOn"})
+    loop.state.goal.met = loop.state.playing_on = True
+    loop.run(after(loop, 1))
+    again, _, _ = make(crossing, goal={"successRate": 0.99})
+    again.load(loop.snapshot())
+    assert not again.state.playing_on
+    assert not again.state.goal.met
+
+
+def test_the_original_rule_knows_how_well_it_plays_from_the_games_own_start(
+    crossing: Demo,
+) -> None:
+    loop, _, _ = make(crossing, curriculum={"mode": "Original"})
+    loop.state.curriculum.load(loop.state.curriculum.state() | {"maximum": 0})
+    loop.run(lambda: loop.state.goal.rate is not None or loop.state.counters.update > 40)
+    assert loop.state.goal.rate is not None
+
+
 def test_the_last_start_has_something_left_to_earn(crossing: Demo) -> None:
     start = last_start(crossing, 4)
     final = crossing.scores[-1]

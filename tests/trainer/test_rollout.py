@@ -259,6 +259,17 @@ def test_who_explores_is_less_sure_of_itself(
     assert not any(result.explored for result in results)
 
 
+def test_from_the_games_own_start_every_second_episode_plays_as_it_is(setting: Setting) -> None:
+    collector = Collector(
+        setting.slots, setting.policy, setting.burn_in,
+        lambda slot, *_: Start(0 if slot < 2 else 160),
+        seed=0, frame_skip=4, length=LENGTH, history=0, explore_frames=12, explore_every=1,
+    )  # fmt: skip
+    collector.hold(np.arange(4), np.array([6, 7, 6, 7]))
+    rollout, _ = collector.collect(0)
+    assert (rollout.temperature[:3] == [0.5, 1, 0.5, 0.5]).all()
+
+
 def test_the_block_of_a_member_does_not_matter(
     setting: Setting, collected: list[tuple[Rollout, list[Result]]]
 ) -> None:

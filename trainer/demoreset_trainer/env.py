@@ -52,7 +52,7 @@ class Rules:
     life_loss_ends: bool = True
     lag_frames: int = 240
     extra_frames: int = 80  # most of them after a success, log-uniform from 1
-    horizon_frames: int | None = None  # judge a start at the first reward so many frames later
+    horizon_frames: int | None = None  # judge a start inside the demo at the first reward later
     max_frames: int | None = None
     full_action_space: bool = False
     scaled_reward: bool = False  # divide by the demo's mean absolute reward, instead of the sign
@@ -84,8 +84,11 @@ class Judge:
         self._rewarded = np.flatnonzero(demo.rewards) + 1  # frames right after a reward
 
     def goal(self, start: int, horizon: int | None) -> int:
-        """The frame whose score an episode from `start` must tie."""
-        if horizon is None:
+        """The frame whose score an episode from `start` must tie.
+
+        From the game's own start it is the demo's end: that is what a run is to learn.
+        """
+        if horizon is None or start == 0:
             return self._end
         later = self._rewarded[self._rewarded >= min(start + horizon, self._end)]
         return int(later[0]) if len(later) else self._end

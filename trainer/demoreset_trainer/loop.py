@@ -52,6 +52,9 @@ class Saver(Protocol):
     def save(self, snapshot: Snapshot, *, best: bool) -> None:
         """Write a checkpoint without holding up the loop."""
 
+    def finish(self, snapshot: Snapshot, *, best: bool) -> bool:
+        """Write a checkpoint and wait for it; whether it is there."""
+
     def facts(self) -> dict[str, Any]:
         """The checkpoint fields of `Progress`."""
 
@@ -71,7 +74,10 @@ class Take:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Whether the loop is to end, and why."""
+    """Whether the loop is to end, and why.
+
+    goal_met: and nothing is left to do; a run that plays on has not met it by being stopped.
+    """
 
     ended: bool = True
     goal_met: bool = False
@@ -170,8 +176,9 @@ class Loop:
         return self.state.life > 0 and (self._rank == 0 or self._deserted)
 
     def at_best(self) -> bool:
-        """Whether the run has never stood better than now."""
-        return self.state.goal.met or self.state.ladder.at_best
+        """Whether the run has never stood better than now, as far as the demo can tell."""
+        state = self.state
+        return not state.playing_on and (state.goal.met or state.ladder.at_best)
 
     # The sequence
 
@@ -187,7 +194,7 @@ class Loop:
                 return self._run(stopping)
             except Leaving:
                 self._deserted = True
-                return Stopped(goal_met=self.state.goal.met)
+                return Stopped(goal_met=self._over)
             finally:
                 self._group.event("left", update=self.state.counters.update)
 
@@ -212,11 +219,13 @@ class Loop:
                     learning_rate=self._learning_rate(),
                     checkpoint=self._saver.facts(),
                 )
-            if quorum.first and (stopped.goal_met or (learned and self._saver.due())):
+            if quorum.first and learned and self._saver.due():
                 with self._telling.phase("checkpoint"):
                     self._saver.save(self.snapshot(), best=self.at_best())
             if stopped.ended:
                 return stopped
+            if state.goal.met and not state.playing_on:
+                self._play_on(quorum)
             state.deal([member for member in quorum.members if member not in self._leaving])
             successes = self._confirm(quorum)
             with self._telling.phase("rollout"):
@@ -227,17 +236,27 @@ class Loop:
             take = Take(rollout, held, results, successes)
 
     def _stopped(self, quorum: Quorum) -> Stopped:
-        state = self.state
-        if state.goal.met and not state.playing_on:
-            if self.spec.goal.after is After.STOP:
-                return Stopped(ended=True, goal_met=True)
-            state.playing_on = True
-            self._watch.note("goal met: playing on from the game's own start, for score")
         budget = self.spec.budget.frames
-        spent = budget is not None and state.counters.frames >= budget
+        spent = budget is not None and self.state.counters.frames >= budget
         # Others are told before one leaves, so that they play its slots in the next rollout.
         leaving = quorum.me in self._leaving or (len(quorum.members) == 1 and self._stopping())
-        return Stopped(spent or leaving, goal_met=state.goal.met, budget_spent=spent)
+        met = self._over or (spent and self.state.goal.met)
+        return Stopped(met or spent or leaving, goal_met=met, budget_spent=spent)
+
+    @property
+    def _over(self) -> bool:
+        """Whether the goal is met, and nothing is to follow."""
+        return self.state.goal.met and self.spec.goal.after is After.STOP
+
+    def _play_on(self, quorum: Quorum) -> None:
+        """Go on for score; the policy that met the goal is kept as the best."""
+        self.state.playing_on = True
+        self._watch.note("goal met: playing on from the game's own start, for score")
+        if quorum.first:
+            with self._telling.phase("checkpoint"):
+                self._group.alive(DISK)
+                self._saver.finish(self.snapshot(), best=True)
+                self._group.alive()
 
     def _collector(self) -> Collector:
         return Collector(

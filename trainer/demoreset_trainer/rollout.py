@@ -236,8 +236,16 @@ class Collector:
         return table[:, self.held]
 
     def _exploring(self) -> npt.NDArray[np.bool_]:
-        exploring: npt.NDArray[np.bool_] = self.episodes % self._explore_every == 0
-        return exploring & (self._age < self._explore)
+        return self._explorers() & (self._age < self._explore)
+
+    def _explorers(self) -> npt.NDArray[np.bool_]:
+        """Of which columns the episode explores.
+
+        From the game's own start at most every second: the others tell how good the policy is.
+        """
+        every = np.where(self._starts == 0, max(2, self._explore_every), self._explore_every)
+        exploring: npt.NDArray[np.bool_] = self.episodes % every == 0
+        return exploring & (self._explore > 0)
 
     def _act(
         self,
@@ -278,7 +286,7 @@ class Collector:
             score=int(slots.score[slot]),
             frames=int(slots.frame[slot]) - int(self._starts[i]),
             end=int(slots.end[slot]),
-            explored=bool(self._explore and self.episodes[i] % self._explore_every == 0),
+            explored=bool(self._explorers()[i]),
         )
 
 

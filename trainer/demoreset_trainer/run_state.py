@@ -76,7 +76,7 @@ class RunState:
         """Go on from a checkpoint's state: every slot begins anew."""
         self.load(state)
         if state["spec"]["goal"] != self._spec.goal.model_dump(mode="json", by_alias=True):
-            self.goal.met = False  # another goal
+            self.goal.met = self.playing_on = False  # another goal
         # The episodes that ran when it was saved are lost; their numbers are not used again.
         self.episodes += 2
         self.owners = [""] * len(self.owners)
