@@ -126,6 +126,9 @@ class Diary:
     def save(self, snapshot: Snapshot, *, best: bool) -> None:
         pass
 
+    def finish(self, snapshot: Snapshot, *, best: bool) -> bool:
+        return True
+
     def facts(self) -> dict[str, Any]:
         return {}
 

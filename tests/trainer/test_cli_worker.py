@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from demoreset_api.errors import UserError
-from demoreset_trainer import metrics
+from demoreset_trainer import metrics, summary
 from demoreset_trainer.cli_group import PORTS, free_port, met
 from demoreset_trainer.cli_worker import MOST_BYTES, leave, whereabouts
 from demoreset_trainer.restart import LastError
@@ -27,7 +28,10 @@ SMALL = [
     *("--set", "spec.environment.slots=8", "--set", "spec.environment.processes=1"),
     *("--set", "spec.ppo.rolloutLength=16", "--set", "spec.goal.episodes=100000"),
 ]
-NAMES = ("DEMORESET_COORDINATOR", "DEMORESET_ADDRESS", "DEMORESET_ID", "DEMORESET_TERMINATION_LOG")
+NAMES = (
+    *("DEMORESET_COORDINATOR", "DEMORESET_ADDRESS", "DEMORESET_ID", "DEMORESET_TERMINATION_LOG"),
+    *("DEMORESET_GRACE_SECONDS", "DEMORESET_HANG_SECONDS", "DEMORESET_START_SECONDS"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +304,62 @@ def test_a_worker_finds_the_coordinator_and_drains_on_sigterm(
     assert worker.process.wait(timeout=60) == 143
     assert not worker.session()
     assert not coordinator.exists()
+
+
+def test_a_worker_whose_grace_is_short_leaves_in_the_middle_of_an_update(
+    tmp_path: Path,
+    start: Callable[..., Running],
+    coordinator: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEMORESET_GRACE_SECONDS", "5")
+    folder = tmp_path / "run"
+    slow = ("--set", "spec.ppo.rolloutLength=4096", "--set", "spec.ppo.epochs=1")
+    worker = start("worker", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL, *slow)
+    update = worker.train(1)["update"]
+    worker.process.terminate()
+    assert worker.process.wait(timeout=60) == 143, worker.said()
+    assert "did not stop well" not in worker.said()
+    assert update <= (summary.saved(folder / "checkpoints") or 0) <= update + 1
+
+
+def test_a_run_whose_end_could_not_be_saved_is_not_over(
+    tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    folder = tmp_path / "run"
+    spent = ("--set", "spec.budget.frames=20000", "--set", "spec.checkpoint.intervalSeconds=1000")
+    run = start("run", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL, *spent)
+    run.train(1)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert run.process.wait(timeout=PATIENCE) == 75, run.said()
+    assert f"demoreset: {summary.NOT_KEPT}: " in run.said()
+    assert "NOT saved: there is no checkpoint. Go on with: demoreset run" in run.said()
+
+
+def test_two_commands_do_not_train_in_one_folder(
+    tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    folder = tmp_path / "run"
+    first = start("run", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL)
+    first.train(1)
+    for more in ((), ("--members", 2), ("--fresh",)):
+        second = subprocess.run(
+            command("run", "-f", CROSSING, "--dir", folder, *SMALL, *more),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 64
+        assert f"{folder}: process {first.process.pid} trains there" in second.stderr
+    assert first.process.poll() is None
+
+
+def test_what_another_worker_writes_is_waited_for(tmp_path: Path) -> None:
+    assert not summary.kept(tmp_path, 7, patience=0)
+    (tmp_path / "checkpoints" / "ckpt-l000001-u0000000006").mkdir(parents=True)
+    assert not summary.kept(tmp_path, 7, patience=0)
+    (tmp_path / "checkpoints" / "ckpt-l000001-u0000000007").mkdir()
+    assert summary.kept(tmp_path, 7, patience=0)
 
 
 def test_a_worker_that_is_done_leaves_how_the_run_stands(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demoreset_api.errors import UserError
-from demoreset_trainer import policy_file
+from demoreset_api.spec import RunSpec
+from demoreset_trainer import checkpoint, cli, evaluate, policy_file, runfile
+from demoreset_trainer.checkpoint import Snapshot
+from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
-from demoreset_trainer.evaluate import demo_or_blank, interval, iqm, summarise
+from demoreset_trainer.evaluate import Cell, demo_or_blank, interval, iqm, summarise
+from demoreset_trainer.policy import Policy, architecture
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "demos" / "montezuma-first-key.policy.safetensors"
@@ -53,6 +59,16 @@ def test_a_file_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {path.name, beside.name}
 
 
+def test_a_policy_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    trained = policy_file.load("montezuma-first-key")
+    with pytest.raises(UserError, match=r"^/proc/x.policy.safetensors: cannot be written: "):
+        policy_file.save(trained, Path("/proc/x.policy.safetensors"))
+    (tmp_path / ".x.policy.json.partial").mkdir()  # the card is the second of both
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        policy_file.save(trained, tmp_path / "x.policy.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == [".x.policy.json.partial"]
+
+
 def card() -> dict[str, object]:
     content: dict[str, object] = json.loads(
         BUNDLED.with_name("montezuma-first-key.policy.json").read_text()
@@ -70,13 +86,18 @@ def card() -> dict[str, object]:
         ({"view": {"height": 9}}, "not a policy"),
         ({"architecture": {}}, "not a policy"),
         ({"spec": {}}, "not a policy"),
+        ({"rom": ...}, "not a policy"),
+        ({"name": ...}, "not a policy"),
+        ({"frameSkip": "x"}, "not a policy"),
+        ({"demo": {"sha256": "x"}}, "not a policy"),
     ],
 )
 def test_a_card_that_does_not_fit_is_one_line(
     tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
     path = tmp_path / "x.policy.safetensors"
-    save_file(load_file(BUNDLED), path, metadata={"card": json.dumps(card() | changes)})
+    changed = {name: value for name, value in (card() | changes).items() if value is not ...}
+    save_file(load_file(BUNDLED), path, metadata={"card": json.dumps(changed)})
     with pytest.raises(UserError, match=says) as error:
         policy_file.load(str(path))
     assert "\n" not in str(error.value)
@@ -141,3 +162,132 @@ def test_the_network_as_onnx_says_what_ours_says(tmp_path: Path) -> None:
         ours = trained.policy.step(torch.from_numpy(images), state)
     np.testing.assert_allclose(logits, ours[0].numpy(), atol=1e-3)
     np.testing.assert_allclose(values, ours[1].numpy(), atol=1e-3)
+
+
+def demoreset(capsys: pytest.CaptureFixture[str], *arguments: object, expect: int = 0) -> str:
+    """Run the command; what it printed, both streams."""
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert code == expect, err
+    return out + err
+
+
+@pytest.fixture
+def run(freeway: Demo, tmp_path: Path) -> Path:
+    """The folder of a run without the guide: two checkpoints, of which the first is the best."""
+    wanted = {"demo": {"name": "freeway-crossing"}, "curriculum": {"guide": 0}}
+    spec = RunSpec.model_validate(wanted)
+    state = {
+        "spec": spec.model_dump(mode="json", by_alias=True),
+        "counters": {"seconds": 1.0},
+        "goal": {"met": False},
+    }
+    weights = Policy(architecture(spec.policy), 3).state_dict()
+    checkpoints = tmp_path / "crossing" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    freeway.save(checkpoints.parent / runfile.DEMO)
+    for update in (1, 2):
+        checkpoint.write(checkpoints, Snapshot(1, update, 2048 * update, 1, weights, {}, state))
+    checkpoint.mark_best(checkpoints, checkpoints / FIRST)
+    return checkpoints.parent
+
+
+FIRST, SECOND = "ckpt-l000001-u0000000001", "ckpt-l000001-u0000000002"
+QUICK = ("--noise", "none", "--act", "argmax", "--max-frames", 40, "--processes", 1)
+
+
+def test_the_best_checkpoint_has_a_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = run / "checkpoints" / checkpoint.BEST
+    for policy, update in ((run, 2), (run / "checkpoints" / SECOND, 2), (best, 1)):
+        assert policy_file.load(str(policy)).card["training"]["updates"] == update
+    shutil.rmtree(run / "checkpoints" / FIRST)
+    assert f"{best}: the checkpoint that it names is not there" in demoreset(
+        capsys, "evaluate", best, expect=64
+    )
+
+
+def test_a_checkpoint_with_a_spec_of_another_version_is_one_line(run: Path) -> None:
+    path = run / "checkpoints" / SECOND
+    snapshot = checkpoint.read(path)
+    snapshot.state["spec"]["ppo"]["clop"] = 1
+    shutil.rmtree(path)
+    checkpoint.write(path.parent, snapshot)
+    with pytest.raises(
+        UserError, match=rf"{SECOND}: its spec .*ppo.clop: .* mean clip\?.* use the"
+    ):
+        policy_file.load(str(run))
+
+
+def test_results_say_of_what_they_are_and_are_exported_with_that_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "pure reinforcement learning" in demoreset(capsys, "evaluate", run, *QUICK)
+    results = json.loads((run / "evaluation.json").read_text())
+    assert (results["checkpoint"], results["update"], results["guide"]) == (SECOND, 2, 0)
+    out = run / "x.policy.safetensors"
+    assert "without results" not in demoreset(capsys, "export", run, "--out", out)
+    assert json.loads((run / "x.policy.json").read_text())["results"] == results
+    best = run / "checkpoints" / checkpoint.BEST
+    told = demoreset(capsys, "export", best, "--out", out, "--force")
+    assert f"is of {SECOND}, the policy is of {FIRST}; `demoreset evaluate {best}` first" in told
+    assert json.loads((run / "x.policy.json").read_text())["results"] is None
+
+
+@pytest.mark.parametrize("content", ['{"checkpoint": "ckpt', "[]", "\xff", "[" * 100_000])
+def test_torn_results_are_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (run / "evaluation.json").write_text(content, encoding="latin-1")
+    out = run / "x.policy.safetensors"
+    told = demoreset(capsys, "export", run, "--out", out, expect=64)
+    assert f"{run}/evaluation.json: cannot be read, or damaged" in told
+    assert len(told.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("none/x.json", "--out: none/x.json: there is no folder"),
+        (".", "--out: . is a folder"),
+        ("/proc/x.json", "/proc/x.json: cannot be written: "),
+    ],
+)
+def test_a_place_for_results_is_checked_before_the_play(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str, says: str
+) -> None:
+    monkeypatch.delattr(evaluate, "evaluate")
+    assert says in demoreset(capsys, "evaluate", "montezuma-first-key", "--out", out, expect=64)
+
+
+def test_a_place_that_has_room_for_a_name_alone_is_refused_before_the_play(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(evaluate, "evaluate")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        told = demoreset(
+            capsys, "evaluate", "montezuma-first-key", "--out", tmp_path / "x.json", expect=64
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "x.json: cannot be written: File too large; choose another place with --out" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_that_cannot_be_written_are_shown_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gone" / "x.json"
+    out.parent.mkdir()
+
+    def play(*_: object, **__: object) -> list[Cell]:
+        out.parent.rmdir()
+        return [summarise("sticky", "sampled", [100], [77], 100)]
+
+    monkeypatch.setattr(evaluate, "evaluate", play)
+    told = demoreset(capsys, "evaluate", "montezuma-first-key", "--out", out, expect=75)
+    assert "(guide 0.1)" in told
+    assert re.search("sticky .* 77 ", told)
+    assert told.splitlines()[-1].startswith(f"demoreset: {out}: cannot be written now: ")

@@ -15,11 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from demoreset_api.errors import UserError
-from demoreset_trainer import metrics, plot, report
+from demoreset_api.names import API_VERSION, KIND
+from demoreset_trainer import metrics, plot, report, runfile
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
@@ -252,6 +255,34 @@ def test_off_a_terminal_there_are_plain_lines_or_json() -> None:
     lines = [json.loads(line) for line in structured.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["update", "update", "note"]
     assert lines[0]["start_frame"] == 89
+
+
+def test_the_graph_says_whether_the_guide_was_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    runs = []
+    for number, curriculum in enumerate([{}, {"guide": 0}, None]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / metrics.NAME, range(1, 9))
+        content = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}}
+        if curriculum is not None:  # else there are metrics alone
+            content["spec"] = {"demo": {"name": "x"}, "curriculum": curriculum}
+            runfile.write_json(folder / runfile.SPEC, content)
+        runs.append(folder)
+    said = [f"{runs[0]}, guide 0.1", f"{runs[1]}, pure reinforcement learning", str(runs[2])]
+    for folder, title in zip(runs, said, strict=True):
+        plot.plot([folder], tmp_path / "graph.png")
+        assert drawn[-1].get_suptitle() == title
+    plot.plot(runs, tmp_path / "graph.png")
+    legend = drawn[-1].axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == said
+    monkeypatch.undo()
+    for figure in drawn:
+        pyplot.close(figure)
 
 
 def test_the_graph_shows_several_runs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from demoreset_api.errors import UserError
 from demoreset_trainer.restart import (
     Ending,
     LastError,
@@ -29,6 +30,25 @@ def record(*deaths: Death, hung: bool = False) -> Record:
     for code, update, brought, furthest in deaths:
         result = result.after(code, update=update, brought=brought, furthest=furthest, hung=hung)
     return result
+
+
+def test_limits_are_told_by_the_environment() -> None:
+    assert Limits.told({}) == Limits()
+    told = Limits.told(
+        {
+            "DEMORESET_GRACE_SECONDS": "60",
+            "DEMORESET_HANG_SECONDS": "2.5",
+            "DEMORESET_START_SECONDS": "900",
+        }
+    )
+    assert told == Limits(grace=48, hang=2.5, start=900)
+    assert told.hurry == 24
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"DEMORESET_HANG_SECONDS: received '{text}'"):
+        Limits.told({"DEMORESET_HANG_SECONDS": text})
 
 
 @pytest.mark.parametrize(

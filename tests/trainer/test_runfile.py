@@ -1,11 +1,13 @@
 """Run files: every mistake is one line that names the field, what was received, what is right."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from demoreset_api.errors import UserError
+from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import runfile
 from demoreset_trainer.demo import Demo, record
@@ -55,7 +57,12 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (GOOD + "  ppo: {learningrate: 1}\n", ["spec.ppo.learningrate", "unknown field"]),
+        (
+            GOOD + "  ppo: {learningrate: 1}\n",
+            ["spec.ppo.learningrate: unknown field; did you mean learningRate?"],
+        ),
+        (GOOD + "  sed: 1\n", ["spec.sed: unknown field; did you mean seed?"]),
+        (GOOD + "  budget: {x: 1}\n", ["spec.budget.x: unknown field; known are frames"]),
         (GOOD + "  ppo: {clip: 2}\n", ["spec.ppo.clip", "received 2", "less than 1"]),
         (GOOD + "  seed: x\n", ["spec.seed", "received 'x'"]),
         (GOOD + "  ppo: {learningRate: .nan}\n", ["spec.ppo.learningRate", "finite"]),
@@ -65,7 +72,16 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
         (GOOD.replace("{name: freeway-crossing}", "{}"), ["spec.demo", "exactly one"]),
         (GOOD.replace("name: crossing", "name: Über"), ["metadata.name", "Über"]),
         ("- a\n- b\n", ["received list", "mapping"]),
+        (
+            GOOD.replace("demo: {name: freeway-crossing}", "seed: 1").replace(
+                "name: cro", "x: cro"
+            ),
+            ["metadata.name: missing; the run's name", "spec.demo: missing; it holds name, path"],
+        ),
+        ("kind: x", ["apiVersion: missing; it is always demoreset.dev/v1alpha1"]),
         ("a: [", ["not YAML"]),
+        ("a: 2024-13-45", ["not YAML: month must be in 1..12"]),
+        ("a: " + 5000 * "[", ["nested too deeply"]),
         ("", ["NoneType", "mapping"]),
     ],
 )
@@ -178,3 +194,29 @@ def test_an_old_folder_is_renamed_and_kept(tmp_path: Path) -> None:
         (folder / "kept").write_text(str(number))
         assert runfile.set_aside(folder) == tmp_path / f"x.{number}"
     assert (tmp_path / "x.2" / "kept").read_text() == "2"
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EROFS, TryAgain), (errno.EACCES, UserError)])
+def test_a_folder_that_cannot_be_renamed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(kind, match=rf"--fresh: {tmp_path} cannot be renamed: .*another --dir"):
+        runfile.set_aside(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "says"),
+    [
+        ({}, "guide 0.1"),
+        ({"guide": 0.025}, "guide 0.025"),
+        ({"guide": 0}, "pure reinforcement learning"),
+        ({"mode": "Original"}, "pure reinforcement learning"),
+    ],
+)
+def test_a_result_says_whether_the_guide_was_used(curriculum: dict[str, object], says: str) -> None:
+    wanted = {"demo": {"name": "x"}, "curriculum": curriculum}
+    assert runfile.guided(RunSpec.model_validate(wanted)) == says

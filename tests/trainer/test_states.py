@@ -1,11 +1,14 @@
 """Start states: whoever begins inside the demo sees and plays what one who came there would."""
 
+import os
+import resource
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from demoreset_api.errors import TryAgain
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.emulator import Emulator
 from demoreset_trainer.env import DemoResetEnv
@@ -126,6 +129,56 @@ def test_without_a_writable_cache_there_is_a_temporary_one(
     assert len(states) == 3
     (cache,) = tmp_path.glob("demoreset-cache-*")
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["images", "states", "offsets"])
+@pytest.mark.parametrize("left", [0, 40, -64])
+def test_torn_start_states_are_made_anew(
+    freeway: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, left: int
+) -> None:
+    monkeypatch.setenv("DEMORESET_CACHE", str(tmp_path))
+    short = freeway.prefix(20)
+    expected = start_states(short, GREY, 4)
+    (path,) = tmp_path.glob(f"*/{name}.npy")
+    whole = path.read_bytes()
+    path.unlink()  # `expected` has the old one mapped
+    path.write_bytes(whole[:left])
+    found = start_states(short, GREY, 4)
+    np.testing.assert_array_equal(found.images, expected.images)
+    assert [found.state(index) for index in range(6)] == [expected.state(i) for i in range(6)]
+    assert path.read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["images", "states", "offsets"])
+def test_arrays_that_do_not_belong_together_are_made_anew(
+    freeway: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DEMORESET_CACHE", str(tmp_path))
+    start_states(freeway.prefix(24), GREY, 4)
+    (longer,) = tmp_path.iterdir()
+    start_states(freeway.prefix(20), GREY, 4)
+    (shorter,) = set(tmp_path.iterdir()) - {longer}
+    whole = (shorter / f"{name}.npy").read_bytes()
+    os.replace(longer / f"{name}.npy", shorter / f"{name}.npy")
+    assert len(start_states(freeway.prefix(20), GREY, 4)) == 6
+    assert (shorter / f"{name}.npy").read_bytes() == whole
+    assert len(start_states(freeway.prefix(24), GREY, 4)) == 7  # one of its arrays is missing
+
+
+def test_start_states_that_are_too_large_for_the_disk_are_one_line(
+    freeway: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEMORESET_CACHE", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TryAgain, match=r"File too large.*DEMORESET_CACHE") as error:
+            start_states(freeway, GREY, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("game", ["qbert", "tetris", "montezuma_revenge"])

@@ -15,7 +15,7 @@ from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot, TakenOver
 
 MOST_BLOCKED = 0.01  # share of the time that copies may take
-PATIENCE = 20.0  # seconds for the last checkpoint; a pod's grace is 30
+PATIENCE = 20.0  # seconds for the last checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """`demoreset coordinator`: knows which members of a run live."""
 
 import argparse
+import os
 import signal
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from demoreset_api.errors import ExitCode
-from demoreset_api.names import COORDINATOR_PORT
+from demoreset_api.names import COORDINATOR_PORT, ENV_DEAD
 
 HELP = """Serve the members of a run: who lives, and who trains together.
 
@@ -43,8 +44,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument(
         "--dead-ms",
         type=_number(100, 600_000),
-        default=700,
-        help="a member that was not heard for so long is lost; default 700",
+        default=os.environ.get(ENV_DEAD, "700"),  # as text, so that it is checked like the flag
+        help=f"a member that was not heard for so long is lost; default ${ENV_DEAD}, else 700",
     )
     # Of `demoreset run --members`: no coordinator is left behind.
     parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
 """`demoreset evaluate`: how well a policy plays from the game's own start."""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import UserError
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 HELP = """Play a policy from the game's own start, without the demo, and measure.
 
-POLICY is a run's folder, a checkpoint, a file that `demoreset export` wrote, or the name of a
-bundled policy. Each kind of noise is played with each way to act: a table, and JSON beside the run.
+POLICY is a run's folder (its newest checkpoint), a checkpoint, RUN/checkpoints/BEST (the best so
+far), a file that `demoreset export` wrote, or the name of a bundled policy. Each kind of noise is
+played with each way to act: a table, and JSON beside the run.
 
   demoreset evaluate montezuma-first-key --noise none,sticky --act sampled --max-frames 3600
   demoreset evaluate runs/NAME --profile 4
@@ -59,14 +60,18 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, help="default: the cores it may use")
     parser.add_argument(
-        "--out", type=Path, help="JSON; default evaluation.json in the run's folder"
+        "--out",
+        type=Path,
+        metavar="JSON",
+        help="default evaluation.json in the run's folder; of a bundled policy or an exported file "
+        "JSON is written only with --out",
     )
     parser.set_defaults(func=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
-    from demoreset_trainer import evaluate, policy_file
+    from demoreset_trainer import evaluate, policy_file, runfile
     from demoreset_trainer.machine import cores
     from demoreset_trainer.play import Act
 
@@ -77,8 +82,21 @@ def run(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')}: received {value}; at least 1 is needed")
     trained = policy_file.load(options.policy)
+    out = options.out or (trained.folder / "evaluation.json" if trained.folder else None)
+    if out is not None:
+        _check(out)
     processes = options.processes or cores()
     watch = _Progress()
+    rates = None
+    if options.profile:  # first: where the demo is not at hand, it says so
+        rates = evaluate.profile(
+            trained,
+            every=options.profile,
+            episodes=min(options.episodes, 20),
+            seed=options.seed,
+            processes=processes,
+            watch=watch,
+        )
     cells = evaluate.evaluate(
         trained,
         noises=noises,
@@ -89,24 +107,27 @@ def run(options: argparse.Namespace) -> int:
         processes=processes,
         watch=watch,
     )
-    rates = None
-    if options.profile:
-        rates = evaluate.profile(
-            trained,
-            every=options.profile,
-            episodes=min(options.episodes, 20),
-            seed=options.seed,
-            processes=processes,
-            watch=watch,
-        )
     watch.close()
     _show(trained, cells, rates)
-    out = options.out or (trained.folder / "evaluation.json" if trained.folder else None)
     if out is not None:
-        content = evaluate.as_json(trained, cells, rates, options.seed)
-        out.write_text(json.dumps(content, indent=2) + "\n")
+        runfile.write_json(out, evaluate.as_json(trained, cells, rates, options.seed))
         print(f"written: {out}")
     return 0
+
+
+def _check(out: Path) -> None:
+    """Refuse a place that cannot be written to, before hours of play for it."""
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder")
+    if not out.parent.is_dir():
+        raise UserError(f"--out: {out}: there is no folder {out.resolve().parent}")
+    try:
+        with TemporaryFile(dir=out.parent) as probe:
+            probe.write(bytes(1 << 16))  # a full disk has room for a name, but not for this
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror}; choose another place with --out"
+        ) from error
 
 
 def _choice(flag: str, received: str, known: list[str]) -> list[str]:
@@ -147,8 +168,11 @@ def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | Non
     from rich.console import Console
     from rich.table import Table
 
+    from demoreset_trainer.runfile import guided
+
     table = Table(
-        title=f"{trained.name} from the game's own start; the demo scores {trained.demo_score:,}"
+        title=f"{trained.name} ({guided(trained.spec)}) from the game's own start; "
+        f"the demo scores {trained.demo_score:,}"
     )
     for name in ("noise", "act"):
         table.add_column(name)

@@ -3,8 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from demoreset_api.errors import UserError
+
+if TYPE_CHECKING:
+    from demoreset_trainer.policy_file import Trained
 
 HELP = """Write a policy as one file: safetensors with a JSON card (game, preprocessing, network,
 spec, results), and the card beside it. `demoreset evaluate` and `video` take the file;
@@ -42,12 +46,31 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"{path}: is there already; --force overwrites it")
         if not path.resolve().parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.resolve().parent}")
-    results = None
-    if trained.folder and (trained.folder / "evaluation.json").exists():
-        results = json.loads((trained.folder / "evaluation.json").read_text())
-    for path in policy_file.save(trained, out, results):
+    for path in policy_file.save(trained, out, _results(trained, options.policy)):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if options.onnx:
-        policy_file.export_onnx(trained, options.onnx)
+        try:
+            policy_file.export_onnx(trained, options.onnx)
+        except OSError as error:
+            raise UserError(f"{options.onnx}: cannot be written: {error.strerror}") from error
         print(f"written: {options.onnx} ({options.onnx.stat().st_size:,} bytes)")
     return 0
+
+
+def _results(trained: "Trained", policy: str) -> dict[str, Any] | None:
+    """What `demoreset evaluate` measured on this very checkpoint, if it did."""
+    path = trained.folder / "evaluation.json" if trained.folder else None
+    if path is None or not path.exists():
+        return None
+    again = f"`demoreset evaluate {policy}` first"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        measured = results.get("checkpoint")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read, or damaged ({error}); {again}") from error
+    exported = trained.card["training"]["checkpoint"]
+    if measured == exported:
+        return results
+    theirs = measured or "an unknown checkpoint"
+    print(f"without results: {path} is of {theirs}, the policy is of {exported}; {again}")
+    return None

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_trainer.member_process import DEMORESET, MemberProcess, member_command
 from demoreset_trainer.nursery import Nursery
-from demoreset_trainer.restart import Record, words
+from demoreset_trainer.restart import OVER, Limits, Record, words
 from demoreset_trainer.supervise import Signals, Supervisor
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun, RunSpec
+    from demoreset_trainer.demo import Demo
 
 LOCALHOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)  # below those that the kernel gives to whoever connects
@@ -29,23 +30,27 @@ CALM = 10.0  # seconds after which a coordinator counts as one that works
 
 
 def run_group(
-    options: argparse.Namespace, wanted: "DemoResetRun", folder: Path, members: int
+    options: argparse.Namespace,
+    wanted: "DemoResetRun",
+    demo: "Demo",
+    folder: Path,
+    members: int,
+    signals: Signals,
 ) -> int:
     """Train with several members until the run is over; the exit code.
 
     Args:
         options: Those of `demoreset run`.
         wanted: The run file, read.
+        demo: Its demonstration.
         folder: The run's.
         members: How many processes train.
+        signals: Whether somebody wants it to stop.
     """
-    signals = Signals()
     from demoreset_trainer import hangs, runfile, summary
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
-    demo = runfile.load_demo(spec, options.file)  # a mistake is told once, not by every member
-    runfile.make_folder(folder)
     if met(folder, spec):
         print(summary.met_already(folder))
         return ExitCode.DONE
@@ -64,6 +69,7 @@ def run_group(
             watchers,
             stopping=signals,
             say=watchers.note if on_screen(options) else to_stderr,
+            limits=Limits.told(os.environ),
             tend=coordinator.tend,
             spawn=nursery.spawn,
             keep=partial(hangs.keep, folder),
@@ -73,7 +79,10 @@ def run_group(
             code = supervisor.run()
         finally:
             coordinator.close()
-    if code not in GOOD:
+    if code in OVER and not all_kept(folder, supervisor):
+        print(f"demoreset: {summary.NOT_KEPT}", file=sys.stderr)
+        code = ExitCode.TRY_AGAIN
+    elif code not in GOOD:
         print(f"demoreset: {supervisor.error}", file=sys.stderr)
         return code
     lost = supervisor.updates_lost
@@ -90,6 +99,14 @@ def to_stderr(text: str) -> None:
     """Pass a member's line on; a reader that has gone is no reason to end."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def all_kept(folder: Path, supervisor: Supervisor) -> bool:
+    """Whether what the members did last is on the disk."""
+    from demoreset_trainer import summary
+
+    progress = supervisor.progress
+    return progress is None or summary.kept(folder, progress.update)
 
 
 def met(folder: Path, spec: "RunSpec") -> bool:

@@ -79,6 +79,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.elastic import Elastic
+    from demoreset_trainer.restart import Limits
 
     wanted = runfile.read(options.file, options.set)
     spec, folder = wanted.spec, options.dir
@@ -99,6 +100,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         id=options.id,
         host=options.address,
         stopping=stop.is_set,
+        hurry=Limits.told(os.environ).hurry,
         begun=lambda: checkpoint.begun(checkpoints),
         note=wire.note,
         beat=wire.beat,

@@ -2,14 +2,17 @@
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode
+from demoreset_trainer.restart import OVER
 from demoreset_trainer.supervise import Signals
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun
+    from demoreset_trainer.demo import Demo
     from demoreset_trainer.loop import Stopped
 
 HELP = """Train from a run file.
@@ -69,32 +72,41 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
+    signals = Signals()
     from demoreset_trainer import runfile
+    from demoreset_trainer.claim import claimed
 
     wanted = runfile.read(options.file, options.set)
     folder: Path = options.dir or Path("runs") / wanted.metadata.name
-    if options.fresh and (old := runfile.set_aside(folder)) is not None:
-        print(f"the folder that was there is now {old}")
     members = runfile.members(options.members, wanted.spec.workers)
-    if members > 1:
-        from demoreset_trainer.cli_group import run_group
+    demo = runfile.load_demo(wanted.spec, options.file)  # a mistake is told once, and first
+    if options.fresh and folder.is_dir():
+        with claimed(folder):
+            print(f"the folder that was there is now {runfile.set_aside(folder)}")
+    runfile.make_folder(folder)
+    with claimed(folder):
+        if members > 1:
+            from demoreset_trainer.cli_group import run_group
 
-        return run_group(options, wanted, folder, members)
-    return train(wanted, options.file, folder, options)
+            return run_group(options, wanted, demo, folder, members, signals)
+        return _train(options, wanted, demo, folder, signals)
 
 
-def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Namespace) -> int:
+def _train(
+    options: argparse.Namespace,
+    wanted: "DemoResetRun",
+    demo: "Demo",
+    folder: Path,
+    signals: Signals,
+) -> int:
     """Put a run together, train it in this process, and say how it ended."""
-    signals = Signals()
     from demoreset_trainer import checkpoint, runfile, summary
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.group import Alone
     from demoreset_trainer.watch import Watchers
 
-    spec = wanted.spec
-    demo = runfile.load_demo(spec, file)
-    checkpoints = runfile.make_folder(folder)
+    spec, checkpoints = wanted.spec, folder / "checkpoints"
     newest = checkpoint.newest(checkpoints)
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
@@ -123,14 +135,18 @@ def train(wanted: "DemoResetRun", file: Path, folder: Path, options: argparse.Na
         )
         if snapshot is not None:
             watchers.note(f"going on from {newest} ({snapshot.frames:,} frames)")
+        saved = True
         try:
             stopped = loop.run(lambda: signals() is not None)
         finally:
             # Whatever ended it, what was learned up to the latest whole update is kept.
             learned = loop.state.counters.update > (snapshot.update if snapshot else 0)
             if learned:
-                writer.finish(loop.snapshot(), best=loop.at_best())
+                saved = writer.finish(loop.snapshot(), best=loop.at_best())
     code = _code(stopped, signals())
+    if code in OVER and not saved:
+        print(f"demoreset: {summary.NOT_KEPT}: {writer.error}", file=sys.stderr)
+        code = ExitCode.TRY_AGAIN
     print(summary.leave(folder, spec, code, options))
     return code
 

@@ -11,7 +11,10 @@ from demoreset_api.errors import DemoResetError, ExitCode, UserError
 from demoreset_api.names import (
     ENV_ADDRESS,
     ENV_COORDINATOR,
+    ENV_GRACE,
+    ENV_HANG,
     ENV_ID,
+    ENV_START,
     ENV_TERMINATION_LOG,
     METRICS_PORT,
     TERMINATION_LOG,
@@ -33,6 +36,9 @@ Where it is, it is told by flags or by the environment, and never guesses:
   {ENV_COORDINATOR}      host:port of the coordinator
   {ENV_ADDRESS}          where other workers reach this one: the pod's IP
   {ENV_ID}               the worker's name
+  {ENV_GRACE}    seconds from SIGTERM until it is killed; default 30
+  {ENV_HANG}     seconds without a beat until it kills a member; default 10
+  {ENV_START}    seconds that a member has until it trains; default 300
   {ENV_TERMINATION_LOG}  where the last error is written, or how a run that is over stands
                              (as /status has it); default {TERMINATION_LOG}
 
@@ -102,9 +108,10 @@ def run(options: argparse.Namespace) -> int:
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
     from demoreset_trainer import hangs, runfile
-    from demoreset_trainer.cli_group import GOOD, met, on_screen, to_stderr
+    from demoreset_trainer.cli_group import GOOD, all_kept, met, on_screen, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.report import stands
+    from demoreset_trainer.summary import NOT_KEPT
     from demoreset_trainer.watch import Watchers
 
     wanted = runfile.read(options.file, options.set)
@@ -127,10 +134,13 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             watchers,
             stopping=signals,
             say=watchers.note if on_screen(options) else to_stderr,
+            limits=restart.Limits.told(os.environ),
             spawn=nursery.spawn,
             keep=partial(hangs.keep, folder),
         )
         code = supervisor.run()
+        if code in restart.OVER and not all_kept(folder, supervisor):
+            code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
     if code in restart.OVER and supervisor.progress is not None:
         leave(json.dumps(stands(supervisor.progress)).encode())
     elif code not in GOOD and supervisor.error is not None:

@@ -27,6 +27,7 @@ from torchft.coordination import LighthouseClient
 from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL
 
 from demoreset_api.errors import ExitCode
+from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
 from demoreset_trainer.heart import Heart
@@ -51,6 +52,7 @@ class Elastic:
         id: Of this member: another one for every life of its process.
         host: Where other members reach this one.
         stopping: Whether this member is to leave.
+        hurry: Seconds from then on after which it leaves in the middle of an update.
         begun: Whether the run has begun, so that others may have its state.
         note: Told what a person wants to know.
         beat: Called a few times a second while the loop moves.
@@ -63,13 +65,14 @@ class Elastic:
         id: str,
         host: str,
         stopping: Callable[[], bool],
+        hurry: float,
         begun: Callable[[], bool],
         note: Callable[[str], None],
         beat: Callable[[], None],
         nccl: bool = False,
     ) -> None:
         self._id, self._host, self._stopping, self._note = id, host, stopping, note
-        self._begun = begun
+        self._begun, self._hurry = begun, hurry
         self._url = f"http://{coordinator}"
         self._events = Events(id)
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
@@ -228,11 +231,8 @@ class Elastic:
 
     def _wait_for(self, answer: "queue.Queue[Any]", waiting: Callable[[], None]) -> Any:
         while True:
-            if self._stopping():
-                now = time.monotonic()
-                self._asked_to_stop = self._asked_to_stop or now
-                if now - self._asked_to_stop > FAREWELL:
-                    raise Leaving("told to stop while it waited for the others")
+            if self._told_to_stop() > FAREWELL:
+                raise Leaving("told to stop while it waited for the others")
             try:
                 result = answer.get(timeout=POLL)
             except queue.Empty:
@@ -241,6 +241,14 @@ class Elastic:
             if isinstance(result, BaseException):
                 raise result
             return result
+
+    def _told_to_stop(self) -> float:
+        """Seconds for which it has known that it is to leave; 0 where it is to stay."""
+        if not self._stopping():
+            return 0.0
+        now = time.monotonic()
+        self._asked_to_stop = self._asked_to_stop or now
+        return now - self._asked_to_stop
 
     def _sleep(self, seconds: float) -> None:
         self._heart.moved()
@@ -302,7 +310,7 @@ class Elastic:
 
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over the members, in place."""
-        self._heart.moved()
+        self.alive()
         if self._summed:
             self._gaps.append(time.monotonic() - self._summed)
         if len(self._members) > 1:
@@ -396,8 +404,14 @@ class Elastic:
         return content.numpy().tobytes()
 
     def alive(self, patience: float = 0.0) -> None:
-        """The loop moves, or waits for something that takes so many seconds at most."""
+        """The loop moves, or waits for something that takes so many seconds at most.
+
+        Raises:
+            Leaving: the end of the update would be too late for a last checkpoint.
+        """
         self._heart.moved(patience)
+        if self._told_to_stop() > self._hurry:
+            raise Leaving("told to stop, and the update takes too long")
 
     def event(self, name: str, **facts: Any) -> None:
         """Write it down, if anybody measures."""
@@ -406,6 +420,7 @@ class Elastic:
     def close(self) -> None:
         """Leave: the others need not wait until it shows. There may be something left to save."""
         self._heart.stop()
+        self._heart.moved(PATIENCE)
         if self._formed and len(self._members) > 1:
             self._begin_abort()
 

@@ -229,9 +229,13 @@ def profile(
 def as_json(
     trained: Trained, cells: Sequence[Cell], rates: dict[int, float] | None, seed: int
 ) -> dict[str, Any]:
-    """All that was measured."""
+    """All that was measured, and on what."""
+    training = trained.card.get("training", {})
     return {
         "policy": trained.name,
+        "checkpoint": training.get("checkpoint"),
+        "update": training.get("updates"),
+        "guide": trained.spec.curriculum.guide_weight,
         "game": trained.card["game"],
         "demoScore": trained.demo_score,
         "seed": seed,

@@ -5,6 +5,8 @@ slots; tensors are summed over the members, what they know is gathered, and wher
 in between ONE error is raised: the loop goes back to its copy and asks again.
 """
 
+import os
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ class MemberLost(DemoResetError):
 
 
 class Leaving(DemoResetError):
-    """This member was told to stop while it waited for the others."""
+    """This member was told to stop, and the end of its update would be too late."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class Alone:
 
     def quorum(self, step: int) -> Quorum:
         """Only this process, for ever."""
-        return Quorum(0, 0, (ALONE,), source=None if step else 0)
+        me = {"id": ALONE, "pid": os.getpid(), "host": socket.gethostname()}
+        roster = [{**me, "update": update_of(step)}]
+        return Quorum(0, 0, (ALONE,), source=None if step else 0, roster=roster)
 
     def sum(self, tensor: Tensor) -> None:
         """Nothing to add."""

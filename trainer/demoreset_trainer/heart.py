@@ -43,7 +43,7 @@ class Heart:
         self._started.set()
 
     def stop(self) -> None:
-        """Be counted no longer."""
+        """Be counted as a member no longer; the supervisor is told as before."""
         self._stopped.set()
 
     @property
@@ -77,6 +77,7 @@ class Heart:
 
     def _tell(self) -> None:
         self._started.wait()  # what comes before is not of the loop, and may take its time
-        while not self._stopped.wait(TELL_EVERY):
+        while True:
+            time.sleep(TELL_EVERY)
             if self.beating:
                 self._beat()

@@ -315,6 +315,8 @@ class Loop:
                     met = self._judge(shares)
                     if not met:
                         self._statistics = self._optimise(take, quorum, rejected)
+                        if self._digest() is None:
+                            raise NotFinite("a weight is not finite")
             except MemberLost as error:
                 self.ppo.load(*before)
                 counters.rolled_back += 1
@@ -504,8 +506,6 @@ class Loop:
                 f"start tie the demo; the goal is {goal.success_rate:.0%}"
                 + ("" if met else ": on with the training")
             )
-        if counters.update % self._refresh_every == 0:
-            self._burn_in.refresh()
         if state.curriculum.frontier == 0 and counters.start_reached_frames is None:
             counters.start_reached_frames = counters.frames
             counters.start_reached_seconds = counters.seconds
@@ -515,6 +515,8 @@ class Loop:
         )
         if changed:
             self._watch.note(changed)
+        if counters.update % self._refresh_every == 0:
+            self._burn_in.refresh()  # last: it takes time, in which this member may have to leave
 
     def _judge(self, shares: list[dict[str, Any]]) -> bool:
         """Whether the goal's episodes, if all were played, meet it."""

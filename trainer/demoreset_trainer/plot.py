@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from demoreset_api.errors import UserError
-from demoreset_trainer import metrics
+from demoreset_trainer import metrics, runfile
 
 matplotlib.use("Agg")
 
@@ -41,10 +41,10 @@ def plot(folders: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: a folder has no metrics, or none yet.
     """
-    runs = [(str(folder), metrics.read(folder / metrics.NAME)) for folder in folders]
-    for name, lines in runs:
+    runs = [(_name(folder), metrics.read(folder / metrics.NAME)) for folder in folders]
+    for folder, (_, lines) in zip(folders, runs, strict=True):
         if not lines:
-            raise UserError(f"{name}: no update is done yet; draw it after the first")
+            raise UserError(f"{folder}: no update is done yet; draw it after the first")
     grouped = any(_grouped(lines) for _, lines in runs)
     figure = plt.figure(figsize=(11, HEIGHT + STRIP * grouped), layout="constrained")
     above: FigureBase = figure
@@ -69,8 +69,18 @@ def plot(folders: Sequence[Path], out: Path) -> None:
         panel.set_xlabel("frames (millions)")
     if len(runs) > 1:
         axes[0, 0].legend(fontsize=8)
+    else:
+        figure.suptitle(runs[0][0], fontsize=10)
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def _name(folder: Path) -> str:
+    """A run's folder, and whether it used the guide, as far as that is told there."""
+    try:
+        return f"{folder}, {runfile.guided(runfile.read(folder / runfile.SPEC).spec)}"
+    except UserError:  # there are metrics alone, or another version wrote it
+        return str(folder)
 
 
 def _draw(panel: Axes, name: str, lines: Sequence[dict[str, Any]], field: str) -> None:

@@ -5,13 +5,16 @@ it comes from: spec, demo's hash, results. It is in the file's header, and besid
 """
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
@@ -61,10 +64,20 @@ class Trained:
 def load(source: str) -> Trained:
     """A policy from a run's folder, a checkpoint, an exported file, or a bundled one's name.
 
+    The file `BEST` beside a run's checkpoints stands for the one that it names.
+
     Raises:
         UserError: there is none, or it is damaged or of another kind.
     """
     path = Path(source)
+    if path.is_file() and path.name == checkpoint.BEST:
+        best = checkpoint.best(path.parent)
+        if best is None:
+            raise UserError(
+                f"{path}: the checkpoint that it names is not there; give another, or the run's "
+                "folder"
+            )
+        return _load_checkpoint(best)
     if path.is_file():
         return _load_file(path)
     if path.is_dir():
@@ -90,7 +103,13 @@ def _load_checkpoint(path: Path) -> Trained:
     folder = place.parent.parent
     demo = demos.load(folder / runfile.DEMO)
     state = snapshot.state
-    spec = RunSpec.model_validate(state["spec"])
+    try:
+        spec = RunSpec.model_validate(state["spec"])
+    except ValidationError as error:
+        raise UserError(
+            f"{place}: its spec is not one of this version of demoreset "
+            f"({runfile.explain(error, RunSpec)}); use the version that wrote it"
+        ) from error
     shape = architecture(spec.policy, spec.environment.max_over_frames)
     full = spec.environment.full_action_space
     codes = ALL_ACTIONS if full else Emulator(demo.game).minimal_actions
@@ -146,38 +165,59 @@ def _load_file(path: Path) -> Trained:
         )
         policy = Policy(shape, len(card["actions"]))
         policy.load_state_dict(tensors)
+        game, rom, sha256 = str(card["game"]), card["rom"], card["demo"]["sha256"]
+        # What is asked for later must not be found missing then.
+        int(card["frameSkip"]), int(card["demo"]["score"]), str(card["name"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: not a policy that `demoreset export` wrote, or damaged ({first})"
         ) from error
-    if card["rom"] != rom_md5(card["game"]):
-        raise UserError(f"{path}: trained on another ROM of {card['game']} ({card['rom']})")
-    return Trained(policy, tuple(card["actions"]), card, _find_demo(card, spec))
+    if rom != rom_md5(game):
+        raise UserError(f"{path}: trained on another ROM of {game} ({rom})")
+    return Trained(policy, tuple(card["actions"]), card, _find_demo(sha256, spec))
 
 
-def _find_demo(card: dict[str, Any], spec: RunSpec) -> Demo | None:
+def _find_demo(sha256: str, spec: RunSpec) -> Demo | None:
     """The bundled demo that a policy was trained on, if it is that."""
     if spec.demo.name is None or spec.demo.name not in demos.bundled():
         return None
     demo = demos.load(demos.find(spec.demo.name))
     demo = demo.prefix(min(spec.demo.end_frame or len(demo), len(demo)))
-    return demo if demo.sha256 == card["demo"]["sha256"] else None
+    return demo if demo.sha256 == sha256 else None
 
 
 def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) -> Sequence[Path]:
-    """Write the file and its card; both whole or not at all."""
+    """Write the file and its card; both whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
     card = {**trained.card, "results": results}
     text = json.dumps(card, indent=2)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in trained.policy.state_dict().items()
     }
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save_tensors(tensors, metadata={"card": text}))
-    partial.replace(path)
     beside = path.with_name(path.name.removesuffix(".safetensors") + ".json")
-    beside.write_text(text + "\n")
+    contents = {
+        path: save_tensors(tensors, metadata={"card": text}),
+        beside: f"{text}\n".encode(),
+    }
+    partials = [(place.with_name(f".{place.name}.partial"), place) for place in contents]
+    try:
+        for partial, place in partials:
+            with partial.open("wb") as file:
+                file.write(contents[place])
+                file.flush()
+                os.fsync(file.fileno())
+        for partial, place in partials:
+            partial.replace(place)
+    except OSError as error:
+        for partial, _ in partials:
+            with suppress(OSError):
+                partial.unlink()
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     return path, beside
 
 

@@ -5,16 +5,18 @@ Seconds are of a monotonic clock.
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from demoreset_api.errors import ExitCode, NoProgress, NoValidCheckpoint, TryAgain, UserError
+from demoreset_api.names import ENV_GRACE, ENV_HANG, ENV_START
 
 PERMANENT = (ExitCode.USER_ERROR, ExitCode.NO_VALID_CHECKPOINT, ExitCode.NO_PROGRESS)
 OVER = (ExitCode.DONE, ExitCode.BUDGET_SPENT)
 BLAMELESS = (ExitCode.TRY_AGAIN, ExitCode.DRAINED)  # what was away, or who asked, is at fault
 MOST_DEATHS = 3  # at the same update
 LONGEST_WAIT = 30.0  # seconds until a restart
+OURS = 0.8  # of the cluster's grace: the rest is for the worker's own end
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,38 @@ class Limits:
     grace: float = 25.0  # from SIGTERM to SIGKILL
     finish: float = 15.0  # for the others, when the run is over for one member
     jump: float = 1.0  # between two turns: the supervisor itself was frozen
+
+    @property
+    def hurry(self) -> float:
+        """From SIGTERM on: then a member leaves in the middle of an update, to save in time."""
+        return self.grace / 2
+
+    @classmethod
+    def told(cls, environment: Mapping[str, str]) -> "Limits":
+        """The limits as the environment has them.
+
+        Raises:
+            UserError: one of them is not a number of seconds.
+        """
+        found = {}
+        for name, field, part in (
+            (ENV_GRACE, "grace", OURS),
+            (ENV_HANG, "hang", 1.0),
+            (ENV_START, "start", 1.0),
+        ):
+            if text := environment.get(name):
+                found[field] = part * _seconds(name, text)
+        return cls(**found)
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"{name}: received {text!r}; it is a number of seconds above 0")
+    return seconds
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from demoreset_api import changes as changing
 from demoreset_api.errors import TryAgain, UserError
@@ -42,7 +44,9 @@ def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file: {error.reason}") from error
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply for a run file") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: received {type(content).__name__}; a run file is a mapping")
@@ -54,21 +58,44 @@ def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
         raise UserError(f"{path}: {explain(error)}") from error
 
 
-def explain(error: ValidationError) -> str:
-    """Each mistake of a spec: its field, what was received, what would be right."""
+def explain(error: ValidationError, model: type[BaseModel] = DemoResetRun) -> str:
+    """Each mistake in a `model`: its field, what was received, what would be right."""
     lines = []
     for mistake in error.errors(include_url=False, include_context=False):
-        field = ".".join(str(part) for part in mistake["loc"]) or "the run file"
+        place = [str(part) for part in mistake["loc"]]
+        field = ".".join(place) or "the run file"
         if mistake["type"] == "extra_forbidden":
-            lines.append(f"{field}: unknown field")
+            known = list(_fields(model, place[:-1]))
+            close = get_close_matches(place[-1], known, 1)
+            right = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            lines.append(f"{field}: unknown field; {right}")
         elif mistake["type"] == "missing":
-            lines.append(f"{field}: missing")
+            lines.append(f"{field}: missing; {_needed(_fields(model, place[:-1])[place[-1]])}")
         else:
             received = mistake["input"]
             shown = "" if isinstance(received, dict) else f"received {received!r}; "
             message = mistake["msg"].removeprefix("Value error, ")
             lines.append(f"{field}: {shown}{message[:1].lower()}{message[1:]}")
     return "; ".join(lines)
+
+
+def _fields(model: Any, place: Sequence[str]) -> dict[str, FieldInfo]:
+    """The fields at a place in a model, by their names on the wire."""
+    for key in place:
+        model = _fields(model, ())[key].annotation
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _needed(field: FieldInfo) -> str:
+    kind: Any = field.annotation
+    if get_origin(kind) is Literal:
+        return f"it is always {get_args(kind)[0]}"
+    if issubclass(kind, BaseModel):
+        fields = _fields(kind, ())
+        needed = [name for name, one in fields.items() if one.is_required()]
+        return f"it holds {', '.join(needed or fields)}"
+    description = str(field.description)
+    return f"{description[:1].lower()}{description[1:].rstrip('.')}"
 
 
 @contextmanager
@@ -167,6 +194,12 @@ def met(state: dict[str, Any], spec: RunSpec) -> bool:
     return bool(same and state["goal"]["met"] and not state["playing_on"])
 
 
+def guided(spec: RunSpec) -> str:
+    """Whether the guide was used, in the words that every result has beside it."""
+    weight = spec.curriculum.guide_weight
+    return f"guide {weight:g}" if weight else "pure reinforcement learning"
+
+
 def _lookup(spec: dict[str, Any], field: str) -> Any:
     value: Any = spec
     for key in field.split("."):
@@ -175,14 +208,24 @@ def _lookup(spec: dict[str, Any], field: str) -> Any:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename a run's folder, so that a new run can have its name; None if there is none."""
-    if not folder.exists():
-        return None
+    """Rename a run's folder, so that a new run can have its name; None if there is none.
+
+    Raises:
+        UserError: it cannot be renamed.
+        TryAgain: not now.
+    """
     number = 1
-    while (old := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(old)
-    return old
+    try:
+        if not folder.exists():
+            return None
+        while (old := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        return folder.rename(old)
+    except OSError as error:
+        kind = TryAgain if error.errno in AWAY else UserError
+        raise kind(
+            f"--fresh: {folder} cannot be renamed: {error.strerror}; choose another --dir"
+        ) from error
 
 
 def make_folder(folder: Path) -> Path:

@@ -12,18 +12,24 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from demoreset_api.errors import TryAgain
 from demoreset_trainer.demo import Demo, replay
 from demoreset_trainer.emulator import Emulator, emulator_version
 
 Image = npt.NDArray[np.uint8]
 CACHE_FORMAT = 3
+_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -126,15 +132,49 @@ class StartStates:
 
 
 def start_states(demo: Demo, view: View, frame_skip: int) -> StartStates:
-    """Load the start states of a demo from the cache, making them first if need be."""
+    """Load the start states of a demo from the cache, making them first if need be.
+
+    Raises:
+        TryAgain: the cache cannot be written, or read.
+    """
     folder = _cache() / _key(demo, view, frame_skip)
     if not folder.is_dir():
         _make(demo, view, frame_skip, folder)
-    arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in ("images", "states", "offsets")
-    }
-    return StartStates(frame_skip, arrays["images"], arrays["states"], arrays["offsets"])
+    found = _load(demo, view, frame_skip, folder)
+    if found is None:
+        # Renamed first: half a deletion must not look like start states.
+        torn = folder.with_name(f"{_PARTIAL}{uuid4().hex}")
+        with suppress(OSError):  # another process did it
+            folder.rename(torn)
+        shutil.rmtree(torn, ignore_errors=True)
+        _make(demo, view, frame_skip, folder)
+        found = _load(demo, view, frame_skip, folder)
+    if found is None:
+        raise TryAgain(
+            f"{folder}: these start states cannot be read, nor made anew; delete them, or "
+            "name another folder in DEMORESET_CACHE"
+        )
+    return found
+
+
+def _load(demo: Demo, view: View, frame_skip: int, folder: Path) -> StartStates | None:
+    """What is in a folder of the cache; None where it is torn."""
+    try:
+        images, states, offsets = (
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+            for name in ("images", "states", "offsets")
+        )
+    except (OSError, ValueError):
+        return None
+    shape = _shape(demo, view, frame_skip)
+    if images.shape != shape or offsets.shape != (shape[0] + 1,) or offsets[-1] != len(states):
+        return None
+    return StartStates(frame_skip, images, states, offsets)
+
+
+def _shape(demo: Demo, view: View, frame_skip: int) -> tuple[int, int, int, int]:
+    """Of the images."""
+    return len(demo) // frame_skip + 1, view.channels, view.height, view.width
 
 
 def _key(demo: Demo, view: View, frame_skip: int) -> str:
@@ -157,43 +197,71 @@ def _cache() -> Path:
     except OSError:
         pass
     fallback = Path(tempfile.gettempdir()) / f"demoreset-cache-{os.getuid()}"
-    fallback.mkdir(exist_ok=True, mode=0o700)
+    try:
+        fallback.mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _unwritable(fallback, error) from error
     return fallback
 
 
+def _unwritable(cache: Path, error: OSError) -> TryAgain:
+    return TryAgain(
+        f"{cache}: start states cannot be written there now: {error.strerror}; make room, or name "
+        "another folder in DEMORESET_CACHE"
+    )
+
+
 def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
-    """Replay the demo into `folder`: whole, or not there."""
+    """Replay the demo into `folder`: whole, or not there.
+
+    Raises:
+        TryAgain: the disk is full, read-only, or away.
+    """
     emulator = Emulator(demo.game)
     camera = Camera(emulator, view)
-    count = len(demo) // frame_skip + 1
-    shape = (count, view.channels, view.height, view.width)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    shape = _shape(demo, view, frame_skip)
+    image = np.empty(shape[1:], np.uint8)
+    states: list[bytes] = []
     try:
-        images = np.lib.format.open_memmap(
-            partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape
-        )
-        states: list[bytes] = []
+        with tempfile.TemporaryDirectory(
+            prefix=_PARTIAL, dir=folder.parent, ignore_cleanup_errors=True
+        ) as name:
+            partial = Path(name)
+            with _array(partial / "images.npy", "|u1", shape) as images:
 
-        def keep() -> None:
-            camera.image_into(images[len(states)])
-            states.append(emulator.save())
+                def keep() -> None:
+                    camera.image_into(image)
+                    images.write(image.data)
+                    states.append(emulator.save())
 
-        emulator.reset()  # start 0 is the game's own start, whatever the demo patches there
-        camera.fill()
-        keep()
-        for frame, _ in replay(demo, emulator):
-            camera.take()
-            if (frame + 1) % frame_skip == 0:
+                emulator.reset()  # start 0 is the game's own start, whatever the demo patches there
+                camera.fill()
                 keep()
-        images.flush()
-        lengths = np.array([0] + [len(state) for state in states], np.int64)
-        np.save(partial / "offsets.npy", np.cumsum(lengths))
-        np.save(partial / "states.npy", np.frombuffer(b"".join(states), np.uint8))
-        os.replace(partial, folder)
-    except OSError:
+                for frame, _ in replay(demo, emulator):
+                    camera.take()
+                    if (frame + 1) % frame_skip == 0:
+                        keep()
+            offsets = np.cumsum([0] + [len(state) for state in states], dtype=np.int64)
+            with _array(partial / "offsets.npy", "<i8", offsets.shape) as file:
+                file.write(offsets.tobytes())
+            with _array(partial / "states.npy", "|u1", (int(offsets[-1]),)) as file:
+                file.writelines(states)
+            os.replace(partial, folder)
+    except OSError as error:
         # Another process may have made the same folder in the meantime; theirs is as good.
         if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            raise _unwritable(folder.parent, error) from error
+
+
+@contextmanager
+def _array(path: Path, kind: str, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A .npy to write into, which is on the disk afterwards.
+
+    Not through a mapping: where the disk is full, that is a SIGBUS and no error.
+    """
+    with path.open("wb") as file:
+        header = {"descr": kind, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())

@@ -13,6 +13,8 @@ from demoreset_api.spec import RunSpec
 from demoreset_trainer import metrics, runfile
 
 NAME = "summary.json"
+LAST_SAVE = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
+NOT_KEPT = "the run is over, but how it ended could not be saved"
 _NAME = re.compile(r"ckpt-l(\d+)-u(\d+)")  # life and update, as `checkpoint` has it, without torch
 
 
@@ -92,6 +94,22 @@ def saved(checkpoints: Path) -> int | None:
     found = [_NAME.fullmatch(path.name) for path in checkpoints.glob("ckpt-*")]
     newest = max(((int(name[1]), int(name[2])) for name in found if name), default=None)
     return newest[1] if newest is not None else None
+
+
+def kept(folder: Path, update: int, patience: float = LAST_SAVE) -> bool:
+    """Whether a run's checkpoint of this update is there; it may be just being written, elsewhere.
+
+    Args:
+        folder: The run's.
+        update: Its last.
+        patience: Seconds until it counts as not written.
+    """
+    deadline = time.monotonic() + patience
+    while (newest := saved(folder / "checkpoints")) is None or newest < update:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def met_already(folder: Path) -> str:
