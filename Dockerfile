@@ -14,6 +14,12 @@ ENV HOME=/tmp \
     PATH=/opt/demoreset/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1
+# tini: workers' processes fork others, and somebody must wait for those that lost their parent.
+# Its version is that of the base image's Debian, which keeps no older ones.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp \
         --shell /usr/sbin/nologin demoreset
 
@@ -46,15 +52,9 @@ ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080
-ENTRYPOINT ["demoreset-operator"]
+ENTRYPOINT ["tini", "--", "demoreset-operator"]
 
 FROM base AS trainer
-# tini: a worker's processes fork others, and somebody must wait for those that lost their parent.
-# Its version is that of the base image's Debian, which keeps no older ones.
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini \
-    && rm -rf /var/lib/apt/lists/*
 COPY --from=build-trainer /opt/demoreset /opt/demoreset
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

@@ -438,12 +438,14 @@ class Workers(ApiModel):
         default=[], max_length=64, description="Taints that a worker's pod tolerates."
     )
     affinity: Opaque | None = Field(
-        default=None, description="A pod's affinity to nodes and other pods."
+        default=None,
+        description="A worker's affinity to nodes and other pods; the coordinator has of it what "
+        "is about nodes.",
     )
     topology_spread_constraints: list[Opaque] = Field(
         default=[], max_length=16, description="How workers spread over the cluster."
     )
-    priority_class_name: str | None = Field(default=None, description="Of the worker's pods.")
+    priority_class_name: str | None = Field(default=None, description="Of the run's pods.")
     labels: dict[str, str] = Field(default={}, description="More labels of the worker's pods.")
     annotations: dict[str, str] = Field(default={}, description="Annotations of the worker's pods.")
     grace_seconds: int = Field(
@@ -478,7 +480,8 @@ class Restart(ApiModel):
         default=1,
         ge=0,
         le=3600,
-        description="Before the second restart in a row; doubles from restart to restart.",
+        description="Before the second restart in a row, whatever the cause; doubles from restart "
+        "to restart.",
     )
     max_back_off_seconds: float = Field(
         default=300, ge=0, le=86_400, description="Longest wait before a restart."

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,12 +22,13 @@ from demoreset_api.names import (
     LABEL_RUN_UID,
     OPERATOR_NAME,
 )
+from demoreset_api.status import RunStatus
 from demoreset_operator import story
 from demoreset_operator.api import CONNECTIONS, Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.decide import Event, Plan, decide
 from demoreset_operator.metrics import Metrics
-from demoreset_operator.observation import Json, Observation, Run, parse_run
+from demoreset_operator.observation import Json, Observation, Run, not_understood, parse_run
 from demoreset_operator.render import Settings
 
 AT_ONCE = 16  # runs that are worked on
@@ -174,7 +176,7 @@ class Controller:
         try:
             run = parse_run(body)
         except ValidationError as error:  # another version's run: the schema keeps all else out
-            log.warning("run %s: not understood: %s", self._name(uid), error)
+            await self._not_understood(body, not_understood(error))
             return
         now = datetime.now(UTC)
         refusal = self._refusals.get(uid)
@@ -189,6 +191,18 @@ class Controller:
         if waits:
             self.queue.add(uid, min(waits))
 
+    async def _not_understood(self, body: Json, said: str) -> None:
+        """Say that a run is left as it is; all else that a later version has written is kept."""
+        meta = body["metadata"]
+        log.warning("run %s: not understood: %s", self._name(meta["uid"]), said)
+        with suppress(ValidationError):
+            status = RunStatus.model_validate(body.get("status") or {})
+            told = story.not_understood(status, said, datetime.now(UTC), meta.get("generation", 0))
+            if told != status:
+                own = {"phase", "conditions", "observed_generation"}
+                words = told.model_dump(mode="json", by_alias=True, include=own)
+                await self._put_status(meta, {**(body.get("status") or {}), **words})
+
     async def _write_status(self, run: Run, plan: Plan) -> float | None:
         """Write the status; where it may wait, seconds until it is due."""
         if plan.status is None:
@@ -198,22 +212,22 @@ class Controller:
             if left > 0:
                 return left
         self._written[run.uid] = time.monotonic()
+        words = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        await self._put_status(self.cache.runs[run.uid]["metadata"], words)
+        return None
+
+    async def _put_status(self, meta: Json, status: Json) -> None:
+        # Refused where another run has the name by now, or another operator was faster.
+        known = ("name", "namespace", "uid", "resourceVersion")
         answer = await self._api.apply_status(
             {
                 "apiVersion": API_VERSION,
                 "kind": KIND,
-                # Refused where another run has the name by now, or another operator was faster.
-                "metadata": {
-                    "name": run.name,
-                    "namespace": run.namespace,
-                    "uid": run.uid,
-                    "resourceVersion": self.cache.runs[run.uid]["metadata"]["resourceVersion"],
-                },
-                "status": plan.status.model_dump(mode="json", by_alias=True, exclude_none=True),
+                "metadata": {key: meta[key] for key in known},
+                "status": status,
             }
         )
         self.cache.put_run(answer)
-        return None
 
     async def _carry_out(self, seen: Observation, plan: Plan) -> float | None:
         """Do what was decided; where making something is held back, for how many seconds."""

@@ -10,6 +10,7 @@ from demoreset_operator.ledger import MOST_TEXT, Loss
 from demoreset_operator.observation import STUCK, Observation, Pod
 from demoreset_operator.render import claim_name
 
+NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
 # An image that cannot be had, a volume or Secret that is not there: the kubelet tries for ever.
 HOPELESS = (
     "ErrImagePull",
@@ -20,7 +21,7 @@ HOPELESS = (
     "CreateContainerError",
     "RunContainerError",
 )
-HOPE = timedelta(minutes=5)  # that such a pod is given
+HOPE = timedelta(minutes=5)  # that such a pod of a run that has never begun is given
 EXPLAINED = {
     Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met; raise it in a new "
     "run, or branch from the checkpoint",
@@ -79,14 +80,8 @@ def ending(
             f"the claim {name} is gone, and with it the checkpoints: apply the run anew to begin "
             "from the start, or bring the claim back under its name first",
         )
-    answers = any(
-        pod.live and pod.name in seen.told and seen.told[pod.name].said.update
-        for pod in seen.workers
-    )
-    if answers or seen.unasked:  # what stands still is another matter (`hang`)
-        return None
     for pod in seen.pods:
-        if (until := _hope(pod)) is not None and now >= until:
+        if (until := _hope(pod, status)) is not None and now >= until:
             return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MOST_TEXT])
     return None
 
@@ -101,8 +96,14 @@ def _met(seen: Observation, status: RunStatus) -> str:
     )
 
 
-def _hope(pod: Pod) -> datetime | None:
-    """Until when a pod that the kubelet cannot start is waited for."""
+def _hope(pod: Pod, status: RunStatus) -> datetime | None:
+    """Until when a pod that the kubelet cannot start is waited for; None for as long as it takes.
+
+    Where a worker has begun, the image was right: a registry that is away for a while, or a new
+    image that is wrong, does not end what was learned. The condition says it meanwhile.
+    """
+    if status.begun is not None or status.training is not None:
+        return None
     if not pod.live or pod.reason not in HOPELESS or pod.scheduled is None:
         return None
     return pod.scheduled + HOPE
@@ -122,7 +123,7 @@ def deadlines(seen: Observation, status: RunStatus) -> list[datetime]:
     spec, since = seen.run.spec, status.active_since
     limits = (spec.active_deadline_seconds, spec.pending_deadline_seconds)
     found = [since + timedelta(seconds=limit) for limit in limits if since and limit is not None]
-    found += [until for pod in seen.pods if (until := _hope(pod)) is not None]
+    found += [until for pod in seen.pods if (until := _hope(pod, status)) is not None]
     found += [pod.leaves_at + STUCK for pod in seen.pods if pod.leaves_at is not None]
     return found
 

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from demoreset_api.status import RunStatus
+from demoreset_api.status import Cause, RunStatus
 from demoreset_operator import render
+from demoreset_operator.ending import HOPELESS, NO_ROOM
+from demoreset_operator.hang import LOAD
 from demoreset_operator.observation import Json, Observation, Pod
 from demoreset_operator.render import Settings, Wanted
 
@@ -60,7 +62,8 @@ def change(
             changes.delete.append(pod.name)
         elif pod.worker is not None:
             live[pod.worker] = pod
-    _roll(seen, wanted, live, training, changes)
+    stale = _roll(seen, status, wanted, live, training, now)
+    changes.delete += [live.pop(index).name for index in stale]
     together = render.one_node(run, seen.children)
     for index in range(run.spec.workers.max):
         place = places.get(index)
@@ -92,25 +95,57 @@ def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, changes: 
 
 def _roll(
     seen: Observation,
+    status: RunStatus,
     wanted: Wanted,
     live: dict[int, Pod],
     training: set[str],
-    changes: Changes,
-) -> None:
-    """Replace pods of another template, one at a time, while all the others train."""
+    now: datetime,
+) -> list[int]:
+    """Whose pods of another template go now: one at a time, while all the others train."""
     stale = [index for index, pod in live.items() if pod.hash != wanted.worker]
-    if not stale:
-        return
-    # A pod that does not run has nothing to lose; the first worker, which writes, comes last.
-    idle = [index for index in stale if live[index].phase != "Running"]
-    whole = len(live) == seen.run.spec.workers.max
-    hindered = [
-        pod for pod in live.values() if pod.name not in training and pod.reason != "Unschedulable"
+    told = {
+        index: seen.told[pod.name]
+        for index, pod in live.items()
+        if pod.name in seen.told and now <= seen.told[pod.name].until
+    }
+    # Who does not run, or has loaded nothing yet, has nothing to lose.
+    idle = [
+        index
+        for index in stale
+        if live[index].phase != "Running" or (index in told and not told[index].said.update)
     ]
-    if not idle and (hindered or not whole):
-        return
-    chosen = idle or [max(stale)]
-    changes.delete += [live.pop(index).name for index in chosen]
+    # Nor have those who all answer, and all stand still; with one of the new template among them
+    # they may be waiting for it, and hold what was learned.
+    if not idle and not training and len(stale) == len(told) == len(live):
+        idle = stale
+    if idle or not stale:
+        return idle
+    for index in range(seen.run.spec.workers.max):
+        pod = live.get(index)
+        trains = pod is not None and pod.name in training
+        if not trains and _awaited(seen, status, index, pod, now):
+            return []
+    return [max(stale)]  # the first worker, which writes, comes last
+
+
+def _awaited(
+    seen: Observation, status: RunStatus, index: int, pod: Pod | None, now: datetime
+) -> bool:
+    """Whether a worker that does not train must, before the next one is replaced.
+
+    One that ran until it was replaced must: a template that cannot run harms no second worker. So
+    must one that runs, or is on its way; but not one for which there has been no room all along,
+    or whose volume does not come.
+    """
+    attempts = [attempt for attempt in status.attempts if attempt.worker == index]
+    if attempts and attempts[-1].cause is Cause.REPLACED and attempts[-1].started is not None:
+        return True
+    if pod is None:
+        return not seen.refused
+    if pod.reason in NO_ROOM:
+        return False
+    late = pod.scheduled is not None and now > pod.scheduled + LOAD
+    return pod.phase == "Running" or pod.reason in HOPELESS or not late
 
 
 def _tidy(seen: Observation, changes: Changes) -> None:

@@ -7,12 +7,12 @@ cannot reach, an emulator that never ends an episode, a fault of ours.
 
 from datetime import datetime, timedelta
 
-from demoreset_operator.ending import HOPELESS
+from demoreset_operator.ending import HOPELESS, NO_ROOM
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.said import Told
 
 LOAD = timedelta(minutes=10)  # for a worker to load and join; its own supervisor gives up sooner
-NOT_COMING = ("Unschedulable", "SchedulingGated", *HOPELESS)
+NOT_COMING = (*NO_ROOM, *HOPELESS)
 
 
 def hung(seen: Observation, now: datetime) -> dict[str, str]:
@@ -31,11 +31,13 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
         return {}
     still = [pod for pod in heard if not told[pod.name].trains(now)]
     patience = LOAD if len(still) < len(heard) else _patience(list(told.values()))
-    standing = [pod for pod in still if now - max(since, told[pod.name].moved) > patience]
+    standing = [
+        pod for pod in still if told[pod.name].at - max(since, told[pod.name].moved) > patience
+    ]
     if not standing:
         return {}
     chosen = min(standing, key=lambda pod: _suspicion(pod, told[pod.name]))
-    seconds = (now - told[chosen.name].moved).total_seconds()
+    seconds = told[chosen.name].stood.total_seconds()
     return {
         chosen.name: f"no update for {seconds:.0f} s; where its threads stood is in hangs/ on the "
         "volume, if it could say so"

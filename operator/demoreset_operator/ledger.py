@@ -14,7 +14,7 @@ from demoreset_operator.causes import FINAL, NO_LOSS, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 
-CALM = timedelta(seconds=60)  # a pod that ran for so long was not in vain
+CALM = timedelta(seconds=60)  # a pod that ran for so long was not in vain: nobody need wait
 KEPT = 20  # attempts that the status shows
 MOST_TEXT = 1024  # characters of a message
 
@@ -53,8 +53,11 @@ def record(
         known = {pod.attempt: pod for pod in its}
         for number in sorted({*known, *range(place.ended + 1, place.attempt + 1)}):
             ended = known.get(number)
-            lives = ended is not None and ended.live and ended.name not in hung
-            if number <= place.ended or lives:
+            if number <= place.ended:
+                continue
+            if ended is not None and ended.live and ended.name not in hung:
+                if place.failures and _ran(ended, now) > CALM:
+                    place = place.model_copy(update={"failures": 0})
                 continue
             why, place = _judge(ended, number, place, now, seen, outdated, config, hung)
             if why is not None:
@@ -113,15 +116,17 @@ def _judge(
     past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != config
     if past or (left and name in outdated | seen.deleted):
         return Verdict(Cause.REPLACED, "replaced by one that is as the spec says now"), at_ease
-    if left:  # somebody else's doing, and no sign of trouble
-        return why, place.model_copy(update={"not_before": None})
-    assert pod is not None
-    ran = (pod.finished or now) - pod.started if pod.started else timedelta(0)
-    failures = 1 if ran > CALM else place.failures + 1
+    calm = pod is not None and _ran(pod, now) > CALM
+    failures = 1 if calm else place.failures + 1
     wait = timedelta(seconds=back_off(failures, seen.run.spec.restart))
     return why, place.model_copy(
         update={"failures": failures, "not_before": now + wait if wait else None}
     )
+
+
+def _ran(pod: Pod, now: datetime) -> timedelta:
+    """For how long its container has run."""
+    return (pod.finished or now) - pod.started if pod.started else timedelta(0)
 
 
 def back_off(failures: int, limits: Restart) -> float:

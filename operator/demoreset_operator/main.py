@@ -128,14 +128,14 @@ async def operate(options: argparse.Namespace) -> int:
     runner = await serve(options.port, metrics, lambda: watch.deaf() if lease.held else None)
 
     async def act() -> None:
-        """Nothing is decided before all is known."""
+        """Nothing is decided before all is known that can be known soon."""
         await watch.fill()
         log.info(
             "watching %s; %d runs",
             ", ".join(options.namespaces) or "all namespaces",
             len(cache.runs),
         )
-        await poll.round()
+        await poll.begin()
         await _until(
             stop,
             watch.run(stop),

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
+
 from demoreset_api.names import (
     ANNOTATION_CONFIG,
     ANNOTATION_HASH,
@@ -182,6 +184,12 @@ def parse_run(body: Json) -> Run:
         status=RunStatus.model_validate(body.get("status") or {}),
         deleting="deletionTimestamp" in meta,
     )
+
+
+def not_understood(error: ValidationError) -> str:
+    """Where a run is other than this version knows."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def parse_pod(body: Json) -> Pod:

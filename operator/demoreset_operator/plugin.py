@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from demoreset_api import changes
 from demoreset_api.errors import UserError
 from demoreset_api.names import GROUP, PLURAL
 from demoreset_api.spec import Retention
-from demoreset_operator.observation import Json, Run, parse_run
-from demoreset_operator.render import DATA, claim_name, selector
+from demoreset_operator import render
+from demoreset_operator.observation import Json, Run, not_understood, parse_run
+from demoreset_operator.render import DATA, Settings, claim_name, selector
 from demoreset_operator.why import why
 
 RESOURCE = f"{PLURAL}.{GROUP}"
@@ -201,7 +203,13 @@ def _kubectl(options: argparse.Namespace, *arguments: str, given: str | None = N
 
 def _read(options: argparse.Namespace) -> tuple[Json, Run]:
     body = json.loads(_kubectl(options, "get", RESOURCE, options.run, "-o", "json"))
-    return body, parse_run(body)
+    try:
+        return body, parse_run(body)
+    except ValidationError as error:
+        raise PluginError(
+            f"this version does not know what {options.run} says: {not_understood(error)}; "
+            "upgrade the plugin, or see `kubectl describe`"
+        ) from error
 
 
 class _Reader:
@@ -220,10 +228,14 @@ class _Reader:
             if body["status"]["phase"] == "Running" and not gone:
                 self._pod = body["metadata"]["name"]
                 return self
+        if not pods and (image := self._run.spec.workers.image) is not None:
+            pods = [render.worker(self._run, Settings(image), 0, 0)]
         if not pods:
             raise PluginError(
-                f"{self._run.name} has no pod, and so no image is known that could read its volume "
-                f"({claim_name(self._run)}); resume it first"
+                f"{self._run.name} has no pod now, and so no image is known that could read its "
+                f"volume. Resume it (`kubectl demoreset resume {self._run.name}`), or mount the "
+                f"claim {claim_name(self._run)} in a pod of your own: its folder there is "
+                f"{self._run.name}"
             )
         self._pod, self._made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
         self._container = "reader"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -16,6 +17,7 @@ EVERY = 5.0  # seconds between two questions to a worker
 MOST_PER_SECOND = 25.0  # questions: with more workers each is asked less often
 AT_ONCE = 32
 PATIENCE = aiohttp.ClientTimeout(total=3)
+FIRST = 5.0  # seconds of the first round; who has not answered by then is not known yet
 MOST_BYTES = 1 << 18
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,12 @@ class Poll:
 
     def __init__(self, cache: Cache, changed: Callable[[str], None]) -> None:
         self._cache, self._changed = cache, changed
+
+    async def begin(self) -> None:
+        """Ask all of them, and do not wait for those that do not answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST):
+                await self.round()
 
     async def run(self) -> None:
         """Ask until cancelled."""

@@ -17,6 +17,7 @@ from demoreset_api.names import (
     ENV_ADDRESS,
     ENV_COORDINATOR,
     ENV_CORES,
+    ENV_GRACE,
     ENV_ID,
     KIND,
     LABEL_ATTEMPT,
@@ -275,6 +276,12 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
         "name": "coordinator",
         "args": ["coordinator", "--min", str(least)],
         "ports": [{"name": "coordinator", "containerPort": COORDINATOR_PORT}],
+        # One that is stopped and not dead would keep all of the group waiting, for ever.
+        "livenessProbe": {
+            "httpGet": {"path": "/status", "port": "coordinator"},
+            "periodSeconds": 5,
+            "timeoutSeconds": 3,
+        },
         "resources": {
             "requests": {"cpu": "10m", "memory": "48Mi"},
             "limits": {"memory": "128Mi"},
@@ -333,6 +340,7 @@ def worker(
             {"name": ENV_COORDINATOR, "value": address},
             {"name": ENV_ADDRESS, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": ENV_ID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": ENV_GRACE, "value": str(workers.grace_seconds)},
             {"name": "HOME", "value": "/tmp"},  # the root is read-only
             *_cores(resources),
         ],
@@ -367,8 +375,8 @@ def worker(
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
     }
-    if workers.priority_class_name is not None:
-        spec["priorityClassName"] = workers.priority_class_name
+    if workers.affinity:
+        spec["affinity"] = workers.affinity
     if workers.topology_spread_constraints:
         spec["topologySpreadConstraints"] = workers.topology_spread_constraints
     # Of what is a wish of ours no pod is replaced.
@@ -414,7 +422,11 @@ def wanted(run: Run, settings: Settings) -> Wanted:
 
 
 def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
-    """What worker and coordinator have in common: where they may run, and as whom."""
+    """What worker and coordinator have in common: which nodes they may run on, and as whom.
+
+    How workers keep together or apart is not the coordinator's business: with one worker a node
+    there might be none left for it, and nobody trains without it.
+    """
     workers = run.spec.workers
     policy = workers.image_pull_policy or (None if workers.image else settings.pull_policy)
     container = {
@@ -443,7 +455,8 @@ def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
     for key, value in (
         ("nodeSelector", workers.node_selector),
         ("tolerations", [*workers.tolerations, *_leaves_lost_nodes(workers.tolerations)]),
-        ("affinity", workers.affinity),
+        ("affinity", {k: v for k, v in (workers.affinity or {}).items() if k == "nodeAffinity"}),
+        ("priorityClassName", workers.priority_class_name),
         ("imagePullSecrets", [{"name": name} for name in workers.image_pull_secrets]),
     ):
         if value:

@@ -69,7 +69,11 @@ class Said(StatusModel):
 
 @dataclass(frozen=True)
 class Told:
-    """A worker's words, when they came, until when they hold, and when its update last moved."""
+    """A worker's words, when they came, until when they hold, and when its update last moved.
+
+    Only an answer that shows the same update once more tells that it stands: between two questions
+    nothing is known, and with many workers minutes lie between them.
+    """
 
     at: datetime
     until: datetime
@@ -78,12 +82,21 @@ class Told:
 
     def trains(self, now: datetime) -> bool:
         """Whether the worker learns: it says so, and its updates go on."""
-        return bool(self.said.update) and now <= min(self.until, self.moved + self.patience)
+        return bool(self.said.update) and now <= self.until and self.stood <= self.patience
+
+    @property
+    def stood(self) -> timedelta:
+        """For how long its answers have shown the same update."""
+        return self.at - self.moved
 
     @property
     def patience(self) -> timedelta:
-        """How long its updates may stand."""
-        return timedelta(seconds=pace.patience(self.said.update or 0, self.said.seconds))
+        """How long its updates may stand; some questions, where it is seldom asked.
+
+        What it does between two questions, as a confirmation of the goal, is not seen.
+        """
+        usual = timedelta(seconds=pace.patience(self.said.update or 0, self.said.seconds))
+        return max(usual, self.until - self.at)
 
 
 def read(raw: bytes) -> Said:

@@ -24,6 +24,7 @@ from demoreset_operator.observation import Json, Observation
 from demoreset_operator.said import Told, read
 
 REFUSED = "Refused"  # the reason where the API server would not take a request
+NOT_UNDERSTOOD = "NotUnderstood"  # where the operator's version does not know what the run says
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
@@ -181,6 +182,14 @@ def _running(
     return "Creating", waiting(seen)
 
 
+def not_understood(status: RunStatus, said: str, now: datetime, generation: int) -> RunStatus:
+    """The status of a run that this version cannot read: what trains, trains on."""
+    runs = holds(status, ConditionType.RUNNING)
+    message = f"this version of the operator does not know {said}"[:MOST_TEXT]
+    told = put(status, ConditionType.RUNNING, runs, NOT_UNDERSTOOD, message, now, generation)
+    return told.model_copy(update={"observed_generation": generation})
+
+
 def put(
     status: RunStatus,
     kind: ConditionType,
@@ -248,7 +257,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             [(one.type, one.status, one.reason == REFUSED) for one in status.conditions],
             status.restarts,
             [
-                (one.worker, one.attempt, one.ended, one.failures, one.not_before)
+                (one.worker, one.attempt, one.ended, one.not_before)
                 for one in status.places
                 if one.ended
             ],

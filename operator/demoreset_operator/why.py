@@ -2,10 +2,13 @@
 
 from datetime import datetime
 
+from demoreset_api.names import MANAGER
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
 from demoreset_operator.observation import Run
 
+IMAGE = "Correct spec.workers.image or imagePullSecrets."
+CONTAINER = "The node cannot begin the container: mend what the message names."
 DO = {
     "RestartLimit": "Read the log of that pod (`kubectl demoreset logs {name} --pod POD`); mend "
     "it, and apply the run anew under this name: its volume has the checkpoints.",
@@ -16,11 +19,23 @@ DO = {
     "were set aside, nothing was overwritten.",
     "NoProgress": "Branch with a lower learning rate: `kubectl demoreset branch {name} NEW --set "
     "spec.ppo.learningRate=1e-4`.",
-    "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node.",
-    "ErrImagePull": "Correct spec.workers.image or imagePullSecrets.",
-    "ImagePullBackOff": "Correct spec.workers.image or imagePullSecrets.",
+    "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node; "
+    "where the message names a claim, see that it can be bound (`kubectl describe pvc`).",
+    "SchedulingGated": "It waits for its turn: see its queue (`kubectl describe workloads`).",
+    "ContainerCreating": "Its image is fetched and its volume mounted. Where this lasts, its "
+    "events in `kubectl describe pod` say why: FailedMount or FailedAttachVolume where the "
+    "volume does not come, as one that another node still has (Multi-Attach).",
+    "ErrImagePull": IMAGE,
+    "ImagePullBackOff": IMAGE,
+    "InvalidImageName": IMAGE,
+    "CrashLoopBackOff": "Read the log of the one that the message names (`kubectl logs "
+    "--previous`).",
+    "CreateContainerConfigError": CONTAINER,
+    "CreateContainerError": CONTAINER,
+    "RunContainerError": CONTAINER,
     "ErrImageNeverPull": "The image must be on the nodes, or imagePullPolicy another one.",
     "Refused": "Mend what the message names; the operator tries again by itself.",
+    "NotUnderstood": "Upgrade the operator, or leave that field out.",
     "VolumeLost": "Apply it anew to begin from the start.",
     "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). Where nothing else is waited "
     "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
@@ -40,11 +55,14 @@ def why(run: Run, now: datetime) -> str:
     """
     status = run.status
     said = [_stands(run, status)]
+    if run.generation > status.observed_generation and not run.deleting:
+        said.append(_unseen(run))
     for found in status.conditions:
         if _speaks(found, status):
             said.append(f"{found.reason}: {found.message.rstrip('.')}.")
-            if found.reason in DO:
-                said.append(DO[found.reason].format(name=run.name))
+            words = (found.reason, *found.message.split(": "))  # of a worker that is lacking, too
+            if (word := next((word for word in words if word in DO), None)) is not None:
+                said.append(DO[word].format(name=run.name))
     if (lost := _lost(status, now)) is not None:
         said.append(lost)
     return " ".join(said)
@@ -58,15 +76,28 @@ def _speaks(found: Condition, status: RunStatus) -> bool:
         case ConditionType.CHECKPOINT_READY:
             return found.status == "False"
         case ConditionType.RUNNING:
-            lacking = status.workers.ready < status.workers.wanted
-            return status.phase is Phase.PENDING or (status.phase is Phase.RUNNING and lacking)
+            well = found.reason == "Training" and status.workers.ready == status.workers.wanted
+            return status.phase is Phase.PENDING or (status.phase is Phase.RUNNING and not well)
     return False
+
+
+def _unseen(run: Run) -> str:
+    if run.spec.managed_by not in (None, MANAGER):
+        return f"It is {run.spec.managed_by}'s to look after (spec.managedBy)."
+    which = "its latest change" if run.status.observed_generation else "it"
+    return (
+        f"No operator has looked at {which} yet. Where this lasts, see whether one runs and "
+        "watches this namespace: `kubectl get pods --all-namespaces --selector "
+        "app.kubernetes.io/name=demoreset,app.kubernetes.io/component=operator`, and its log."
+    )
 
 
 def _stands(run: Run, status: RunStatus) -> str:
     workers, where, how = status.workers, status.curriculum, status.training
     parts = {
-        Phase.PENDING: f"{run.name} waits for its first worker",
+        Phase.PENDING: f"{run.name} waits for its first worker"
+        if how is None
+        else f"{run.name} waits: no worker trains",
         Phase.RUNNING: f"{run.name} trains with {workers.ready} of {workers.wanted} workers",
         Phase.SUSPENDED: f"{run.name} is suspended, and goes on from its checkpoint when "
         "spec.suspend is false",

@@ -10,7 +10,7 @@ import yaml
 
 import kube
 from kube import CHART, Cluster, until
-from told import RUN, Told
+from told import RUN, Told, kill
 
 
 def test_the_installation_tests_itself(cluster: Cluster, operator: str) -> None:
@@ -35,7 +35,7 @@ def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
     cluster.kubectl("delete", "pod", first, "-n", operator, "--wait=false")
     second = until(lambda: (now := kube.leader(cluster)) not in ("", first) and now, "another")
     print(f"taken over {time.monotonic() - begun:.1f} s after a SIGTERM")
-    # kill -9 of all its processes: it cannot.
+    # Killed, it cannot.
     until(
         lambda: (
             len(cluster.get(operator, "pods", selector="app.kubernetes.io/component=operator")) == 2
@@ -43,6 +43,7 @@ def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
         "two of them again",
     )
     begun = time.monotonic()
+    kill(cluster, operator, second)
     cluster.kubectl("delete", "pod", second, "-n", operator, "--grace-period=0", "--force")
     until(lambda: kube.leader(cluster) not in ("", second), "another", 40)
     print(f"taken over {time.monotonic() - begun:.1f} s after a kill")

@@ -1,9 +1,11 @@
 """A user's story: apply a run, watch it, hurt it, and see it finish."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from kube import Cluster, until
-from told import RUN, Told
+from told import RUN, Told, kill
 
 
 def test_a_run_survives_what_clusters_do_and_completes(
@@ -14,21 +16,24 @@ def test_a_run_survives_what_clusters_do_and_completes(
     run = Told(cluster, namespace, RUN)
     run.ready(3)
     run.goes_on()
-    # A worker is killed without a grace time; the first one is the writer.
-    for name in (sorted(run.live())[-1], sorted(run.live())[0]):
-        run.kill(name)
+    # A worker is killed, and one is deleted; the first one is the writer.
+    for name, strike in ((sorted(run.live())[0], run.kill), (sorted(run.live())[-1], run.delete)):
+        before = run.update
+        strike(name)
         run.goes_on()
         run.ready(3)
+        assert run.update > before
     causes = [attempt["cause"] for attempt in run.status["attempts"]]
-    assert causes == ["Deleted", "Deleted"]
-    assert run.status["restarts"] == {"total": 2, "counted": 0}
+    assert causes == ["Crashed", "Deleted"]
+    assert run.status["restarts"] == {"total": 2, "counted": 1}
     # The coordinator.
     (coordinator,) = run.pods("coordinator")
-    run.kill(coordinator)
+    run.delete(coordinator)
     run.goes_on()
     assert coordinator not in run.pods("coordinator")
     # The operator: the run does not need it.
-    cluster.kubectl("delete", "pods", "-n", operator, "--all", "--grace-period=0", "--force")
+    for pod in cluster.get(operator, "pods", selector="app.kubernetes.io/component=operator"):
+        kill(cluster, operator, pod["metadata"]["name"])
     run.goes_on()
     assert run.status["restarts"]["total"] == 2, "no pod was touched"
     # Smaller and larger, while it learns.
@@ -38,6 +43,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
     cluster.kubectl("scale", "drr", RUN, "-n", namespace, "--replicas=2")
     run.ready(2)
     assert stays in run.live()
+    assert run.life == 1, "somebody always knew where the run stood: nothing was lost"
     # Suspended and resumed, from where it was.
     before = run.update
     run.patch(suspend=True)
@@ -46,16 +52,29 @@ def test_a_run_survives_what_clusters_do_and_completes(
     run.patch(suspend=False)
     run.ready(2)
     assert run.update >= before, "nothing was lost"
+    assert run.life == 2
     # All workers at once: from the checkpoint.
+    saved = run.status["checkpoint"]["update"]
     for name in run.live():
         run.kill(name)
-    run.goes_on()
+    until(lambda: run.status["restarts"]["total"] == 4, "both are missed")
+    run.ready(2)
+    assert run.life == 3
+    assert run.update >= saved
+    assert run.status["restarts"]["counted"] == 3
+    # Now it may end.
+    run.patch(goal={"after": "Stop"})
     cluster.kubectl(
         "wait", "--for=condition=Complete", f"drr/{RUN}", "-n", namespace, "--timeout=300s"
     )
     assert run.status["phase"] == "Complete"
     assert run.status["curriculum"]["startFrame"] == 0
     until(lambda: not run.live(), "the pods are given back")
+    if cluster.tools is not None:  # its volumes are folders of this machine
+        claim = cluster.get(namespace, "pvc", f"{RUN}-data")
+        volume = cluster.get(namespace, "pv", claim["spec"]["volumeName"])
+        folder = Path(volume["spec"]["hostPath"]["path"]) / RUN / "checkpoints"
+        assert json.loads((max(folder.glob("ckpt-*")) / "state.json").read_text())["goal"]["met"]
     cluster.kubectl("delete", "drr", RUN, "-n", namespace)
     kinds = "pods,services,configmaps,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
     until(

@@ -1,6 +1,7 @@
 """A run, as kubectl tells of it."""
 
 import json
+import re
 from typing import Any
 
 from kube import Cluster, until
@@ -8,6 +9,11 @@ from kube import Cluster, until
 RUN = "freeway-crossing"  # the bundled run that is learned soonest
 # On one machine: with one thread each they do not wait for one another.
 CORE = {"requests": {"cpu": "500m"}, "limits": {"cpu": 1}}
+
+
+def kill(cluster: Cluster, namespace: str, pod: str) -> None:
+    """Kill all of a pod's processes; a deletion, also one without grace, would ask them first."""
+    cluster.kubectl("exec", pod, "-n", namespace, "--", "sh", "-c", "kill -9 -1", check=False)
 
 
 class Told:
@@ -55,9 +61,21 @@ class Told:
         before = self.update
         until(lambda: self.update > before + 1, f"updates beyond {before}", patience)
 
-    def kill(self, name: str) -> None:
+    @property
+    def life(self) -> int:
+        """How often the run was read from the disk: a live worker looks at the folder."""
+        folder = f"/data/{self.name}/checkpoints"
+        said = self.cluster.kubectl(
+            "exec", self.live()[0], "-n", self.namespace, "--", "ls", folder
+        )
+        return max(int(number) for number in re.findall(r"^life-(\d+)$", said, re.MULTILINE))
+
+    def delete(self, name: str) -> None:
         command = ["delete", "pod", name, "-n", self.namespace]
         self.cluster.kubectl(*command, "--grace-period=0", "--force")
+
+    def kill(self, name: str) -> None:
+        kill(self.cluster, self.namespace, name)
 
     def patch(self, **spec: Any) -> None:
         patch = json.dumps({"spec": spec})

@@ -135,6 +135,25 @@ def test_who_manages_which_field_of_a_run_is_not_kept() -> None:
     assert "managedFields" in body["metadata"], "what was given is not changed"
 
 
+def test_a_run_that_is_not_understood_says_so_once_and_is_left_as_it_is() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    known = server.objects["DemoResetRun", "key"]
+    new = {**known, "spec": {**known["spec"], "magic": 1}}
+    new["metadata"]["generation"] = 2
+    new["status"] |= {"ofALaterVersion": 7}
+    controller.cache.put_run(server._keep(new))
+    before = len(server.requests)
+    asyncio.run(controller.reconcile(uid))
+    asyncio.run(controller.reconcile(uid))
+    assert server.requests[before:] == [("apply status", "DemoResetRun")]
+    status = server.objects["DemoResetRun", "key"]["status"]
+    (running,) = [one for one in status["conditions"] if one["type"] == "Running"]
+    assert (running["status"], running["reason"]) == ("False", "NotUnderstood")
+    assert "does not know spec.magic: Extra inputs are not permitted" in running["message"]
+    assert (status["observedGeneration"], status["ofALaterVersion"]) == (2, 7)
+
+
 def test_a_failure_is_tried_again() -> None:
     server, controller, uid = made()
     server.broken = 1

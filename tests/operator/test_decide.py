@@ -111,6 +111,36 @@ def test_a_worker_that_trained_for_a_while_is_not_made_to_wait() -> None:
 
 
 @pytest.mark.parametrize(
+    "befalls",
+    [
+        lambda world, name: world.delete(name),
+        lambda world, name: world.vanish(name),  # without a word
+        lambda world, name: world.end(name, 143),
+    ],
+)
+def test_somebody_who_ends_workers_again_and_again_is_no_hot_loop(befalls: Any) -> None:
+    world = training(1, restart={"limit": 0, "maxBackOffSeconds": 8})
+    waits = []
+    for number in range(1, 8):
+        befalls(world, f"key-worker-0-{number}")
+        world.settle()
+        begun = world.now
+        while 0 not in world.live():
+            world.tick()
+            world.settle()
+        waits.append((world.now - begun).total_seconds())
+        world.start()
+    assert waits == [0, 1, 2, 4, 8, 8, 8]
+    assert world.status.restarts.counted == 0
+    # Who runs for a minute is replaced at once again, however it ends.
+    world.tick(61)
+    world.settle()
+    befalls(world, "key-worker-0-8")
+    world.step()
+    assert world.live()[0] == "key-worker-0-9"
+
+
+@pytest.mark.parametrize(
     ("code", "reason"),
     [(64, "WrongRun"), (65, "NoValidCheckpoint"), (66, "NoProgress")],
 )
@@ -407,6 +437,8 @@ def test_a_successor_is_known_at_once_though_the_operator_dies_and_the_pod_vanis
     assert world.live()[0] == "key-worker-0-2"
     world.vanish("key-worker-0-2")  # while there is no operator
     world.taken.clear()
+    world.settle()
+    world.tick()
     world.settle()
     assert world.live()[0] == "key-worker-0-3"
     assert world.status.restarts.total == 2

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from demoreset_api.status import Cause, ConditionType
-from demoreset_operator.ending import EXPLAINED
+from demoreset_operator.ending import EXPLAINED, HOPELESS, NO_ROOM
 from demoreset_operator.metrics import Metrics
 from demoreset_operator.why import DO
 
@@ -26,6 +26,8 @@ def test_every_cause_and_condition_is_explained() -> None:
         assert cause.value in PAGE
     for condition in ConditionType:
         assert condition.value in PAGE
+    for reason in (*HOPELESS, *NO_ROOM):
+        assert reason in DO, reason
     for reason in DO:
         assert reason in PAGE, reason
     for cause in EXPLAINED:

@@ -1,11 +1,13 @@
 """A group that stands still though its workers answer: who is replaced, when, and who is not."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
 from demoreset_api.status import Cause, Phase
-from world import World, training
+from demoreset_operator import said
+from world import World, told, training
 
 STAND = 150  # seconds: more than what a run of one update a second is given
 
@@ -54,7 +56,7 @@ def test_a_crash_between_record_and_deletion_replaces_it_once() -> None:
         world.settle()
     plan = world.decide()
     assert plan.status is not None
-    world._write(plan.status)  # and the operator dies
+    world.write(plan.status)  # and the operator dies
     world.told.clear()
     world.taken.clear()
     world.settle()
@@ -248,3 +250,79 @@ def test_a_run_that_hangs_for_ever_ends() -> None:
     status, reason, message = world.condition("Failed") or ("", "", "")
     assert (status, reason) == ("True", "RestartLimit")
     assert "no update for" in message
+
+
+# With many workers each is asked seldom: 4,000 of them every 160 s
+
+
+def answer(world: World, update: int, **more: object) -> None:
+    """All workers are asked, and nobody asks them again for 160 s."""
+    for name in world.live().values():
+        words = said.Said.model_validate(told(update, 3, **more))
+        before = world.told.get(name)
+        world.told[name] = said.told(before, words, world.now, timedelta(seconds=495))
+
+
+def pass_by(world: World, seconds: int = 160) -> None:
+    """Time between two questions; the run is looked at meanwhile."""
+    for _ in range(seconds // 20):
+        world.tick(20)
+        world.settle()
+        assert world.status.phase is Phase.RUNNING
+
+
+def test_workers_that_are_asked_seldom_train_between_two_questions() -> None:
+    world = training(3)
+    for update in range(100, 1100, 100):
+        answer(world, update)
+        pass_by(world)
+    assert world.recorded == []
+
+
+def test_what_is_not_seen_between_two_questions_is_no_hang() -> None:
+    world = training(3)
+    for phase in ("rollout", "confirm", "rollout", "optimise"):
+        answer(world, 100, phase=phase)
+        pass_by(world)
+    assert world.recorded == []
+
+
+def test_workers_that_are_asked_seldom_and_stand_still_are_found() -> None:
+    world = training(3)
+    for _ in range(6):
+        answer(world, 100)
+        world.tick(160)
+        world.settle()
+    assert causes(world) == [Cause.HUNG]
+
+
+def test_who_does_not_answer_has_not_shown_that_it_stands_still() -> None:
+    world = training(2)
+    stand(world, 110)
+    world.tick(25)  # its words still hold
+    world.settle()
+    assert world.status.phase is Phase.RUNNING
+    world.tick(10)  # and now they do not
+    world.settle()
+    assert world.condition("Running") == (
+        "False",
+        "NoUpdates",
+        "workers answer, and have done no update for a while",
+    )
+    assert world.recorded == []
+
+
+def test_who_loads_is_judged_by_its_answers_too() -> None:
+    world = World()
+    world.settle()
+    world.start()
+    for _ in range(596 // 4):
+        world.tick(4)
+        world.say("key-worker-0-1", None)
+        world.settle()
+    world.tick(25)  # its words still hold
+    world.settle()
+    assert world.recorded == []
+    world.say("key-worker-0-1", None)
+    world.settle()
+    assert causes(world) == [Cause.HUNG]

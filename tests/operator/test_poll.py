@@ -84,6 +84,28 @@ def test_all_are_asked_once_a_round_and_not_all_at_the_same_time() -> None:
     assert most == polls.AT_ONCE
 
 
+def test_who_does_not_answer_does_not_keep_the_operator_from_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, cache = World(workers={"max": 3}), Cache()
+    world.settle()
+    world.start()
+    cache.put_run(world.run_body)
+    for body in world.pods.values():
+        cache.put(body)
+    heard: list[str] = []
+
+    class Asks(Poll):
+        async def _ask(self, _session: Any, _uid: str, pod: Any, _holds: Any) -> None:
+            if pod.worker == 0:
+                await asyncio.sleep(3600)
+            heard.append(pod.name)
+
+    monkeypatch.setattr(polls, "FIRST", 0.05)
+    asyncio.run(asyncio.wait_for(Asks(cache, lambda uid: None).begin(), 10))
+    assert heard == ["key-worker-1-1", "key-worker-2-1"]
+
+
 @pytest.mark.parametrize(
     ("answer", "status"),
     [

@@ -56,6 +56,8 @@ def test_a_demo_on_the_volume_is_found_there() -> None:
         ({"workers": {"max": 5, "min": 2}}, "coordinator"),
         ({"workers": {"image": "other:1"}}, "worker coordinator"),
         ({"workers": {"labels": {"team": "a"}}}, "worker"),
+        ({"workers": {"affinity": {"podAntiAffinity": {"a": 1}}}}, "worker"),
+        ({"workers": {"priorityClassName": "high"}}, "worker coordinator"),
         ({"workers": {"resources": {"limits": {"memory": "2Gi"}}}}, "worker"),
         ({"goal": {"episodes": 7}}, "worker config"),
         ({"budget": {"frames": 7}}, "worker config"),
@@ -176,6 +178,26 @@ def test_the_group_trains_with_the_least_of_its_members() -> None:
     wanted = run(workers={"min": 2, "max": 4, "gpus": 2})
     container = render.coordinator(wanted, SETTINGS, 1)["spec"]["containers"][0]
     assert container["args"] == ["coordinator", "--min", "4"]
+
+
+def test_the_coordinator_is_not_kept_from_nodes_that_have_workers() -> None:
+    nodes: Json = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}
+    wanted = run(
+        workers={
+            "max": 2,
+            "affinity": {"nodeAffinity": nodes, "podAntiAffinity": {}, "podAffinity": {}},
+            "topologySpreadConstraints": [{"maxSkew": 1}],
+            "priorityClassName": "high",
+        }
+    )
+    spec = render.coordinator(wanted, SETTINGS, 1)["spec"]
+    assert spec["containers"][0]["livenessProbe"]["httpGet"]["port"] == "coordinator"
+    assert spec["affinity"] == {"nodeAffinity": nodes}
+    assert spec["priorityClassName"] == "high"
+    assert "topologySpreadConstraints" not in spec
+    apart = run(workers={"max": 2, "affinity": {"podAntiAffinity": {"a": 1}}})
+    assert "affinity" not in render.coordinator(apart, SETTINGS, 1)["spec"]
+    assert "podAntiAffinity" in render.worker(apart, SETTINGS, 0, 1)["spec"]["affinity"]
 
 
 def test_a_volume_is_made_unless_there_is_one() -> None:

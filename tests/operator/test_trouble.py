@@ -1,5 +1,6 @@
 """Trouble that a run must survive, or say: found by reviews, kept by tests."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -108,21 +109,192 @@ def test_a_pod_that_is_stuck_on_a_dead_node_keeps_nobody_waiting(change: dict[st
 
 def test_a_template_is_rolled_though_one_worker_finds_no_node() -> None:
     world = training(3)
-    world.pods["key-worker-2-1"]["status"]["phase"] = "Pending"
-    world.told.pop("key-worker-2-1")
-    world.unschedulable("key-worker-2-1", "no node")
-    world.change(workers={"min": 1, "max": 3, "labels": {"team": "a"}})
+    world.vanish("key-worker-2-1")
+    world.settle()
+    world.unschedulable("key-worker-2-2", "no node")
+    relabelled(world, "worker-2", lambda name: world.unschedulable(name, "no node"))
+    assert world.live() == {0: "key-worker-0-2", 1: "key-worker-1-2", 2: "key-worker-2-3"}
+
+
+def relabelled(
+    world: World, lacking: str, befalls: Callable[[str], object], seconds: int = 10
+) -> None:
+    """Labels are changed, and the kubelet starts all but one worker."""
+    world.change(workers={**world.run_body["spec"]["workers"], "labels": {"team": "a"}})
+    for _ in range(10):
+        live = world.live()
+        world.settle()
+        assert len(set(live.values()) - set(world.live().values())) <= 1
+        world.vanish()
+        for name in world.live().values():
+            if lacking in name:
+                befalls(name)
+            else:
+                world.start(name)
+        for _ in range(seconds // 10):
+            world.tick(10)
+            world.train(int(world.now.timestamp()))
+
+
+def gated(world: World, name: str) -> None:
+    """Kueue holds a pod back."""
+    found = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    world.pods[name]["status"]["conditions"] = [found]
+
+
+def test_a_template_is_rolled_though_one_worker_waits_in_a_queue() -> None:
+    world = training(3)
+    world.vanish("key-worker-2-1")
+    world.settle()
+    gated(world, "key-worker-2-2")
+    relabelled(world, "worker-2", lambda name: gated(world, name))
+    assert world.live() == {0: "key-worker-0-2", 1: "key-worker-1-2", 2: "key-worker-2-3"}
+
+
+def test_a_template_is_rolled_though_the_volume_of_one_worker_does_not_come() -> None:
+    world = training(3)
+    world.vanish("key-worker-2-1")
+    world.settle()
+    relabelled(
+        world, "worker-2", lambda name: world.wait_for(name, "ContainerCreating", ""), seconds=120
+    )
+    assert world.live() == {0: "key-worker-0-2", 1: "key-worker-1-2", 2: "key-worker-2-3"}
+
+
+def test_a_template_is_rolled_though_a_quota_keeps_one_worker_out() -> None:
+    world = training(3)
+    world.vanish("key-worker-2-1")
+    world.refused = "403: exceeded quota"
+    relabelled(world, "worker-2", lambda name: world.vanish(name))
+    assert world.live()[0] == "key-worker-0-2"
+    assert world.live()[1] == "key-worker-1-2"
+
+
+def test_a_template_for_which_there_is_no_room_harms_one_worker_only() -> None:
+    world = training(3)
+    world.change(workers={"min": 1, "max": 3, "resources": {"requests": {"cpu": "999"}}})
     for update in range(2, 12):
         world.settle()
         world.vanish()
-        for name in world.live().values():
-            if "worker-2" in name:
-                world.unschedulable(name, "no node")
-            else:
-                world.start(name)
+        for name, body in world.pods.items():
+            if body["status"]["phase"] == "Pending" and "worker" in name:
+                world.unschedulable(name, "insufficient cpu")
+        world.tick(100)
         world.train(update)
-        world.tick()
-    assert world.live() == {0: "key-worker-0-2", 1: "key-worker-1-2", 2: "key-worker-2-2"}
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-2"}
+
+
+def test_a_worker_that_was_lost_meanwhile_is_waited_for() -> None:
+    world = training(3)
+    world.vanish("key-worker-0-1")
+    world.settle()
+    world.change(workers={"min": 1, "max": 3, "labels": {"team": "a"}})
+    world.settle()
+    assert world.live() == {0: "key-worker-0-3", 1: "key-worker-1-1", 2: "key-worker-2-1"}
+    world.wait_for("key-worker-0-3", "ContainerCreating", "")
+    world.settle()
+    world.start()
+    world.settle()
+    assert world.live() == {0: "key-worker-0-3", 1: "key-worker-1-1", 2: "key-worker-2-1"}
+
+
+def loading(world: World, seconds: int = 60) -> None:
+    """All workers answer, and load for ever."""
+    for _ in range(seconds // 10):
+        world.tick(10)
+        for name in world.live().values():
+            world.say(name, None)
+        world.settle()
+
+
+def test_a_template_with_which_nobody_trains_is_corrected_at_once() -> None:
+    world = World(workers={"min": 1, "max": 3, "image": "broken"})
+    world.settle()
+    world.start()
+    loading(world)
+    world.change(workers={"min": 1, "max": 3, "image": "right"})
+    world.settle()
+    assert world.live() == {index: f"key-worker-{index}-2" for index in range(3)}
+    assert world.status.restarts.total == 0
+
+
+def test_a_group_that_stands_still_takes_another_template_at_once() -> None:
+    world = training(3)
+    for _ in range(20):
+        world.tick(20)
+        world.train(1, phase="confirm")  # not a hang, and then it is
+        world.settle()
+    for _ in range(7):
+        world.tick(20)
+        world.train(1)
+    assert world.observe().training(world.now) == set()
+    world.change(workers={"min": 1, "max": 3, "image": "right"})
+    world.settle()
+    assert {name[-1] for name in world.live().values()} == {"2"}
+
+
+def test_a_rollout_that_does_not_get_on_is_corrected_while_the_others_train() -> None:
+    world = training(3)
+    world.change(workers={"min": 1, "max": 3, "image": "broken"})
+    world.settle()
+    world.vanish()
+    world.start()
+    for update in range(2, 12):
+        world.tick(10)
+        world.say("key-worker-0-1", update)
+        world.say("key-worker-1-1", update)
+        world.say("key-worker-2-2", None)
+        world.settle()
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-2"}
+    world.change(workers={"min": 1, "max": 3, "image": "right"})
+    world.settle()
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-3"}
+
+
+def test_those_who_wait_for_the_first_of_another_template_keep_what_they_have_learned() -> None:
+    world = training(3)
+    world.change(workers={"min": 3, "max": 3, "image": "next"})
+    world.settle()
+    world.vanish()
+    for _ in range(30):
+        world.tick(10)
+        for name in ("key-worker-0-1", "key-worker-1-1"):
+            world.say(name, 1, phase="quorum")
+        world.wait_for("key-worker-2-2", "ContainerCreating", "")
+        world.settle()
+    assert world.status.phase is Phase.PENDING
+    world.start()
+    for _ in range(6):
+        world.tick(10)
+        for name in ("key-worker-0-1", "key-worker-1-1"):
+            world.say(name, 1, phase="quorum")
+        world.say("key-worker-2-2", None)
+        world.settle()
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-2"}
+
+
+def test_a_second_wrong_image_harms_nobody_else() -> None:
+    world = training(3)
+    for image in ("typo", "another-typo"):
+        world.change(workers={"min": 1, "max": 3, "image": image})
+        for _ in range(10):
+            world.settle()
+            world.vanish()
+            for name, body in world.pods.items():
+                if body["status"]["phase"] == "Pending":
+                    world.wait_for(name, "ImagePullBackOff", f"no such image: {image}")
+            world.tick(100)
+            world.train(int(world.now.timestamp()))
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-3"}
+
+
+def test_who_is_not_heard_any_more_is_not_taken_for_idle() -> None:
+    world = training(3)
+    world.tick(3600)  # the operator slept, or the network between them did
+    world.missed = dict.fromkeys(world.pods, 100)
+    world.change(workers={"min": 1, "max": 3, "labels": {"team": "a"}})
+    world.settle()
+    assert world.live() == {index: f"key-worker-{index}-1" for index in range(3)}
 
 
 @pytest.mark.parametrize(("code", "phase"), [(0, Phase.RUNNING), (2, Phase.RUNNING)])
@@ -169,6 +341,44 @@ def test_a_coordinator_that_cannot_start_is_named() -> None:
     world.wait_for("key-coordinator-1", "ImagePullBackOff", "no such image")
     world.settle()
     assert "coordinator: ImagePullBackOff: no such image" in condition(world, "Running")[2]
+
+
+def outage(world: World) -> None:
+    """All pods are lost, and no image can be had for ten minutes."""
+    world.vanish(*world.names("worker"))
+    for _ in range(60):
+        world.settle()
+        for name in world.live().values():
+            world.wait_for(name, "ImagePullBackOff", "the registry is away")
+        world.tick(10)
+    world.settle()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_outage_of_the_registry_does_not_end_a_run_that_has_trained(resumed: bool) -> None:
+    world = training(2)
+    if resumed:
+        world.change(suspend=True)
+        world.settle()
+        world.vanish()
+        world.settle()
+        world.change(suspend=False)
+        world.settle()
+    outage(world)
+    assert world.status.phase is not Phase.FAILED
+    assert condition(world, "Running") == (
+        "False",
+        "ImagePullBackOff",
+        "worker 0: ImagePullBackOff: the registry is away",
+    )
+    names = set(world.live().values())
+    world.change(workers={"min": 1, "max": 2, "image": "another-registry/trainer"})
+    world.settle()
+    assert not names & set(world.live().values())
+    world.start()
+    world.train(9)
+    world.settle()
+    assert world.status.phase is Phase.RUNNING
 
 
 def test_an_operator_that_has_asked_nobody_yet_ends_no_run() -> None:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from demoreset_operator.why import why
-from world import World
+from world import World, training
 
 
 def told(world: World) -> str:
@@ -53,3 +53,42 @@ def test_a_run_that_failed_says_why_and_what_to_do() -> None:
     said = told(world)
     assert said.startswith("key has failed. BudgetSpent: ")
     assert "kubectl demoreset branch key NEW" in said
+
+
+def test_a_run_that_no_operator_has_seen_says_so() -> None:
+    world = World()
+    said = told(world)
+    assert said.startswith("key waits for its first worker. No operator has looked at it yet. ")
+    assert "kubectl get pods --all-namespaces --selector app.kubernetes.io/name=demoreset" in said
+    world.settle()
+    assert "No operator" not in told(world)
+    world.change(suspend=True)
+    assert "No operator has looked at its latest change yet." in told(world)
+
+
+def test_a_run_of_another_manager_names_it() -> None:
+    world = World(managedBy="kueue.x-k8s.io/multikueue")
+    assert "It is kueue.x-k8s.io/multikueue's to look after (spec.managedBy)." in told(world)
+
+
+def test_what_a_worker_lacks_is_explained_while_the_others_train() -> None:
+    world = World(workers={"max": 2})
+    world.settle()
+    world.start("key-worker-0-1", "key-coordinator-1")
+    world.wait_for("key-worker-1-1", "ContainerCreating", "")
+    world.train(10)
+    world.settle()
+    said = told(world)
+    assert "Training: 1 of 2 workers train; worker 1: ContainerCreating. Its image is" in said
+    assert "FailedMount" in said
+
+
+def test_a_run_that_waits_after_it_has_trained_says_where_it_stands() -> None:
+    world = training(1)
+    world.vanish("key-worker-0-1")
+    world.settle()
+    world.wait_for("key-worker-0-2", "ImagePullBackOff", "no such image")
+    world.settle()
+    said = told(world)
+    assert said.startswith("key waits: no worker trains; the start stands at frame 200 of 356")
+    assert "no such image. Correct spec.workers.image" in said

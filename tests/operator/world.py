@@ -8,7 +8,14 @@ import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from demoreset_api.names import API_VERSION, KIND, LABEL_COMPONENT
+from demoreset_api.names import (
+    API_VERSION,
+    KIND,
+    LABEL_ATTEMPT,
+    LABEL_COMPONENT,
+    LABEL_RUN_UID,
+    LABEL_WORKER,
+)
 from demoreset_api.status import Attempt, RunStatus
 from demoreset_operator import said
 from demoreset_operator.decide import Event, Plan, decide
@@ -74,13 +81,17 @@ class World:
     def observe(self) -> Observation:
         return Observation(
             self.run,
-            tuple(parse_pod(body) for body in self.pods.values()),
-            tuple(parse_child(body) for body in self.children.values()),
+            tuple(parse_pod(body) for body in self.pods.values() if self._own(body)),
+            tuple(parse_child(body) for body in self.children.values() if self._own(body)),
             {name: told for name, told in self.told.items() if name in self.pods},
             {name: count for name, count in self.missed.items() if name in self.pods},
             frozenset(self.taken),
             self.refused,
         )
+
+    def _own(self, body: Json) -> bool:
+        """Whether it is of this run, and not of an earlier one of its name."""
+        return bool(body["metadata"]["labels"][LABEL_RUN_UID] == self.run_body["metadata"]["uid"])
 
     def decide(self, settings: Settings = SETTINGS) -> Plan:
         return decide(self.observe(), settings, self.now)
@@ -100,7 +111,7 @@ class World:
 
         if plan.status is not None and not self._may_wait(plan.status):
             request()
-            self._write(plan.status)
+            self.write(plan.status)
         for body in plan.apply:
             request()
             made = copy.deepcopy(body)
@@ -112,7 +123,7 @@ class World:
             self.delete(name)
         for body in plan.create:
             request()
-            self._create(body)
+            self.create(body)
         for key in plan.remove:
             request()
             self.children.pop(key, None)
@@ -133,7 +144,8 @@ class World:
         soon = self.now - self.written < timedelta(seconds=5)
         return self.patient and soon and not urgent(self.status, status)
 
-    def _write(self, status: RunStatus) -> None:
+    def write(self, status: RunStatus) -> None:
+        """The run's status is so from now on."""
         self.written = self.now
         known = {(one.worker, one.attempt, one.pod) for one in self.status.attempts}
         for one in status.attempts:
@@ -141,10 +153,15 @@ class World:
                 self.recorded.append(one)
         self.run_body["status"] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    def _create(self, body: Json) -> None:
+    def create(self, body: Json) -> None:
+        """A pod, and a node for it."""
         name = body["metadata"]["name"]
         if name in self.pods:  # the API server answers 409
             return
+        if LABEL_WORKER in (labels := body["metadata"]["labels"]) and self._own(body):
+            ended = {str(place.worker): place.ended for place in self.status.places}
+            over = int(labels[LABEL_ATTEMPT]) <= ended.get(labels[LABEL_WORKER], 0)
+            assert not over, f"{name} is on record as ended: names do not come again"
         made = copy.deepcopy(body)
         made["metadata"] |= {"uid": f"p-{len(self.created)}", "creationTimestamp": stamp(self.now)}
         made["status"] = {"phase": "Pending", "conditions": [scheduled(self.now)]}

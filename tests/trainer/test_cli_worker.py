@@ -258,7 +258,11 @@ def test_a_group_regains_its_first_member_and_its_coordinator_and_stops_on_ctrl_
     os.kill(coordinator, signal.SIGKILL)
     group.until("another", lambda: "lost the coordinator" in group.said())
     group.until("the new one", lambda: first["id"] not in str(group.status()["members"]))
-    before = group.train(2)["update"]
+    group.train(2)
+    (coordinator,) = [pid for pid, words in group.children().items() if "coordinator" in words]
+    os.kill(coordinator, signal.SIGSTOP)
+    group.until("a third", lambda: f"coordinator (pid {coordinator}) stands" in group.said())
+    before = group.status()["update"]
     group.until("an update", lambda: group.status()["update"] > before)
     os.killpg(group.process.pid, signal.SIGINT)  # as a terminal does it: to all of them
     assert group.process.wait(timeout=60) == 130

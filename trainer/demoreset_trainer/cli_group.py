@@ -6,12 +6,14 @@ import os
 import random
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_trainer.member_process import DEMORESET, MemberProcess, member_command
@@ -27,6 +29,7 @@ LOCALHOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)  # below those that the kernel gives to whoever connects
 GOOD = (ExitCode.DONE, ExitCode.BUDGET_SPENT, ExitCode.INTERRUPTED, ExitCode.DRAINED)
 CALM = 10.0  # seconds after which a coordinator counts as one that works
+ASK_EVERY, DEAF = 2.0, 10.0  # seconds between two questions to it, and without an answer
 
 
 def run_group(
@@ -140,6 +143,14 @@ class LocalCoordinator:
         self._process: MemberProcess | None = None
         self._record = Record()
         self._start_at = float("-inf")
+        self._answered = 0.0  # when, by time.monotonic
+        threading.Thread(target=self._ask, daemon=True, name="coordinator").start()
+
+    def _ask(self) -> None:
+        while True:
+            with suppress(OSError), urlopen(f"http://{LOCALHOST}:{self.port}/status", timeout=2):
+                self._answered = time.monotonic()
+            time.sleep(ASK_EVERY)
 
     @property
     def pid(self) -> int | None:
@@ -147,7 +158,7 @@ class LocalCoordinator:
         return self._process.pid if self._process is not None else None
 
     def tend(self, now: float) -> None:
-        """Start it, or start it again.
+        """Start it, or start it again; one that was stopped is killed.
 
         Raises:
             UserError: it cannot work on this machine.
@@ -160,6 +171,10 @@ class LocalCoordinator:
         code = process.ended()
         process.said()
         if code is None:
+            if time.monotonic() - self._answered > DEAF:
+                self._note(f"the coordinator (pid {process.pid}) stands still: killed")
+                self._answered = time.monotonic()
+                process.kill()
             return
         self._process = None
         process.bury()
@@ -178,6 +193,7 @@ class LocalCoordinator:
     def _start(self, now: float) -> None:
         try:
             self._process = MemberProcess(0, "coordinator", self._command, os.environ, now)
+            self._answered = time.monotonic()
         except OSError as error:
             self._start_at = now + 1
             self._note(f"the coordinator cannot be started: {error}; trying again")
