@@ -65,3 +65,21 @@ def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
     )
     run.goes_on()
     assert run.update > before
+
+
+def test_a_node_is_drained_and_nothing_is_lost(cluster: Cluster, run: Told) -> None:
+    run.goes_on()
+    cluster.kubectl(
+        *("drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
+    )
+    try:
+        until(lambda: set(workers(run).values()) == {"node1"}, "both are on the other node")
+        run.ready(2)
+        run.goes_on()
+        (attempt,) = run.status["attempts"]
+        assert attempt["cause"] == "Evicted"
+        assert attempt["exitCode"] == 143  # it left the group, and was not killed
+        assert run.status["restarts"] == {"total": 1, "counted": 0}
+        assert run.life == 1
+    finally:
+        cluster.kubectl("uncordon", "node2")

@@ -422,3 +422,23 @@ def test_what_is_seen_does_not_depend_on_the_episode_before(
             env.play(1)
             seen.append(env.observation.copy())
         np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_somebody_elses_learner_learns_on_it(freeway: Demo) -> None:
+    """REINFORCE (Williams 1992) of what to press, whatever is seen: all it takes here."""
+    env = gymnasium.make("DemoReset-v0", demo=freeway, lag_frames=24)
+    random, logits, usual, paid = np.random.default_rng(0), np.zeros(3), 0.0, []
+    for episode in range(120):
+        env.reset(seed=episode, options={"start": 152})
+        chances = np.exp(logits) / np.exp(logits).sum()
+        score, direction, over = 0.0, np.zeros(3), False
+        while not over:
+            action = random.choice(3, p=chances)
+            direction += np.eye(3)[action] - chances
+            _, reward, terminated, truncated, _ = env.step(action)
+            score, over = score + float(reward), terminated or truncated
+        logits += 0.1 * (score - usual) * direction
+        usual += 0.1 * (score - usual)
+        paid.append(score)
+    assert np.mean(paid[:20]) < 0.5
+    assert np.mean(paid[-20:]) > 0.9
