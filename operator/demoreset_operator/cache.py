@@ -59,10 +59,12 @@ class Cache:
         own: str = meta["uid"]
         if gone:
             return self._drop(own)
-        uid: str | None = (meta.get("labels") or {}).get(LABEL_RUN_UID)
-        if uid is None or not self._believed(uid, body) or not self._newer(body):
-            return uid
         name = meta["name"]
+        uid: str | None = (meta.get("labels") or {}).get(LABEL_RUN_UID)
+        if uid is None or not self._believed(uid, body) or self._succeeded(uid, body):
+            return uid
+        if not self._newer(body):
+            return uid
         if own in self._names and self._names[own] != (uid, kind, name):  # another run's by now
             self._drop(own, buried=False)
         try:
@@ -103,6 +105,15 @@ class Cache:
             return False
         owners = {owner.get("uid") for owner in meta.get("ownerReferences") or []}
         return body["kind"] == "PersistentVolumeClaim" or uid in owners
+
+    def _succeeded(self, uid: str, body: Json) -> bool:
+        """Whether this is a late word about an earlier object of a name that is taken again."""
+        kind, meta = body["kind"], body["metadata"]
+        pods, children = self._pods.get(uid, {}), self._children.get(uid, {})
+        now = pods.get(meta["name"]) if kind == "Pod" else children.get((kind, meta["name"]))
+        if now is None or now.uid == meta["uid"]:
+            return False
+        return int(meta.get("resourceVersion") or 0) < self._versions.get(now.uid, 0)
 
     def _bury(self, uid: str) -> None:
         now = self._clock()

@@ -1,5 +1,6 @@
 """Why a worker's pod ended: from its exit code and Kubernetes' own words, and nothing else."""
 
+import json
 from dataclasses import dataclass
 
 from demoreset_api.errors import ExitCode
@@ -71,9 +72,22 @@ def verdict(pod: Pod) -> Verdict:
 
 
 def last_words(text: str) -> str:
-    """What a worker left as its termination message: its error, then its last lines."""
-    words = text.strip()
+    """What a worker left as its termination message: its error, then its last lines.
+
+    One that was killed left nothing, and the kubelet took the end of its log instead.
+    """
+    words = "\n".join(filter(None, map(_words, text.strip().splitlines())))
     if len(words) <= MOST_WORDS:
         return words
     half = MOST_WORDS // 2  # what it is comes first; where there is only a log, last
     return f"{words[: half - 3]} … {words[-half:]}"
+
+
+def _words(line: str) -> str:
+    """A line as a person reads it: of the log's JSON, the text of a note, and no numbers."""
+    if not line.endswith("}"):
+        return line
+    try:
+        return str(json.loads(line).get("text", ""))
+    except (ValueError, AttributeError):
+        return ""  # it begins in its middle

@@ -1,8 +1,9 @@
 """What kopf is used for: watches that feed the cache, and a key into the queue. Nothing else.
 
 `on.event` alone: no finalizers, no annotations, nothing to miss while we are away. A watch that was
-cut off may miss deletions, so everything is listed again from time to time; and a heartbeat that
-must come back through a watch tells a watch that has died.
+cut off may miss deletions, so everything is listed again from time to time. A heartbeat that must
+come back through a watch tells that the watches have died; and what a list has shown each watch
+must have told by the next one.
 """
 
 import asyncio
@@ -82,8 +83,10 @@ class Watch:
         self._namespaces, self._home = list(namespaces), home
         self._heard = time.monotonic()
         self._kinds: set[str] = set()  # of which a watch has told
-        self._listed: set[str] = set()  # of which there are objects, since an earlier list
-        self._unwatched: set[str] = set()
+        self._told: dict[str, int] = {}  # by a watch: the version of each object, by its UID
+        self._listed: dict[str, tuple[str, int]] = {}  # by the latest list: kind and version
+        self._filled = self._heard  # when that was
+        self._awaited: dict[str, tuple[str, int]] = {}  # of the list before, not told by then
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until told to stop."""
@@ -120,17 +123,15 @@ class Watch:
         await kopf.run_tasks(tasks, ignored=others)  # else it waits for what is not its own
 
     async def _on_run(self, event: Any, **_: Any) -> None:
-        self._kinds.add(KIND)
-        gone = event["type"] == "DELETED"
+        gone = self._hear(KIND, event)
         self._changed(self._cache.put_run(dict(event["object"]), gone=gone))
 
     async def _on_child(self, event: Any, param: Any = None, **_: Any) -> None:
-        self._kinds.add(param)
+        gone = self._hear(param, event)
         body = {**event["object"], "kind": param}
         meta = body["metadata"]
         if meta["name"] == HEARTBEAT:
             self._heard = time.monotonic()
-        gone = event["type"] == "DELETED"
         if (uid := self._cache.put(body, gone=gone)) is None:
             return
         self._changed(uid)
@@ -139,27 +140,54 @@ class Watch:
             if (other := self._cache.named(meta["namespace"], name)) not in (None, uid):
                 self._changed(str(other))
 
+    def _hear(self, kind: str, event: Any) -> bool:
+        """Note what a watch has told; whether the object is gone."""
+        self._kinds.add(kind)
+        gone: bool = event["type"] == "DELETED"
+        meta = event["object"]["metadata"]
+        if gone:
+            self._told.pop(meta["uid"], None)
+        else:
+            self._told[meta["uid"]] = int(meta["resourceVersion"])
+        return gone
+
     async def fill(self) -> None:
         """List everything: what is not there any more is forgotten."""
         self._heard = time.monotonic() if not self._listed else self._heard
-        earlier, self._listed = self._listed, set()
         known = self._cache.identities()
-        listed: set[str] = set()
+        listed: dict[str, tuple[str, int]] = {}
         for kind in (KIND, *CHILDREN):
             for namespace in self._namespaces or [""]:
                 selector = OURS if kind != KIND else ""
                 async for body in self._api.list(kind, namespace, selector):
-                    listed.add(body["metadata"]["uid"])
-                    self._listed.add(kind)
+                    meta = body["metadata"]
+                    listed[meta["uid"]] = kind, int(meta["resourceVersion"])
                     put = self._cache.put_run if kind == KIND else self._cache.put
                     if (run := put({**body, "kind": kind})) is not None:
                         self._changed(run)
-        # Kopf looks once for what can be watched.
-        self._unwatched = (earlier & self._listed) - self._kinds
-        for uid in known - listed:
+        for uid in known - listed.keys():
+            self._told.pop(uid, None)
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
                 self._changed(run)
+        # Kopf looks once for what can be watched, and one watch of many may die. Soon after a list
+        # a watch may be late: then it is enough that it has told of anything.
+        late = time.monotonic() - self._filled > DEAF
+        self._awaited = {
+            uid: (kind, version)
+            for uid, (kind, version) in self._untold(self._listed).items()
+            if late or kind not in self._kinds
+        }
+        self._listed, self._filled = listed, time.monotonic()
+
+    def _untold(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+        """What of a list is still there, and no watch has told of it as it was then, or later."""
+        there = self._cache.identities()
+        return {
+            uid: (kind, version)
+            for uid, (kind, version) in listed.items()
+            if uid in there and self._told.get(uid, -1) < version
+        }
 
     async def refill(self) -> None:
         """List everything again and again; soon after the start, when the watches have begun."""
@@ -194,7 +222,7 @@ class Watch:
 
     def deaf(self) -> str | None:
         """Why the watches count as dead; None while they live."""
-        if self._unwatched:
-            return f"no watch tells of {', '.join(sorted(self._unwatched))}"
+        if kinds := {kind for kind, _ in self._untold(self._awaited).values()}:
+            return f"no watch tells of {', '.join(sorted(kinds))}"
         silent = time.monotonic() - self._heard
         return f"no sign of life from the watches for {silent:.0f} s" if silent > DEAF else None

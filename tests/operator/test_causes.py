@@ -54,6 +54,16 @@ def test_a_signal_is_named() -> None:
     assert verdict(pod(exit_code=139)).message == "exit code 139 (signal 11)"
 
 
+def test_of_a_log_s_end_the_notes_are_told_and_no_numbers() -> None:
+    log = (
+        '12, "goodput": 0.98}\n{"time": 7.5, "event": "note", "text": "generation 2: 3 members"}\n'
+        '{"time": 8.1, "event": "update", "update": 424}\nTraceback {'
+    )
+    said = verdict(pod(exit_code=137, last_words=log)).message
+    assert said == "exit code 137 (signal 9): generation 2: 3 members\nTraceback {"
+    assert verdict(pod(exit_code=137, last_words=log[:20])).message == "exit code 137 (signal 9)"
+
+
 def test_long_last_words_are_cut() -> None:
     said = verdict(pod(exit_code=64, last_words="x" * 5000)).message
     assert len(said) == MOST_WORDS

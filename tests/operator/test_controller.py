@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from demoreset_operator import controller as controllers
 from demoreset_operator.api import ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller, Queue
@@ -152,6 +153,46 @@ def test_a_run_that_is_not_understood_says_so_once_and_is_left_as_it_is() -> Non
     assert (running["status"], running["reason"]) == ("False", "NotUnderstood")
     assert "does not know spec.magic: Extra inputs are not permitted" in running["message"]
     assert (status["observedGeneration"], status["ofALaterVersion"]) == (2, 7)
+
+
+def somebody_suspends(server: Server) -> Json:
+    run = server.objects["DemoResetRun", "key"]
+    meta = {**run["metadata"], "generation": 2}
+    return server._keep({**run, "metadata": meta, "spec": {**run["spec"], "suspend": True}})
+
+
+def test_nothing_follows_from_what_a_run_was_before_somebody_changed_it() -> None:
+    server, controller, uid = made()
+    now = somebody_suspends(server)
+    with pytest.raises(ApiError, match="409"):
+        asyncio.run(controller.reconcile(uid))
+    assert server.requests == [("apply status", "DemoResetRun")]
+    controller.cache.put_run(now)
+    asyncio.run(controller.reconcile(uid))
+    assert server.objects["DemoResetRun", "key"]["status"]["phase"] == "Suspended"
+    assert not [1 for kind, _ in server.objects if kind == "Pod"]
+
+
+def test_who_was_too_slow_tries_again_when_it_has_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "FIRST_WAIT", 0.01)
+    server, controller, uid = made()
+    now = somebody_suspends(server)
+
+    async def work() -> None:
+        controller.queue.add(uid)
+        working = asyncio.create_task(controller.run())
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.01)
+        assert set(server.requests) == {("apply status", "DemoResetRun")}
+        controller.cache.put_run(now)
+        while "status" not in server.objects["DemoResetRun", "key"]:
+            await asyncio.sleep(0.01)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+    assert server.objects["DemoResetRun", "key"]["status"]["phase"] == "Suspended"
 
 
 def test_a_failure_is_tried_again() -> None:
@@ -394,6 +435,18 @@ def test_an_older_word_about_an_object_is_not_believed() -> None:
     uid = cache.put_run(new)
     cache.put_run(old)
     assert "status" in cache.runs[uid]
+
+
+def test_a_late_word_about_an_earlier_pod_of_the_name_changes_nothing() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    cache, pod = controller.cache, server.objects["Pod", "key-worker-0-1"]
+    version = int(pod["metadata"]["resourceVersion"])
+    for older, ours in ((version - 1, True), (version + 1, False)):
+        meta = {**pod["metadata"], "uid": "another", "resourceVersion": str(older)}
+        cache.put({**pod, "metadata": meta, "kind": "Pod"})
+        kept = {one.uid for one in cache.pods(uid) if one.name == "key-worker-0-1"}
+        assert (pod["metadata"]["uid"] in kept) is ours
 
 
 def test_what_is_gone_without_a_word_is_forgotten_with_the_next_list() -> None:
