@@ -13,6 +13,12 @@ from kube import RESTRICTED, ROOT, TOOLS, Cluster
 from told import RUN
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.cluster)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A real cluster: the one of KUBECONFIG, else one that is started for the tests."""

@@ -117,6 +117,26 @@ def test_an_update_whose_gradient_is_not_finite_leaves_no_trace(crossing: Demo) 
     assert not torch.equal(weights(loop), before)
 
 
+def test_a_step_that_leaves_a_weight_that_is_not_finite_leaves_no_trace(
+    crossing: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, diary, _ = make(crossing)
+    update, tries = loop.ppo.update, []
+
+    def poisoned(*arguments: Any, **options: Any) -> Any:
+        statistics = update(*arguments, **options)
+        tries.append(1)
+        if len(tries) == 2:
+            next(loop._policy.parameters()).data.view(-1)[3] = float("inf")
+        return statistics
+
+    monkeypatch.setattr(loop.ppo, "update", poisoned)
+    loop.run(after(loop, 2))
+    assert torch.isfinite(weights(loop)).all()
+    assert (loop.state.counters.update, loop.state.counters.rejected, len(tries)) == (2, 1, 3)
+    assert "a weight is not finite" in diary.notes[0]
+
+
 def test_an_update_that_fails_three_times_ends_the_run_with_its_weights_as_before(
     crossing: Demo,
 ) -> None:
