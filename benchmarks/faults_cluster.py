@@ -185,7 +185,9 @@ def all_killed(run: Deployed) -> float:
     last = max(e["update"] for e in run.commits())
     begun = time.monotonic()
     first = run.wait(lambda: run.commits(begun), "an update")[0]
-    again = next(e["time"] for e in run.commits() if e["update"] == first["update"])
+    # An update that was lost before has been done more than once.
+    same = [e["time"] for e in run.commits() if e["update"] == first["update"]]
+    again = max((at for at in same if at < begun), default=since)
     if first["update"] > last + 1:
         raise RuntimeError(f"after update {last} came {first['update']}")
     if (lost := since - again) > INTERVAL + 2:
