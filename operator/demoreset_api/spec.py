@@ -178,7 +178,8 @@ class CurriculumSpec(ApiModel):
         default=None,
         ge=4,
         description="Adaptive: judge a start by the demo's score this many frames later and "
-        "bootstrap there, instead of playing to the demo's end. For long demos.",
+        "bootstrap there, instead of playing to the demo's end; from the game's own start all of "
+        "it counts. For long demos.",
     )
     explore_frames: int | None = Field(
         default=None,

@@ -89,5 +89,5 @@ def _words(line: str) -> str:
         return line
     try:
         return str(json.loads(line).get("text", ""))
-    except (ValueError, AttributeError):
-        return ""  # it begins in its middle
+    except (ValueError, AttributeError, RecursionError):
+        return "" if '": ' in line else line  # of JSON that begins in its middle nothing

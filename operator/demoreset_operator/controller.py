@@ -20,6 +20,7 @@ from demoreset_api.names import (
     LABEL_MANAGED_BY,
     LABEL_RUN,
     LABEL_RUN_UID,
+    MANAGER,
     OPERATOR_NAME,
 )
 from demoreset_api.status import RunStatus
@@ -195,6 +196,9 @@ class Controller:
         """Say that a run is left as it is; all else that a later version has written is kept."""
         meta = body["metadata"]
         log.warning("run %s: not understood: %s", self._name(meta["uid"]), said)
+        manager = (body.get("spec") or {}).get("managedBy")
+        if manager not in (None, MANAGER) or "deletionTimestamp" in meta:
+            return
         with suppress(ValidationError):
             status = RunStatus.model_validate(body.get("status") or {})
             told = story.not_understood(status, said, datetime.now(UTC), meta.get("generation", 0))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from demoreset_api.status import Cause, RunStatus
+from demoreset_api.status import Attempt, Cause, RunStatus
 from demoreset_operator import render
 from demoreset_operator.ending import HOPELESS, NO_ROOM
 from demoreset_operator.hang import LOAD
@@ -120,30 +120,36 @@ def _roll(
         idle = stale
     if idle or not stale:
         return idle
+    lost = gained = 0
     for index in range(seen.run.spec.workers.max):
         pod = live.get(index)
-        trains = pod is not None and pod.name in training
-        if not trains and _awaited(seen, status, index, pod, now):
+        number, before = _before(status, index, pod)
+        replaced = before is not None and before.cause is Cause.REPLACED
+        if pod is not None and pod.name in training:
+            gained += number == 0 and pod.hash == wanted.worker
+        elif seen.refused if pod is None else pod.reason in NO_ROOM:
+            lost += replaced
+        elif replaced or _comes(pod, now):
             return []
-    return [max(stale)]  # the first worker, which writes, comes last
+    # Where there is room for some, another may have taken the place of the one that was replaced.
+    # Where there is none for this template, it costs no second worker, however often it is changed.
+    return [] if lost > gained else [max(stale)]  # the first worker, which writes, comes last
 
 
-def _awaited(
-    seen: Observation, status: RunStatus, index: int, pod: Pod | None, now: datetime
-) -> bool:
-    """Whether a worker that does not train must, before the next one is replaced.
+def _before(status: RunStatus, index: int, pod: Pod | None) -> tuple[int, Attempt | None]:
+    """The latest attempt of a worker that ran, before this pod; its number, 0 where none did."""
+    places = {place.worker: place.attempt for place in status.places}
+    its = {one.attempt: one for one in status.attempts if one.worker == index}
+    number = (places.get(index, 0) + 1 if pod is None else pod.attempt) - 1
+    while number in its and its[number].started is None:
+        number -= 1
+    return number, its.get(number)
 
-    One that ran until it was replaced must: a template that cannot run harms no second worker. So
-    must one that runs, or is on its way; but not one for which there has been no room all along,
-    or whose volume does not come.
-    """
-    attempts = [attempt for attempt in status.attempts if attempt.worker == index]
-    if attempts and attempts[-1].cause is Cause.REPLACED and attempts[-1].started is not None:
-        return True
+
+def _comes(pod: Pod | None, now: datetime) -> bool:
+    """Whether a worker that does not train is on its way; not one whose volume does not come."""
     if pod is None:
-        return not seen.refused
-    if pod.reason in NO_ROOM:
-        return False
+        return True
     late = pod.scheduled is not None and now > pod.scheduled + LOAD
     return pod.phase == "Running" or pod.reason in HOPELESS or not late
 

@@ -44,6 +44,10 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         members=first.said.world_size if first else 0,
         generation=first.said.generation if first else status.workers.generation,
     )
+    if seen.unasked and not ready:  # an operator that has just begun knows no better yet
+        known = status.workers
+        same = {"ready": known.ready, "shown": known.shown, "members": known.members}
+        workers = workers.model_copy(update=same)
     changes: Json = {"workers": workers}
     if latest is not None and _newer(latest, status):
         changes |= _progress(latest, status)

@@ -64,6 +64,18 @@ def test_of_a_log_s_end_the_notes_are_told_and_no_numbers() -> None:
     assert verdict(pod(exit_code=137, last_words=log[:20])).message == "exit code 137 (signal 9)"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ValueError: bad {'a': 1}",
+        'status: Cancelled, message: "Timeout expired", metadata: MetadataMap { headers: {} }',
+        "[" * 4000 + "}",
+    ],
+)
+def test_a_line_that_looks_like_json_and_is_none_is_told(line: str) -> None:
+    assert verdict(pod(exit_code=1, last_words=line)).message.endswith(line[-20:])
+
+
 def test_long_last_words_are_cut() -> None:
     said = verdict(pod(exit_code=64, last_words="x" * 5000)).message
     assert len(said) == MOST_WORDS

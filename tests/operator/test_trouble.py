@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from demoreset_api.status import Attempt, Cause, Phase
+from demoreset_operator import render
 from demoreset_operator.render import Settings
 from world import SETTINGS, World, training
 
@@ -170,18 +171,49 @@ def test_a_template_is_rolled_though_a_quota_keeps_one_worker_out() -> None:
     assert world.live()[1] == "key-worker-1-2"
 
 
-def test_a_template_for_which_there_is_no_room_harms_one_worker_only() -> None:
-    world = training(3)
-    world.change(workers={"min": 1, "max": 3, "resources": {"requests": {"cpu": "999"}}})
-    for update in range(2, 12):
+def pending(world: World) -> list[str]:
+    """Workers' pods that wait, the oldest first."""
+    return [pod.name for pod in world.workers() if pod.live and pod.phase == "Pending"]
+
+
+@pytest.mark.parametrize("cpus", [["999"], ["999", "500", "400"]])
+def test_a_template_for_which_there_is_no_room_harms_one_worker_only(cpus: list[str]) -> None:
+    world, update = training(3), 1
+    for cpu in cpus:
+        world.change(workers={"min": 1, "max": 3, "resources": {"requests": {"cpu": cpu}}})
+        for _ in range(8):
+            world.settle()
+            world.vanish()
+            for name in pending(world):
+                world.unschedulable(name, "insufficient cpu")
+            world.tick(100)
+            update += 1
+            world.train(update)
+    live = {0: "key-worker-0-1", 1: "key-worker-1-1", 2: f"key-worker-2-{1 + len(cpus)}"}
+    assert world.live() == live
+
+
+def test_a_template_is_rolled_though_the_room_goes_to_another() -> None:
+    """Room for two of three: a worker that had none takes that of the one that is replaced."""
+    world = World(workers={"min": 1, "max": 3})
+    world.settle()
+    for update in range(1, 40):
+        if update == 4:
+            world.change(workers={"min": 1, "max": 3, "labels": {"team": "a"}})
         world.settle()
         world.vanish()
-        for name, body in world.pods.items():
-            if body["status"]["phase"] == "Pending" and "worker" in name:
+        world.start(*world.coordinators())
+        for name in pending(world):
+            room = sum(pod.phase == "Running" for pod in world.workers()) < 2
+            if room:
+                world.start(name)
+            else:
                 world.unschedulable(name, "insufficient cpu")
-        world.tick(100)
+        world.tick(10)
         world.train(update)
-    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-1", 2: "key-worker-2-2"}
+        assert len(pending(world)) == 1, "one at a time"
+    wanted = render.wanted(world.run, SETTINGS).worker
+    assert {pod.hash for pod in world.workers() if pod.live} == {wanted}
 
 
 def test_a_worker_that_was_lost_meanwhile_is_waited_for() -> None:

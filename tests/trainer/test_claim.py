@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.errors import UserError
 from demoreset_trainer.claim import claimed
 
 
@@ -30,6 +30,6 @@ def test_who_was_killed_holds_nothing(tmp_path: Path) -> None:
         pass
 
 
-def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TryAgain, match="cannot be written now"), claimed(tmp_path / "away"):
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written: No such file"), claimed(tmp_path / "x"):
         pass

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from demoreset_api.errors import NoProgress
+from demoreset_api.spec import Goal
+from demoreset_trainer import runfile
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.episode import last_start
 from demoreset_trainer.group import Alone, MemberLost
@@ -216,6 +218,23 @@ def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> N
     assert stopped.budget_spent
     assert shelf.best == [False, False]
     assert not diary.notes
+
+
+def test_a_run_that_is_to_play_on_is_not_over_whatever_was_saved_last(crossing: Demo) -> None:
+    loop, _, shelf = make(crossing, goal={"after": "PlayOn"})
+    commit = loop._commit
+
+    def meet(shares: Any, met: bool) -> None:  # in an update after which a checkpoint is due
+        commit(shares, met)
+        loop.state.goal.met = True
+
+    loop._commit = meet  # type: ignore[method-assign]
+    loop.run(after(loop, 1))
+    saved = shelf.saved[0].state
+    assert saved["goal"]["met"]
+    assert not runfile.met(saved, loop.spec)
+    stop = loop.spec.model_copy(update={"goal": Goal()})
+    assert runfile.met(saved | {"spec": stop.model_dump(mode="json", by_alias=True)}, stop)
 
 
 def test_a_run_that_played_on_and_has_another_goal_is_taught_again(crossing: Demo) -> None:

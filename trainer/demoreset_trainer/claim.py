@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from demoreset_api.errors import TryAgain, UserError
+from demoreset_trainer.runfile import AWAY
 
 NAME = ".lock"
 
@@ -20,30 +20,31 @@ def claimed(folder: Path) -> Iterator[None]:
     """Hold a run's folder; the kernel gives it back when this process ends, however it does.
 
     Raises:
-        UserError: another process trains there.
+        UserError: another process trains there, or it cannot be written.
         TryAgain: the disk is full, read-only, or away.
     """
     try:
-        file = (folder / NAME).open("a+")
+        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise TryAgain(f"{folder}: cannot be written now: {error.strerror}") from error
-    with file:
-        _lock(file, folder)
-        with suppress(OSError):  # a full disk is no reason
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield
-
-
-def _lock(file: TextIO, folder: Path) -> None:
+        kind = TryAgain if error.errno in AWAY else UserError
+        raise kind(f"{folder}: cannot be written: {error.strerror}") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, folder)
+        with suppress(OSError):  # a full disk is no reason
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
+        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
         raise UserError(
-            f"{folder}: process {file.read().strip()} trains there; stop it, or choose another "
-            "--dir"
+            f"{folder}: process {owner} trains there; stop it, or choose another --dir"
         ) from None
     except OSError:
         pass  # a file system without locks

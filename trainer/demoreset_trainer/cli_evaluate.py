@@ -119,6 +119,8 @@ def _check(out: Path) -> None:
     """Refuse a place that cannot be written to, before hours of play for it."""
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder")
+    if out.exists() and not out.is_file():
+        return  # a device, or a pipe
     if not out.parent.is_dir():
         raise UserError(f"--out: {out}: there is no folder {out.resolve().parent}")
     try:

@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_trainer.member_process import DEMORESET, MemberProcess, member_command
@@ -143,12 +143,15 @@ class LocalCoordinator:
         self._process: MemberProcess | None = None
         self._record = Record()
         self._start_at = float("-inf")
-        self._answered = 0.0  # when, by time.monotonic
+        self._answered = self._tended = 0.0  # when, by time.monotonic
         threading.Thread(target=self._ask, daemon=True, name="coordinator").start()
 
     def _ask(self) -> None:
         while True:
-            with suppress(OSError), urlopen(f"http://{LOCALHOST}:{self.port}/status", timeout=2):
+            connection = HTTPConnection(LOCALHOST, self.port, timeout=2)  # never through a proxy
+            with suppress(OSError, HTTPException), closing(connection):
+                connection.request("GET", "/status")
+                connection.getresponse()
                 self._answered = time.monotonic()
             time.sleep(ASK_EVERY)
 
@@ -164,6 +167,9 @@ class LocalCoordinator:
             UserError: it cannot work on this machine.
         """
         process = self._process
+        before, self._tended = self._tended, time.monotonic()
+        if self._tended - before > ASK_EVERY:  # we were frozen ourselves, and asked nothing
+            self._answered = self._tended
         if process is None:
             if now >= self._start_at:
                 self._start(now)
@@ -171,9 +177,9 @@ class LocalCoordinator:
         code = process.ended()
         process.said()
         if code is None:
-            if time.monotonic() - self._answered > DEAF:
+            if self._tended - self._answered > DEAF:
                 self._note(f"the coordinator (pid {process.pid}) stands still: killed")
-                self._answered = time.monotonic()
+                self._answered = self._tended
                 process.kill()
             return
         self._process = None

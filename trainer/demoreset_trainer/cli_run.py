@@ -1,6 +1,7 @@
 """`demoreset run`: train from a run file, in a folder that the same command goes on with."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     folder: Path = options.dir or Path("runs") / wanted.metadata.name
     members = runfile.members(options.members, wanted.spec.workers)
     demo = runfile.load_demo(wanted.spec, options.file)  # a mistake is told once, and first
-    if options.fresh and folder.is_dir():
+    if options.fresh and os.path.isdir(folder):  # Path's asks no further where it may not look
         with claimed(folder):
             print(f"the folder that was there is now {runfile.set_aside(folder)}")
     runfile.make_folder(folder)

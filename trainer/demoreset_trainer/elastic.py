@@ -230,8 +230,10 @@ class Elastic:
             self._note("waiting for the other members, or for enough of them")
 
     def _wait_for(self, answer: "queue.Queue[Any]", waiting: Callable[[], None]) -> Any:
+        begun = time.monotonic()
         while True:
-            if self._told_to_stop() > FAREWELL:
+            told = self._told_to_stop()
+            if told > self._hurry or min(told, time.monotonic() - begun) > FAREWELL:
                 raise Leaving("told to stop while it waited for the others")
             try:
                 result = answer.get(timeout=POLL)

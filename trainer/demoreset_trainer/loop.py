@@ -178,7 +178,9 @@ class Loop:
     def at_best(self) -> bool:
         """Whether the run has never stood better than now, as far as the demo can tell."""
         state = self.state
-        return not state.playing_on and (state.goal.met or state.ladder.at_best)
+        if state.playing_on or self._deserted:  # the others may stand better by now
+            return False
+        return state.goal.met or state.ladder.at_best
 
     # The sequence
 
@@ -250,13 +252,15 @@ class Loop:
 
     def _play_on(self, quorum: Quorum) -> None:
         """Go on for score; the policy that met the goal is kept as the best."""
+        self._group.alive(DISK)
         self.state.playing_on = True
         self._watch.note("goal met: playing on from the game's own start, for score")
         if quorum.first:
             with self._telling.phase("checkpoint"):
-                self._group.alive(DISK)
-                self._saver.finish(self.snapshot(), best=True)
-                self._group.alive()
+                kept = self._saver.finish(self.snapshot(), best=True)
+            if not kept:
+                self._watch.note("the policy that met the goal could not be saved as the best")
+        self._group.alive()
 
     def _collector(self) -> Collector:
         return Collector(

@@ -100,7 +100,7 @@ def _bundled() -> list[tuple[str, Path]]:
 def _load_checkpoint(path: Path) -> Trained:
     place = checkpoint.find(path)
     snapshot = checkpoint.read(place)
-    folder = place.parent.parent
+    folder = place.resolve().parent.parent
     demo = demos.load(folder / runfile.DEMO)
     state = snapshot.state
     try:

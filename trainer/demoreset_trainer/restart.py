@@ -25,7 +25,7 @@ class Limits:
 
     hang: float = 10.0  # without a beat, after the first one
     start: float = 300.0  # until the first beat: imports, and the replay of a long demo
-    grace: float = 25.0  # from SIGTERM to SIGKILL
+    grace: float = 24.0  # from SIGTERM to SIGKILL
     finish: float = 15.0  # for the others, when the run is over for one member
     jump: float = 1.0  # between two turns: the supervisor itself was frozen
 
@@ -193,7 +193,7 @@ class LastError:
 
 
 _RAISED = re.compile(r"(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?")
-_OURS = "demoreset: "
+_OURS = re.compile(r"demoreset(?: \w+)?: ")
 _FATAL = re.compile(r"(?:Fatal Python error| +what\(\)): +(?P<why>.+)")
 
 
@@ -214,8 +214,8 @@ def last_error(lines: Sequence[str], code: int, why: str | None = None) -> LastE
         message = fatal[0] if fatal else words(code)
         return LastError(words(code).removeprefix("killed by "), message, kept)
     for line in reversed(lines):
-        if line.startswith(_OURS):
-            return LastError(_kind(code), line.removeprefix(_OURS), kept)
+        if ours := _OURS.match(line):
+            return LastError(_kind(code), line[ours.end() :], kept)
     traced = bool(lines) and lines[0][:1].isspace()  # a long one has lost its head
     found: re.Match[str] | None = None
     for line in lines:

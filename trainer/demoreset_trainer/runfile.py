@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from demoreset_api import changes as changing
 from demoreset_api.errors import TryAgain, UserError
-from demoreset_api.spec import DemoResetRun, RunSpec, Workers
+from demoreset_api.spec import After, DemoResetRun, RunSpec, Workers
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.machine import gpus
@@ -191,7 +191,7 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
 def met(state: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a checkpoint's state says that this goal is met, and nothing is left to do."""
     same = state["spec"]["goal"] == spec.goal.model_dump(mode="json", by_alias=True)
-    return bool(same and state["goal"]["met"] and not state["playing_on"])
+    return bool(same and state["goal"]["met"] and spec.goal.after is After.STOP)
 
 
 def guided(spec: RunSpec) -> str:
@@ -276,6 +276,9 @@ def write_json(path: Path, content: object) -> None:
     try:
         # As it is, for YAML's sake: it does not know JSON's pairs of surrogates.
         text = json.dumps(content, indent=2, ensure_ascii=False)
+        if path.exists() and not path.is_file():  # a device, or a pipe
+            path.write_text(text + "\n", encoding="utf-8")
+            return
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:

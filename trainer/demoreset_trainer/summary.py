@@ -90,8 +90,11 @@ def summarise(
 
 
 def saved(checkpoints: Path) -> int | None:
-    """The update of the newest checkpoint; None where there is none."""
-    found = [_NAME.fullmatch(path.name) for path in checkpoints.glob("ckpt-*")]
+    """The update of the newest checkpoint; None where there is none, or the disk is away."""
+    try:
+        found = [_NAME.fullmatch(path.name) for path in checkpoints.glob("ckpt-*")]
+    except OSError:
+        return None
     newest = max(((int(name[1]), int(name[2])) for name in found if name), default=None)
     return newest[1] if newest is not None else None
 
