@@ -380,4 +380,4 @@ def _counted(status: RunStatus) -> dict[object, int]:
 
 
 TestAnything = Anything.TestCase
-TestAnything.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnything.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
