@@ -61,9 +61,9 @@ class Cache:
             return self._drop(own)
         name = meta["name"]
         uid: str | None = (meta.get("labels") or {}).get(LABEL_RUN_UID)
-        if uid is None or not self._believed(uid, body) or self._succeeded(uid, body):
+        if uid is None or not self._believed(uid, body):
             return uid
-        if not self._newer(body):
+        if self._succeeded(uid, body) or not self._newer(body):
             return uid
         if own in self._names and self._names[own] != (uid, kind, name):  # another run's by now
             self._drop(own, buried=False)

@@ -103,11 +103,8 @@ def _roll(
 ) -> list[int]:
     """Whose pods of another template go now: one at a time, while all the others train."""
     stale = [index for index, pod in live.items() if pod.hash != wanted.worker]
-    told = {
-        index: seen.told[pod.name]
-        for index, pod in live.items()
-        if pod.name in seen.told and now <= seen.told[pod.name].until
-    }
+    heard = seen.heard(now)
+    told = {index: heard[pod.name] for index, pod in live.items() if pod.name in heard}
     # Who does not run, or has loaded nothing yet, has nothing to lose.
     idle = [
         index

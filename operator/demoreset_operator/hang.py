@@ -25,7 +25,8 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
     """
     workers = [pod for pod in seen.workers if pod.live]
     told = {pod.name: seen.told[pod.name] for pod in workers if pod.name in seen.told}
-    heard = [pod for pod in workers if pod.name in told and now <= told[pod.name].until]
+    holds = seen.heard(now)
+    heard = [pod for pod in workers if pod.name in holds]
     since = _since(seen, heard)
     if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, heard, now):
         return {}

@@ -149,6 +149,14 @@ class Observation:
             if pod.live and pod.name in self.told and self.told[pod.name].trains(now)
         }
 
+    def heard(self, now: datetime) -> dict[str, Told]:
+        """What workers that live have said, by their pods' names, where it still holds."""
+        return {
+            pod.name: self.told[pod.name]
+            for pod in self.workers
+            if pod.live and pod.name in self.told and now <= self.told[pod.name].until
+        }
+
     @property
     def unasked(self) -> bool:
         """Whether a worker that runs was not heard yet: an operator that has just begun."""

@@ -251,6 +251,15 @@ class World:
     def workers(self) -> list[Pod]:
         return [pod for pod in self.observe().workers]
 
+    def missed_for(self) -> float:
+        """Seconds from now, once the operator has looked, until the first worker is there again."""
+        self.settle()
+        begun = self.now
+        while 0 not in self.live():
+            self.tick()
+            self.settle()
+        return (self.now - begun).total_seconds()
+
     def live(self) -> dict[int, str]:
         return {
             pod.worker: pod.name for pod in self.workers() if pod.live and pod.worker is not None

@@ -123,16 +123,20 @@ def test_a_step_that_leaves_a_weight_that_is_not_finite_leaves_no_trace(
     crossing: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, diary, _ = make(crossing)
-    update, tries = loop.ppo.update, []
+    update, step, tries, steps = loop.ppo.update, loop.ppo.optimizer.step, [], []
 
-    def poisoned(*arguments: Any, **options: Any) -> Any:
-        statistics = update(*arguments, **options)
+    def counted(*arguments: Any, **options: Any) -> Any:
         tries.append(1)
-        if len(tries) == 2:
-            next(loop._policy.parameters()).data.view(-1)[3] = float("inf")
-        return statistics
+        return update(*arguments, **options)
 
-    monkeypatch.setattr(loop.ppo, "update", poisoned)
+    def poisoned() -> None:
+        step()
+        steps.append(1)
+        if len(steps) == 2 * 2 * 2:  # the last of the second update
+            next(loop._policy.parameters()).data.view(-1)[3] = float("inf")
+
+    monkeypatch.setattr(loop.ppo, "update", counted)
+    monkeypatch.setattr(loop.ppo.optimizer, "step", poisoned)
     loop.run(after(loop, 2))
     assert torch.isfinite(weights(loop)).all()
     assert (loop.state.counters.update, loop.state.counters.rejected, len(tries)) == (2, 1, 3)

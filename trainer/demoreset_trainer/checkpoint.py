@@ -29,6 +29,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
+from demoreset_trainer.disk import write_flushed
 
 SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
@@ -118,8 +119,8 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     try:
         partial.mkdir()
         for name, content in files.items():
-            _write_flushed(partial / name, content)
-        _write_flushed(partial / MANIFEST, sealed.encode())
+            write_flushed(partial / name, content)
+        write_flushed(partial / MANIFEST, sealed.encode())
         _flush_folder(partial)
         try:
             partial.rename(target)
@@ -175,13 +176,6 @@ def _facts(content: bytes) -> dict[str, Any]:
 def _seal(manifest: dict[str, Any]) -> str:
     """SHA-256 of the manifest: a flipped bit in its counters would load without a word."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -394,7 +388,7 @@ def _check_life(folder: Path, life: int) -> None:
 def mark_best(folder: Path, path: Path) -> None:
     """Remember a checkpoint as the best, so that it is not pruned."""
     partial = folder / f".{BEST}.{uuid4().hex}.partial"
-    _write_flushed(partial, f"{path.name}\n".encode())
+    write_flushed(partial, f"{path.name}\n".encode())
     partial.replace(folder / BEST)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from demoreset_api.errors import TryAgain, UserError
-from demoreset_trainer.runfile import AWAY
+from demoreset_api.errors import UserError
+from demoreset_trainer.disk import fault
 
 NAME = ".lock"
 
@@ -26,8 +26,7 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        kind = TryAgain if error.errno in AWAY else UserError
-        raise kind(f"{folder}: cannot be written: {error.strerror}") from error
+        raise fault(error)(f"{folder}: cannot be written: {error.strerror}") from error
     try:
         _lock(descriptor, folder)
         with suppress(OSError):  # a full disk is no reason

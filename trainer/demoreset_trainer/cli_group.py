@@ -167,9 +167,9 @@ class LocalCoordinator:
             UserError: it cannot work on this machine.
         """
         process = self._process
-        before, self._tended = self._tended, time.monotonic()
-        if self._tended - before > ASK_EVERY:  # we were frozen ourselves, and asked nothing
-            self._answered = self._tended
+        if now - self._tended > ASK_EVERY:  # we were frozen ourselves, and asked nothing
+            self._answered = now
+        self._tended = now
         if process is None:
             if now >= self._start_at:
                 self._start(now)
@@ -177,9 +177,9 @@ class LocalCoordinator:
         code = process.ended()
         process.said()
         if code is None:
-            if self._tended - self._answered > DEAF:
+            if now - self._answered > DEAF:
                 self._note(f"the coordinator (pid {process.pid}) stands still: killed")
-                self._answered = self._tended
+                self._answered = now
                 process.kill()
             return
         self._process = None
@@ -199,7 +199,7 @@ class LocalCoordinator:
     def _start(self, now: float) -> None:
         try:
             self._process = MemberProcess(0, "coordinator", self._command, os.environ, now)
-            self._answered = time.monotonic()
+            self._answered = now
         except OSError as error:
             self._start_at = now + 1
             self._note(f"the coordinator cannot be started: {error}; trying again")

@@ -24,6 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from demoreset_api.errors import UserError
+from demoreset_trainer.disk import write_flushed
 from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, emulator_version, rom_md5
 
 SUFFIX = ".demo.safetensors"
@@ -105,10 +106,7 @@ class Demo:
         """
         partial = path.with_name(f".{path.name}.partial")
         try:
-            with partial.open("wb") as file:
-                file.write(self.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
+            write_flushed(partial, self.to_bytes())
             partial.replace(path)
         except OSError as error:
             with suppress(OSError):

@@ -319,8 +319,6 @@ class Loop:
                     met = self._judge(shares)
                     if not met:
                         self._statistics = self._optimise(take, quorum, rejected)
-                        if self._digest() is None:
-                            raise NotFinite("a weight is not finite")
             except MemberLost as error:
                 self.ppo.load(*before)
                 counters.rolled_back += 1

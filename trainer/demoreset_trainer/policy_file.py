@@ -5,7 +5,6 @@ it comes from: spec, demo's hash, results. It is in the file's header, and besid
 """
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from demoreset_api.spec import RunSpec
 from demoreset_trainer import checkpoint, runfile
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
+from demoreset_trainer.disk import write_flushed
 from demoreset_trainer.emulator import ALL_ACTIONS, Emulator, rom_md5
 from demoreset_trainer.policy import Architecture, Policy, architecture
 from demoreset_trainer.states import View
@@ -207,10 +207,7 @@ def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) ->
     partials = [(place.with_name(f".{place.name}.partial"), place) for place in contents]
     try:
         for partial, place in partials:
-            with partial.open("wb") as file:
-                file.write(contents[place])
-                file.flush()
-                os.fsync(file.fileno())
+            write_flushed(partial, contents[place])
         for partial, place in partials:
             partial.replace(place)
     except OSError as error:

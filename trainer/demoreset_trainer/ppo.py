@@ -28,7 +28,7 @@ MOST_IMAGES = 512  # that go through the network at a time: seconds, for the lar
 
 
 class NotFinite(DemoResetError):
-    """A loss or gradient is infinite or not a number: this update must not be kept."""
+    """A loss, gradient or weight is infinite or not a number: this update must not be kept."""
 
 
 @dataclass
@@ -226,6 +226,9 @@ class Ppo:
         group.sum(totals)
         means = dict(zip(_SUMS, (totals / samples).tolist(), strict=True))
         _, returns = _moments(raw + rollout.values, group)
+        # After the latest step no gradient tells; and after the sums nobody waits for this member.
+        if not all(parameter.isfinite().all() for parameter in self._parameters):
+            raise NotFinite("a weight is not finite")
         return Statistics(
             **means,
             guide_loss=guide_losses / len(norms),

@@ -16,7 +16,7 @@ OVER = (ExitCode.DONE, ExitCode.BUDGET_SPENT)
 BLAMELESS = (ExitCode.TRY_AGAIN, ExitCode.DRAINED)  # what was away, or who asked, is at fault
 MOST_DEATHS = 3  # at the same update
 LONGEST_WAIT = 30.0  # seconds until a restart
-OURS = 0.8  # of the cluster's grace: the rest is for the worker's own end
+GRACE_SHARE = 0.8  # of the cluster's: the rest is for the worker's own end
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Limits:
         """
         found = {}
         for name, field, part in (
-            (ENV_GRACE, "grace", OURS),
+            (ENV_GRACE, "grace", GRACE_SHARE),
             (ENV_HANG, "hang", 1.0),
             (ENV_START, "start", 1.0),
         ):

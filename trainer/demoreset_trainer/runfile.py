@@ -19,14 +19,10 @@ from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import After, DemoResetRun, RunSpec, Workers
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
+from demoreset_trainer.disk import fault
 from demoreset_trainer.machine import gpus
 
 MAX_BYTES = 1 << 20
-# A disk that is away, read-only or full for now: no mistake of the user.
-AWAY = (
-    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTCONN, errno.ETIMEDOUT),
-)
 SPEC, DEMO = "run.json", "demo" + demos.SUFFIX  # in a run's folder
 
 
@@ -222,8 +218,7 @@ def set_aside(folder: Path) -> Path | None:
             number += 1
         return folder.rename(old)
     except OSError as error:
-        kind = TryAgain if error.errno in AWAY else UserError
-        raise kind(
+        raise fault(error)(
             f"--fresh: {folder} cannot be renamed: {error.strerror}; choose another --dir"
         ) from error
 
@@ -243,8 +238,7 @@ def make_folder(folder: Path) -> Path:
             number = errno.EROFS if read_only else errno.EACCES
             raise OSError(number, os.strerror(number))
     except OSError as error:
-        kind = TryAgain if error.errno in AWAY else UserError
-        raise kind(
+        raise fault(error)(
             f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
         ) from error
     return checkpoints
