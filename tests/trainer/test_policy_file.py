@@ -226,11 +226,15 @@ def test_results_say_of_what_they_are_and_are_exported_with_that_alone(
     assert (results["checkpoint"], results["update"], results["guide"]) == (SECOND, 2, 0)
     out = run / "x.policy.safetensors"
     assert "without results" not in demoreset(capsys, "export", run, "--out", out)
-    assert json.loads((run / "x.policy.json").read_text())["results"] == results
+    card = run / "x.policy.json"
+    assert json.loads(card.read_text())["results"] == results
+    out.unlink()  # the card alone is worth as much: somebody may have written into it
+    told = demoreset(capsys, "export", run, "--out", out, expect=64)
+    assert f"{card}: is there already; --force overwrites it" in told
     best = run / "checkpoints" / checkpoint.BEST
     told = demoreset(capsys, "export", best, "--out", out, "--force")
     assert f"is of {SECOND}, the policy is of {FIRST}; `demoreset evaluate {best}` first" in told
-    assert json.loads((run / "x.policy.json").read_text())["results"] is None
+    assert json.loads(card.read_text())["results"] is None
 
 
 @pytest.mark.parametrize("content", ['{"checkpoint": "ckpt', "[]", "\xff", "[" * 100_000])

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path(trained.name + policy_file.SUFFIX)
     if not out.name.endswith(".safetensors"):
         raise UserError(f"--out: received {out}; it must end in .safetensors")
-    for path in filter(None, (out, options.onnx)):
+    for path in filter(None, (out, policy_file.card_beside(out), options.onnx)):
         if path.exists() and not options.force:
             raise UserError(f"{path}: is there already; --force overwrites it")
         if not path.resolve().parent.is_dir():

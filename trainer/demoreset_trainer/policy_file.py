@@ -187,6 +187,11 @@ def _find_demo(sha256: str, spec: RunSpec) -> Demo | None:
     return demo if demo.sha256 == sha256 else None
 
 
+def card_beside(path: Path) -> Path:
+    """Where the card of a policy's file lies."""
+    return path.with_name(path.name.removesuffix(".safetensors") + ".json")
+
+
 def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) -> Sequence[Path]:
     """Write the file and its card; both whole or not at all.
 
@@ -199,10 +204,9 @@ def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) ->
         name: tensor.detach().cpu().contiguous()
         for name, tensor in trained.policy.state_dict().items()
     }
-    beside = path.with_name(path.name.removesuffix(".safetensors") + ".json")
     contents = {
         path: save_tensors(tensors, metadata={"card": text}),
-        beside: f"{text}\n".encode(),
+        card_beside(path): f"{text}\n".encode(),
     }
     partials = [(place.with_name(f".{place.name}.partial"), place) for place in contents]
     try:
@@ -215,7 +219,7 @@ def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) ->
             with suppress(OSError):
                 partial.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    return path, beside
+    return list(contents)
 
 
 def export_onnx(trained: Trained, path: Path) -> None:
