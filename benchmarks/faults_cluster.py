@@ -355,7 +355,7 @@ def too_little_memory(trials: int) -> Outcome:
         for _ in range(trials):
             outcome.n += 1
             begun = time.monotonic()
-            with deployed(made, 1, workers=little, restart={"limit": 1}) as run:
+            with deployed(made, 1, workers=little, restart={"outOfMemoryLimit": 1}) as run:
                 until(lambda: run.told.condition("Failed"), "failed")
                 outcome.seconds.append(time.monotonic() - begun)
                 said = run.told.condition("Failed")["message"]

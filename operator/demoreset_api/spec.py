@@ -468,14 +468,24 @@ class Workers(ApiModel):
 class Restart(ApiModel):
     """On a cluster: what happens when a worker's pod fails.
 
-    Lost nodes, evictions, preemptions and deleted pods never count; crashes and hangs do.
+    Lost nodes, evictions, preemptions and deleted pods never count; what is the run's own fault
+    does, each cause against its own limit.
     """
 
     limit: int = Field(
         default=10,
         ge=0,
         le=10_000,
-        description="Crashes and hangs that a run survives; the next ends it.",
+        description="Crashes that a run survives; the next ends it.",
+    )
+    out_of_memory_limit: int = Field(
+        default=5,
+        ge=0,
+        le=10_000,
+        description="Times that its workers may need more memory than they are given.",
+    )
+    hang_limit: int = Field(
+        default=10, ge=0, le=10_000, description="Hangs of workers that a run survives."
     )
     back_off_seconds: float = Field(
         default=1,

@@ -83,6 +83,7 @@ class TrainingStatus(StatusModel):
     frames: int = Field(default=0, description="Emulator frames.")
     update: int = Field(default=0, description="Updates done.")
     seconds: float = Field(default=0, description="Spent on training.")
+    life: int = Field(default=0, description="How often the run was read from its volume.")
     frames_per_second: float | None = Field(default=None, description="Lately.")
     score_mean: float | None = Field(default=None, description="From the game's own start.")
     score_max: float | None = Field(default=None, description="Best from the game's own start.")
@@ -128,12 +129,26 @@ class Attempt(StatusModel):
     pod: str = Field(description="The pod's name.")
     node: str | None = Field(default=None, description="Where it ran.")
     cause: Cause = Field(description="Why it ended.")
-    counts: bool = Field(default=False, description="Whether it counts against restart.limit.")
+    counts: bool = Field(default=False, description="Whether it counts against a limit.")
     exit_code: int | None = Field(default=None, description="Of the worker.")
     message: str = Field(default="", max_length=1024, description="The worker's last words.")
     update: int | None = Field(default=None, description="Where the run was then.")
+    frames: int | None = Field(default=None, description="Emulator frames of the run then.")
+    life: int | None = Field(default=None, description="How often it had been read from disk.")
     started: datetime | None = Field(default=None, description="When the container began.")
     ended: datetime = Field(description="When it was found to have ended.")
+    recovery_seconds: float | None = Field(
+        default=None,
+        description="From there until the run was seen to learn again; workers are asked every "
+        "few seconds.",
+    )
+    resumed_from: int | None = Field(
+        default=None,
+        description="The update whose checkpoint the run went on from; none where others went on.",
+    )
+    lost_frames: int | None = Field(
+        default=None, description="Frames that were told of, and are not in that checkpoint."
+    )
 
 
 class Place(StatusModel):
@@ -150,7 +165,14 @@ class Restarts(StatusModel):
     """How often workers were started again."""
 
     total: int = Field(default=0, description="All.")
-    counted: int = Field(default=0, description="Those that count against restart.limit.")
+    counted: int = Field(default=0, description="Those that count against a limit.")
+    out_of_memory: int = Field(default=0, description="Of these, for want of memory.")
+    hung: int = Field(default=0, description="Of these, for a hang.")
+
+    @property
+    def crashed(self) -> int:
+        """Of those that count, all others."""
+        return self.counted - self.out_of_memory - self.hung
 
 
 class RunStatus(StatusModel):

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from demoreset_api.names import ANNOTATION_HASH, MANAGER
-from demoreset_api.status import Cause, ConditionType, RunStatus
+from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.ending import Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, give_back, outdated
 from demoreset_operator.hang import hung
-from demoreset_operator.ledger import Loss, record
+from demoreset_operator.ledger import Loss, record, regained
 from demoreset_operator.observation import Json, Observation, Run
 from demoreset_operator.render import Settings, Wanted
 
@@ -65,6 +65,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     still = {} if leaving else hung(seen, now)
     status, losses = record(seen, now, outdated=leaves, config=wanted.config, hung=still)
     status = _times(seen, status, now)
+    status, back = regained(status, (seen.told[name] for name in seen.training(now)))
     status = story.progress(seen, status, now)
     end = ending(seen, status, losses, now)
     if end is not None:
@@ -83,7 +84,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         create=changes.create,
         delete=changes.delete,
         remove=remove,
-        events=_events(run, status, losses),
+        events=_events(run, status, losses) + _recovered(back),
         again=_again(seen, status, now),
     )
 
@@ -194,6 +195,20 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
         kind = "Warning" if one.type in (ConditionType.FAILED, ConditionType.STALLED) else "Normal"
         told.append(Event(kind, reasons.get(one.type, one.reason), one.message))
     return told
+
+
+def _recovered(back: list[Attempt]) -> list[Event]:
+    """That the run learns again after what was lost; the longest of several at once."""
+    if not back:
+        return []
+    last = max(back, key=lambda attempt: attempt.recovery_seconds or 0.0)
+    said = f"the run learns on {last.recovery_seconds:g} s after {last.pod} ended"
+    if last.resumed_from is not None:
+        said += (
+            f", from the checkpoint of update {last.resumed_from}: {last.lost_frames:,} frames are "
+            "learned again"
+        )
+    return [Event("Normal", "Recovered", said)]
 
 
 def _again(seen: Observation, status: RunStatus, now: datetime) -> datetime | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from demoreset_api.spec import Restart
 from demoreset_api.status import Cause, ConditionType, RunStatus
 from demoreset_operator.causes import FINAL
 from demoreset_operator.ledger import MOST_TEXT, Loss
@@ -52,13 +53,8 @@ def ending(
         if cause in causes:
             said = causes[cause].message
             return _failed(cause.value, EXPLAINED[cause] + (f": {said}" if said else ""))
-    if status.restarts.counted > spec.restart.limit:
-        counted = [attempt for attempt in status.attempts if attempt.counts]
-        last = f"; the last of {counted[-1].pod}: {counted[-1].message}" if counted else ""
-        return _failed(
-            "RestartLimit",
-            f"{status.restarts.counted} crashes, spec.restart.limit is {spec.restart.limit}{last}",
-        )
+    if (spent := _spent(status, spec.restart)) is not None:
+        return _failed("RestartLimit", spent)
     if spec.suspend:
         return None
     since = status.active_since
@@ -83,6 +79,26 @@ def ending(
     for pod in seen.pods:
         if (until := _hope(pod, status)) is not None and now >= until:
             return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MOST_TEXT])
+    return None
+
+
+def _spent(status: RunStatus, limits: Restart) -> str | None:
+    """Which limit of restarts is passed, with the last words of who passed it."""
+    its = status.restarts
+    for cause, count, limit, what in (
+        (Cause.CRASHED, its.crashed, limits.limit, "crashes, spec.restart.limit"),
+        (
+            Cause.OUT_OF_MEMORY,
+            its.out_of_memory,
+            limits.out_of_memory_limit,
+            "times out of memory, spec.restart.outOfMemoryLimit",
+        ),
+        (Cause.HUNG, its.hung, limits.hang_limit, "hangs, spec.restart.hangLimit"),
+    ):
+        if count > limit:
+            last = next((one for one in reversed(status.attempts) if one.cause is cause), None)
+            said = f"; the last of {last.pod}: {last.message}" if last is not None else ""
+            return f"{count} {what} is {limit}{said}"
     return None
 
 

@@ -4,15 +4,17 @@ A pod is known by its worker and its attempt. Attempts only grow; those up to `P
 recorded. So it does not matter how often this runs, nor when the operator was away.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from demoreset_api.spec import Restart
 from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
 from demoreset_operator.causes import FINAL, NO_LOSS, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
+from demoreset_operator.said import Told
 
 CALM = timedelta(seconds=60)  # a pod that ran for so long was not in vain: nobody need wait
 KEPT = 20  # attempts that the status shows
@@ -65,7 +67,10 @@ def record(
                 attempts.append(entry)
                 if why.cause not in NO_LOSS:
                     restarts = Restarts(
-                        total=restarts.total + 1, counted=restarts.counted + entry.counts
+                        total=restarts.total + 1,
+                        counted=restarts.counted + entry.counts,
+                        out_of_memory=restarts.out_of_memory + (why.cause is Cause.OUT_OF_MEMORY),
+                        hung=restarts.hung + (why.cause is Cause.HUNG),
                     )
                 wait = (place.not_before - now).total_seconds() if place.not_before else 0.0
                 losses.append(Loss(entry, wait))
@@ -89,6 +94,38 @@ def record(
         ),
         losses,
     )
+
+
+def regained(status: RunStatus, told: Iterable[Told]) -> tuple[RunStatus, list[Attempt]]:
+    """The status with what it took until the run learned again; the attempts that this ends.
+
+    Args:
+        status: With all that ended.
+        told: What workers said that train now.
+    """
+    latest = max(told, key=lambda one: (one.said.life, one.said.update or 0), default=None)
+    if latest is None:
+        return status, []
+    attempts = [_regained(attempt, latest) for attempt in status.attempts]
+    news = [new for new, old in zip(attempts, status.attempts, strict=True) if new is not old]
+    return (status.model_copy(update={"attempts": attempts}) if news else status), news
+
+
+def _regained(lost: Attempt, told: Told) -> Attempt:
+    """An attempt, with how the run went on after it, if that is what this tells."""
+    if lost.recovery_seconds is not None or lost.cause in NO_LOSS or told.at <= lost.ended:
+        return lost
+    said, before = told.said, (lost.life or 0, lost.update or 0)
+    if (said.life, said.update or 0) <= before:
+        return lost
+    found: dict[str, Any] = {
+        "recovery_seconds": round((told.at - lost.ended).total_seconds(), 1),
+        "lost_frames": 0,
+    }
+    if said.life > before[0] > 0:
+        found["resumed_from"] = said.resumed.update
+        found["lost_frames"] = max(0, (lost.frames or 0) - said.resumed.frames)
+    return lost.model_copy(update=found)
 
 
 def _judge(
@@ -139,7 +176,7 @@ def back_off(failures: int, limits: Restart) -> float:
 def _attempt(
     seen: Observation, pod: Pod | None, index: int, number: int, why: Verdict, now: datetime
 ) -> Attempt:
-    training = seen.run.status.training
+    life, update, frames = _stood(seen)
     return Attempt(
         worker=index,
         attempt=number,
@@ -149,7 +186,21 @@ def _attempt(
         counts=why.counts,
         exit_code=pod.exit_code if pod is not None else None,
         message=why.message[:MOST_TEXT],
-        update=training.update if training is not None else None,
+        update=update,
+        frames=frames,
+        life=life,
         started=pod.started if pod is not None else None,
         ended=now,
     )
+
+
+def _stood(seen: Observation) -> tuple[int | None, int | None, int | None]:
+    """Life, update and frames of the run, as far as they were told: the status may lag behind."""
+    known = [
+        (told.said.life, told.said.update, told.said.frames)
+        for told in seen.told.values()
+        if told.said.update
+    ]
+    if (training := seen.run.status.training) is not None:
+        known.append((training.life, training.update, training.frames))
+    return max(known, default=(None, None, None))

@@ -103,7 +103,17 @@ def _status(options: argparse.Namespace) -> None:
     shown = {key: value for key, value in status.items() if key not in ("places", "attempts")}
     print(yaml.safe_dump(shown, sort_keys=False), end="")
     for one in status.get("attempts", [])[-5:]:
-        print(f"{one['ended']}  {one['pod']}  {one['cause']}  {one.get('message', '')}")
+        print("  ".join([one["ended"], one["pod"], one["cause"], *_after(one)]))
+
+
+def _after(attempt: Json) -> list[str]:
+    """How the run went on, and the worker's last words, as far as they are known."""
+    found = []
+    if "recoverySeconds" in attempt:
+        found.append(f"learned again {attempt['recoverySeconds']:g} s later")
+    if "resumedFrom" in attempt:
+        found.append(f"from update {attempt['resumedFrom']}, {attempt['lostFrames']:,} frames back")
+    return [", ".join(found)] * bool(found) + [attempt.get("message", "")]
 
 
 def _why(options: argparse.Namespace) -> None:

@@ -52,12 +52,21 @@ class Evaluation(StatusModel):
     success_rate: float | None = None
 
 
+class Resumed(StatusModel):
+    """Where the run's latest life began; its game's own start at first."""
+
+    update: int = 0
+    frames: int = 0
+
+
 class Said(StatusModel):
     """A worker's words; those of its first update and later have all parts."""
 
     world_size: int
     phase: str = ""
     generation: int = 0
+    life: int = 0
+    resumed: Resumed = Resumed()
     update: int | None = None
     frames: int = 0
     seconds: float = 0

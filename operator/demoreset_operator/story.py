@@ -96,6 +96,7 @@ def _progress(told: Told, status: RunStatus) -> Json:
         frames=said.frames,
         update=said.update or 0,
         seconds=round(said.seconds, 1),
+        life=said.life,
         frames_per_second=_short(how.frames_per_second, 0),
         score_mean=_short(how.score_mean),
         score_max=_short(how.score_max),

@@ -125,7 +125,13 @@ def _lost(status: RunStatus, now: datetime) -> str | None:
     minutes = (now - last.ended).total_seconds() / 60
     count = "A worker was" if len(recent) == 1 else f"{len(recent)} workers were"
     message = f": {last.message}" if last.message else ""
-    return (
+    said = (
         f"{count} lost in the last hour, the latest {minutes:.0f} min ago "
         f"({last.pod}, {last.cause}{message})."
     )
+    if last.recovery_seconds is not None:
+        said += f" The run learned again {last.recovery_seconds:.0f} s later"
+        if last.resumed_from is not None:
+            said += f", from update {last.resumed_from}: {last.lost_frames:,} frames lost"
+        said += "."
+    return said

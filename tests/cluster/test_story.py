@@ -25,7 +25,11 @@ def test_a_run_survives_what_clusters_do_and_completes(
         assert run.update > before
     causes = [attempt["cause"] for attempt in run.status["attempts"]]
     assert causes == ["Crashed", "Deleted"]
-    assert run.status["restarts"] == {"total": 2, "counted": 1}
+    assert (run.status["restarts"]["total"], run.status["restarts"]["counted"]) == (2, 1)
+    for attempt in run.status["attempts"]:
+        assert 0 <= attempt["recoverySeconds"] < 60
+        assert attempt["lostFrames"] == 0
+        assert "resumedFrom" not in attempt, "the others went on"
     # The coordinator.
     (coordinator,) = run.pods("coordinator")
     run.delete(coordinator)
@@ -62,6 +66,10 @@ def test_a_run_survives_what_clusters_do_and_completes(
     assert run.life == 3
     assert run.update >= saved
     assert run.status["restarts"]["counted"] == 3
+    for attempt in run.status["attempts"][-2:]:
+        assert attempt["resumedFrom"] >= saved
+        assert attempt["lostFrames"] >= 0
+    assert "Recovered" in cluster.kubectl("describe", "drr", RUN, "-n", namespace)
     # Now it may end.
     run.patch(goal={"after": "Stop"})
     cluster.kubectl(
@@ -107,7 +115,7 @@ def test_memory_that_is_too_little_is_named(
     cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any]
 ) -> None:
     wanted["spec"]["workers"] = {"resources": {"limits": {"memory": "150Mi"}}}
-    wanted["spec"]["restart"] = {"limit": 1}
+    wanted["spec"]["restart"] = {"outOfMemoryLimit": 1}
     cluster.apply(namespace, wanted)
     run = Told(cluster, namespace, RUN)
     until(lambda: run.condition("Failed").get("status") == "True", "failed", 150)

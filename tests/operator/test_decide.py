@@ -95,6 +95,79 @@ def test_crashes_in_a_row_wait_longer_and_longer_and_then_end_the_run() -> None:
     assert "Boom" in failed[2]
 
 
+@pytest.mark.parametrize(
+    ("limit", "field", "end"),
+    [
+        ("outOfMemoryLimit", "times out of memory", {"code": 137, "reason": "OOMKilled"}),
+        ("limit", "crashes", {"code": 1}),
+    ],
+)
+def test_every_cause_has_a_limit_of_its_own(limit: str, field: str, end: dict[str, Any]) -> None:
+    limits = {"limit": 5, "outOfMemoryLimit": 5, "backOffSeconds": 0} | {limit: 1}
+    world = training(1, restart=limits)
+    other = {"code": 1} if limit == "outOfMemoryLimit" else {"code": 137, "reason": "OOMKilled"}
+    for number, how in enumerate((other, other, end, other, end), 1):
+        assert world.status.phase is not Phase.FAILED
+        world.end(f"key-worker-0-{number}", **how)
+        world.settle()
+        world.start()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[:2] == ("True", "RestartLimit")
+    assert failed[2].startswith(f"2 {field}")
+    assert f"spec.restart.{limit} is 1; the last of key-worker-0-5" in failed[2]
+    assert world.status.restarts.counted == 5
+
+
+def test_where_others_go_on_a_loss_costs_seconds_and_no_frames() -> None:
+    world = training(3)
+    world.train(7)
+    world.tick(3)
+    world.end("key-worker-1-1", 137)
+    world.settle()
+    world.tick(1)
+    world.train(7)  # as before: that may be said of the time before the loss
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.update, lost.recovery_seconds) == (7, None)
+    world.tick(1.5)
+    world.train(8)
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.recovery_seconds, lost.resumed_from, lost.lost_frames) == (2.5, None, 0)
+    told = [event for event in world.events if event.reason == "Recovered"]
+    assert [event.message for event in told] == [
+        "the run learns on 2.5 s after key-worker-1-1 ended"
+    ]
+    world.train(9)
+    world.settle()
+    assert world.status.attempts == [lost]
+
+
+def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:
+    world = training(2)
+    first = {"life": 1}
+    world.train(40, **first)
+    world.tick(2)
+    world.train(42, **first)  # the status is not written again as soon as that
+    for worker in (0, 1):
+        world.end(f"key-worker-{worker}-1", 137)
+    world.settle()
+    world.start()
+    world.tick(20)
+    world.train(31, life=2, resumed={"update": 30, "frames": 30 * 8192})
+    world.settle()
+    for lost in world.status.attempts:
+        assert (lost.update, lost.life) == (42, 1)
+        assert (lost.resumed_from, lost.lost_frames) == (30, 12 * 8192)
+        assert lost.recovery_seconds == 20
+    told = [event.message for event in world.events if event.reason == "Recovered"]
+    assert len(told) == 1
+    assert told[0].endswith(", from the checkpoint of update 30: 98,304 frames are learned again")
+    assert world.status.training is not None
+    assert world.status.training.life == 2
+
+
 def test_a_worker_that_trained_for_a_while_is_not_made_to_wait() -> None:
     world = training(1)
     for number in range(1, 6):
@@ -217,7 +290,7 @@ def test_what_the_run_cannot_help_does_not_count(befalls: Any, cause: Cause) -> 
 
 
 def test_memory_that_was_not_enough_names_the_limit() -> None:
-    world = training(1, restart={"limit": 0})
+    world = training(1, restart={"outOfMemoryLimit": 0})
     world.pods["key-worker-0-1"]["spec"]["containers"][0]["resources"] = {
         "limits": {"memory": "512Mi"}
     }

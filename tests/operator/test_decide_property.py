@@ -107,7 +107,8 @@ class Operator:
 class Anything(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(workers={"min": 1, "max": 3}, restart={"limit": 10_000})
+        limits = dict.fromkeys(("limit", "outOfMemoryLimit", "hangLimit"), 10_000)
+        self.world = World(workers={"min": 1, "max": 3}, restart=limits)
         self.server = Server(self.world)
         self.server.befalls = {"somebody writes": self._note, "all is heard": self._hear_all}
         self.alive: Operator | None = None

@@ -239,7 +239,7 @@ def test_an_image_that_cannot_be_had_does_not_end_a_group_that_stands_still() ->
 
 
 def test_a_run_that_hangs_for_ever_ends() -> None:
-    world = training(1, restart={"limit": 2, "backOffSeconds": 0})
+    world = training(1, restart={"hangLimit": 2, "backOffSeconds": 0})
     for number in range(1, 4):
         stand(world, update=number)
         world.vanish()

@@ -34,6 +34,22 @@ def test_a_loss_is_told() -> None:
     )
 
 
+def test_what_a_loss_has_cost_is_told() -> None:
+    world = World(workers={"max": 1})
+    world.settle()
+    world.start()
+    world.train(10, life=1)
+    world.end("key-worker-0-1", 137)
+    world.settle()
+    world.start()
+    world.tick(9)
+    world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
+    world.settle()
+    assert told(world).endswith(
+        " The run learned again 9 s later, from update 7: 24,576 frames lost."
+    )
+
+
 def test_a_run_that_waits_says_for_what_and_what_to_do() -> None:
     world = World()
     world.settle()

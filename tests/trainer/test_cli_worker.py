@@ -374,5 +374,6 @@ def test_a_worker_that_is_done_leaves_how_the_run_stands(
     stands = json.loads(coordinator.read_text())
     assert stands["update"] == 3
     assert stands["frames"] >= 1500
+    assert (stands["life"], stands["resumed"]) == (1, {"update": 0, "frames": 0})
     assert stands["curriculum"]["demoFrames"] > 0
     assert stands["evaluation"]["episodes"] is None

@@ -17,6 +17,9 @@ class Counters:
     rejected: int = 0
     start_reached_frames: int | None = None  # when the frontier first was the game's own start
     start_reached_seconds: float | None = None
+    # Where its latest life began: the checkpoint that it was read from
+    resumed_update: int = 0
+    resumed_frames: int = 0
     # The group's faults: as the member saw them whose state went on
     recoveries: dict[str, int] = field(default_factory=dict)  # by cause
     recovery_seconds: dict[str, float] = field(default_factory=dict)

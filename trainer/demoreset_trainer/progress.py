@@ -56,6 +56,8 @@ class Progress:
     frames_discarded: int = 0  # played by members before they were lost, and never learned from
     goodput: float = 1.0  # share of the time that was not spent on recoveries
     life: int = 0  # how often the run was read from disk
+    resumed_update: int = 0  # where that was the latest time
+    resumed_frames: int = 0
     # What lies ahead
     budget_frames: int | None = None
     eta_seconds: float | None = None  # until the start is reached; None while unknown

@@ -237,6 +237,8 @@ def stands(p: Progress) -> dict[str, Any]:
     return {
         "generation": p.generation,
         "worldSize": p.members,
+        "life": p.life,
+        "resumed": {"update": p.resumed_update, "frames": p.resumed_frames},
         "update": p.update,
         "frames": p.frames,
         "seconds": p.seconds,

@@ -75,6 +75,8 @@ class RunState:
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state: every slot begins anew."""
         self.load(state)
+        counters = self.counters
+        counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
         if state["spec"]["goal"] != self._spec.goal.model_dump(mode="json", by_alias=True):
             self.goal.met = self.playing_on = False  # another goal
         # The episodes that ran when it was saved are lost; their numbers are not used again.

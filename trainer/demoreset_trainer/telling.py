@@ -86,6 +86,8 @@ class Telling:
                 recovery_seconds=dict(counters.recovery_seconds),
                 rolled_back=counters.rolled_back,
                 frames_discarded=counters.frames_discarded,
+                resumed_update=counters.resumed_update,
+                resumed_frames=counters.resumed_frames,
                 goodput=counters.goodput,
                 budget_frames=spec.budget.frames,
                 eta_seconds=self._eta(frontier),
