@@ -21,25 +21,31 @@ def test_members_share_the_episodes_that_one_would_play(assault: Demo) -> None:
     policy = Policy(shape, len(DemoResetEnv(demo).action_codes))
     rules = Rules(max_frames=60, lag_frames=60)
     with Slots(demo, rules, shape.view, slots=3, processes=1) as slots:
+        confirmation = Confirmation(
+            policy,
+            lambda count: slots,
+            episodes=EPISODES,
+            seed=3,
+            alive=lambda: None,
+            watch=lambda: None,
+        )
 
         def shares(members: int) -> list[bool]:
             found: list[bool | None] = [None] * EPISODES
             for rank in range(members):
-                confirmation = Confirmation(
-                    policy,
-                    lambda count: slots,
-                    episodes=EPISODES,
-                    seed=3,
-                    alive=lambda: None,
-                    watch=lambda: None,
-                )
                 quorum = Quorum(1, rank, tuple("abc"[:members]))
-                found[rank::members] = confirmation.share(5, quorum)
+                found[rank::members] = confirmation.share(5, quorum, lambda: False)
             return [bool(one) for one in found]
 
         alone = shares(1)
         assert 0 < sum(alone) < EPISODES
         assert shares(2) == shares(3) == alone
+
+        # Told to stop, it does not play to the end; and it can begin anew.
+        told = iter([False] * 5 + [True])
+        quorum = Quorum(1, 0, ("a",))
+        assert confirmation.share(5, quorum, lambda: next(told)) == []
+        assert confirmation.share(5, quorum, lambda: False) == alone
 
         # Their noise is their own: the same start played under two numbers differs.
         begins = [Begin(0, 1)] * 4

@@ -12,6 +12,10 @@ from demoreset_trainer.slots import Begin, Slots
 MOST_SLOTS = 32
 
 
+class _Told(Exception):
+    """This member was told to stop, in the middle of an episode."""
+
+
 class Confirmation:
     """The goal's episodes, shared out among the members.
 
@@ -42,11 +46,11 @@ class Confirmation:
         self._alive, self._watch = alive, watch
         self._slots: Slots | None = None
 
-    def share(self, update: int, quorum: Quorum) -> list[bool]:
+    def share(self, update: int, quorum: Quorum, stopping: Callable[[], bool]) -> list[bool]:
         """Play this member's share; which of its episodes tied the demo.
 
         Each episode draws from the stream of its number, so that all of them are the same for any
-        number of members.
+        number of members. None of them where it is told to stop meanwhile: episodes may be long.
         """
         random = np.random.default_rng([self._seed, update])
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(self._episodes)]
@@ -55,13 +59,22 @@ class Confirmation:
             return []
         if self._slots is None:
             self._slots = self._make_slots(min(len(mine), MOST_SLOTS))
-        played = play(
-            self._slots,
-            self._policy,
-            [begins[number] for number in mine],
-            numbers=mine,
-            seed=self._seed,
-            watch=lambda _: self._watch(),
-            alive=self._alive,
-        )
+
+        def alive() -> None:
+            self._alive()
+            if stopping():
+                raise _Told
+
+        try:
+            played = play(
+                self._slots,
+                self._policy,
+                [begins[number] for number in mine],
+                numbers=mine,
+                seed=self._seed,
+                watch=lambda _: self._watch(),
+                alive=alive,
+            )
+        except _Told:
+            return []
         return [episode.success for episode in played]

@@ -292,7 +292,7 @@ class Loop:
         if not state.goal.promising or state.curriculum.frontier or state.playing_on:
             return []
         with self._telling.phase("confirm"):
-            return self._confirmation.share(state.counters.update, quorum)
+            return self._confirmation.share(state.counters.update, quorum, self._stopping)
 
     # One update
 
