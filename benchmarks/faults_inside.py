@@ -313,7 +313,7 @@ def _ending(injured: Injured, pid: int) -> str | None:
 
 def hold_lock(pid: int) -> None:
     """The member's main thread sleeps with the interpreter's lock in its hands."""
-    os.kill(pid, signal.SIGUSR1)
+    os.kill(pid, signal.SIGUSR2)
 
 
 def stop_environment(pid: int) -> int:
@@ -479,15 +479,15 @@ class Crew(Watched):
         self.whole()
 
 
-def changing(trials: int) -> Outcome:
-    """1, 4, 2, 3, 1 … members: every update has all of its frames, in all members the same."""
+def changing(trials: int, counts: Sequence[int] = (4, 2, 3, 1)) -> Outcome:
+    """From one member to so many, trials times: every update has all frames, in all the same."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as name:
         crew = Crew(Path(name))
         try:
             crew.become(1)
             for _ in range(trials):
-                for count in (4, 2, 3, 1):
+                for count in counts:
                     crew.become(count)
                 outcome.n += 1
                 print(f"  {outcome.n}/{trials}: at update {crew.events[-1]['update']}", flush=True)

@@ -233,10 +233,14 @@ int clock_nanosleep(clockid_t clock, int flags, const moment *until, moment *lef
 """
 
 
+def faketime() -> Path | None:
+    """The library of Debian's package."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
 def clock(seconds: int, folder: Path) -> list[str]:
     """Runs a command with a wall clock that is wrong; the monotonic one is right."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    if library is None:
+    if (library := faketime()) is None:
         raise SystemExit("not installed: faketime")
     sleep = folder / "sleep.so"
     build = ["cc", "-shared", "-fPIC", "-o", str(sleep), "-x", "c", "-"]
@@ -248,30 +252,31 @@ def clock(seconds: int, folder: Path) -> list[str]:
 
 
 def skewed(trials: int) -> Outcome:
-    with tempfile.TemporaryDirectory() as folder:
-        return _skewed(trials, Path(folder))
-
-
-def _skewed(trials: int, folder: Path) -> Outcome:
     """One member's clock is fast, then slow, for half of so many minutes each: nothing happens."""
     outcome = Outcome(n=trials)
     facts: Counter[str] = Counter(updatesLost=0, forks=0)
     for skew in (SKEW, -SKEW):
-        wrong = clock(skew, folder)
+        failures, events = one_skewed(skew, 60 * trials / 2)
+        outcome.failures += failures
+        facts.update(check(events))
+        outcome.events += events
+    outcome.facts = dict(facts)
+    return outcome
+
+
+def one_skewed(skew: int, seconds: float) -> tuple[list[str], list[Event]]:
+    """A group with one clock that is wrong, watched for so long: what happened that should not."""
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = clock(skew, Path(folder))
         if reason := _not_skewed(wrong, skew):
-            outcome.failures.append(reason)
-            continue
+            return [reason], []
         with scattered(within={WORKERS[-1]: wrong}) as (watched, _):
             watched.whole()
             begun = time.monotonic()
-            time.sleep(60 * trials / 2)
+            time.sleep(seconds)
             events = [event for event in watched.look() if event["time"] >= begun]
-        found = [event["event"] for event in events if event["event"] in ("formed", "lost")]
-        outcome.failures += [f"{what} at {skew:+d} s" for what in found]
-        facts.update(check(watched.events))
-        outcome.events += watched.events
-    outcome.facts = dict(facts)
-    return outcome
+    found = [event["event"] for event in events if event["event"] in ("formed", "lost")]
+    return [f"{what} at {skew:+d} s" for what in found], watched.events
 
 
 def _not_skewed(wrong: Sequence[str], skew: int) -> str | None:

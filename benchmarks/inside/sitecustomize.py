@@ -7,7 +7,7 @@ The product has no hooks for faults. DEMORESET_POISON says what to do, as JSON:
     every: each time that so many updates are done, at the first try, or
     since: in every try from this update on
 
-Whatever it says, SIGUSR1 makes a member hold the interpreter's lock for ever.
+Whatever it says, SIGUSR2 (1 is the product's) makes a member hold the interpreter's lock for ever.
 """
 
 import ctypes
@@ -98,6 +98,6 @@ def poison(loop: ModuleType) -> None:
 
 # A member, or the process that members are forked from.
 if {"member", "members"} & set(sys.orig_argv):
-    signal.signal(signal.SIGUSR1, lambda *_: ctypes.PyDLL(None).sleep(100_000))
+    signal.signal(signal.SIGUSR2, lambda *_: ctypes.PyDLL(None).sleep(100_000))
     if "DEMORESET_POISON" in os.environ:
         sys.meta_path.insert(0, AfterImport(POISONED, poison))

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import faults_inside
+import faults_members
+import injured
+from measure import tree
+
 pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PATIENCE = 60.0  # seconds for anything; never what is measured
+KILLS, SECONDS_BETWEEN = 3, 4.0
 PARENT = """
 import time
 from demoreset_trainer.demo import find, load
@@ -28,11 +35,40 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("name", ["inf-gradient", "crash"])
-def test_a_fault_inside_members(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import faults_inside
+def test_members_die_in_every_way_and_nothing_is_lost_or_left() -> None:
+    before = set(os.listdir("/dev/shm"))
+    with injured.group(environment=faults_inside.inside()) as run:
+        run.whole()
+        open_files = len(os.listdir(f"/proc/{run.process.pid}/fd"))
+        for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM):
+            faults_members.by_signal(number)(run)
+        faults_members.by_signal(signal.SIGKILL, first=True)(run)
+        _seconds, clean = faults_inside.hung(run, faults_inside.hold_lock)
+        assert clean
+        for _ in range(KILLS):
+            assert run.kill_any()
+            time.sleep(SECONDS_BETWEEN)
+        run.whole()
+        # What it has open for a member goes with the member.
+        assert len(os.listdir(f"/proc/{run.process.pid}/fd")) <= open_files
+        assert "no progress" not in run.said()
+        processes = tree(run.process.pid)
+    found = injured.check(run.events)
+    assert found["updates"] > 10 * KILLS
+    assert (found["updatesLost"], found["forks"]) == (0, 0)
+    assert faults_inside.gone(processes, PATIENCE)
+    assert set(os.listdir("/dev/shm")) <= before
 
+
+def test_members_come_and_go_and_every_update_has_all_of_its_frames() -> None:
+    outcome = faults_inside.changing(1, (3, 2))
+    assert outcome.failures == []
+    assert (outcome.facts["updatesLost"], outcome.facts["forks"]) == (0, 0)
+    assert outcome.facts["framesDrift"] == 0
+
+
+@pytest.mark.parametrize("name", ["inf-gradient", "crash"])
+def test_a_fault_inside_members(name: str) -> None:
     outcome = faults_inside.ROWS[name].measure(1)
     assert outcome.n
     assert outcome.failures == []

@@ -1,4 +1,4 @@
-"""A real group over real hosts, one of which is cut off: the others go on, and it comes back."""
+"""A real group over real hosts, one of which is cut off, far away, or wrong about the time."""
 
 import os
 import shutil
@@ -10,15 +10,16 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from faults_network import COORDINATOR, apart, scattered
-from hosts import NEEDED, Hosts
-from injured import check
+from faults_network import COORDINATOR, WORKERS, apart, faketime, one_skewed, scattered
+from hosts import NEEDED, Bad, Hosts
+from injured import Event, check
 
 os.environ.setdefault("RUST_LOG", "error")
 pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
 
 MISSING = [command for command in NEEDED if shutil.which(command) is None]
 AWAY = 6.0  # seconds: longer than a sum may take
+UPDATES = 5  # of a group that is slow
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces"),
@@ -36,4 +37,27 @@ def test_a_host_that_is_cut_off_waits_and_comes_back() -> None:
         partings = [apart(watched, hosts, cut, AWAY) for cut in cuts]
     assert [parting.failures for parting in partings] == [[]] * len(cuts)
     found = check(watched.events)
+    assert (found["updatesLost"], found["forks"]) == (0, 0)
+
+
+def test_with_a_host_that_is_far_away_updates_are_slower_and_none_is_lost() -> None:
+    with scattered(bad={WORKERS[-1]: Bad(seconds=0.05, lost=0.05)}) as (watched, _):
+        # It may count as dead, and be taken in again, as often as its packets are late.
+        watched.wait(lambda: of_the_far(watched.look()) >= UPDATES, "updates of the far one")
+    found = check(watched.events)
+    assert found["updates"] >= UPDATES
+    assert (found["updatesLost"], found["forks"]) == (0, 0)
+
+
+def of_the_far(events: list[Event]) -> int:
+    return sum(e["event"] == "commit" and e["member"].startswith(WORKERS[-1]) for e in events)
+
+
+@pytest.mark.skipif(faketime() is None, reason="not installed: faketime")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="not installed: cc")
+def test_a_clock_that_is_wrong_changes_nothing() -> None:
+    failures, events = one_skewed(30, seconds=10)
+    assert failures == []
+    found = check(events)
+    assert found["updates"]
     assert (found["updatesLost"], found["forks"]) == (0, 0)
