@@ -264,18 +264,20 @@ def skewed(trials: int) -> Outcome:
     return outcome
 
 
-def one_skewed(skew: int, seconds: float) -> tuple[list[str], list[Event]]:
+def one_skewed(skew: int, seconds: float, dead_ms: int = 700) -> tuple[list[str], list[Event]]:
     """A group with one clock that is wrong, watched for so long: what happened that should not."""
     with tempfile.TemporaryDirectory() as folder:
         wrong = clock(skew, Path(folder))
         if reason := _not_skewed(wrong, skew):
             return [reason], []
-        with scattered(within={WORKERS[-1]: wrong}) as (watched, _):
+        with scattered(within={WORKERS[-1]: wrong}, dead_ms=dead_ms) as (watched, _):
             watched.whole()
             begun = time.monotonic()
             time.sleep(seconds)
             events = [event for event in watched.look() if event["time"] >= begun]
     found = [event["event"] for event in events if event["event"] in ("formed", "lost")]
+    if not any(e["event"] == "commit" and e["member"].startswith(WORKERS[-1]) for e in events):
+        found.append("no update")
     return [f"{what} at {skew:+d} s" for what in found], watched.events
 
 

@@ -83,7 +83,7 @@ class TrainingStatus(StatusModel):
     frames: int = Field(default=0, description="Emulator frames.")
     update: int = Field(default=0, description="Updates done.")
     seconds: float = Field(default=0, description="Spent on training.")
-    life: int = Field(default=0, description="How often the run was read from its volume.")
+    life: int = Field(default=0, description="Which of the run's lives: each begins from disk.")
     frames_per_second: float | None = Field(default=None, description="Lately.")
     score_mean: float | None = Field(default=None, description="From the game's own start.")
     score_max: float | None = Field(default=None, description="Best from the game's own start.")
@@ -134,20 +134,22 @@ class Attempt(StatusModel):
     message: str = Field(default="", max_length=1024, description="The worker's last words.")
     update: int | None = Field(default=None, description="Where the run was then.")
     frames: int | None = Field(default=None, description="Emulator frames of the run then.")
-    life: int | None = Field(default=None, description="How often it had been read from disk.")
+    life: int | None = Field(default=None, description="Which of the run's lives that was.")
     started: datetime | None = Field(default=None, description="When the container began.")
     ended: datetime = Field(description="When it was found to have ended.")
     recovery_seconds: float | None = Field(
         default=None,
-        description="From there until the run was seen to learn again; workers are asked every "
-        "few seconds.",
+        description="From there until the run was seen to learn again: of workers that went on, by "
+        "two answers, which are seconds apart.",
     )
     resumed_from: int | None = Field(
         default=None,
-        description="The update whose checkpoint the run went on from; none where others went on.",
+        description="The update whose checkpoint the run went on from, where nobody else went on.",
     )
     lost_frames: int | None = Field(
-        default=None, description="Frames that were told of, and are not in that checkpoint."
+        default=None,
+        description="Of the run, that were told of and are not in that checkpoint; the same number "
+        "for all that were lost together.",
     )
 
 

@@ -198,14 +198,14 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:
-    """That the run learns again after what was lost; the longest of several at once."""
+    """That the run learns again after what was lost; of several at once, after the first loss."""
     if not back:
         return []
-    last = max(back, key=lambda attempt: attempt.recovery_seconds or 0.0)
-    said = f"the run learns on {last.recovery_seconds:g} s after {last.pod} ended"
-    if last.resumed_from is not None:
+    lost = max(back, key=lambda attempt: attempt.recovery_seconds or 0.0)
+    said = f"the run learns on {lost.recovery_seconds:.1f} s after {lost.pod} ended"
+    if lost.resumed_from is not None:
         said += (
-            f", from the checkpoint of update {last.resumed_from}: {last.lost_frames:,} frames are "
+            f", from the checkpoint of update {lost.resumed_from}: {lost.lost_frames:,} frames are "
             "learned again"
         )
     return [Event("Normal", "Recovered", said)]

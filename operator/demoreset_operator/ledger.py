@@ -4,7 +4,7 @@ A pod is known by its worker and its attempt. Attempts only grow; those up to `P
 recorded. So it does not matter how often this runs, nor when the operator was away.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -103,29 +103,49 @@ def regained(status: RunStatus, told: Iterable[Told]) -> tuple[RunStatus, list[A
         status: With all that ended.
         told: What workers said that train now.
     """
-    latest = max(told, key=lambda one: (one.said.life, one.said.update or 0), default=None)
-    if latest is None:
-        return status, []
-    attempts = [_regained(attempt, latest) for attempt in status.attempts]
+    words, active = list(told), status.active_since
+    attempts = [
+        _regained(attempt, words) if active is not None and attempt.ended >= active else attempt
+        for attempt in status.attempts
+    ]
     news = [new for new, old in zip(attempts, status.attempts, strict=True) if new is not old]
     return (status.model_copy(update={"attempts": attempts}) if news else status), news
 
 
-def _regained(lost: Attempt, told: Told) -> Attempt:
-    """An attempt, with how the run went on after it, if that is what this tells."""
-    if lost.recovery_seconds is not None or lost.cause in NO_LOSS or told.at <= lost.ended:
+def _regained(lost: Attempt, told: Sequence[Told]) -> Attempt:
+    """An attempt, with how the run went on after it, if anybody tells that it did."""
+    if lost.recovery_seconds is not None or lost.cause in NO_LOSS:
         return lost
-    said, before = told.said, (lost.life or 0, lost.update or 0)
-    if (said.life, said.update or 0) <= before:
+    if lost.update is not None and not lost.life:  # of a version that did not tell it
+        return lost
+    first = min((one for one in told if _goes_on(one, lost)), key=_moved, default=None)
+    if first is None:
         return lost
     found: dict[str, Any] = {
-        "recovery_seconds": round((told.at - lost.ended).total_seconds(), 1),
+        "recovery_seconds": round((first.moved - lost.ended).total_seconds(), 1),
         "lost_frames": 0,
     }
-    if said.life > before[0] > 0:
-        found["resumed_from"] = said.resumed.update
-        found["lost_frames"] = max(0, (lost.frames or 0) - said.resumed.frames)
+    if lost.life and first.said.life > lost.life:
+        resumed = first.said.resumed
+        found["resumed_from"] = resumed.update
+        found["lost_frames"] = max(0, (lost.frames or 0) - resumed.frames)
     return lost.model_copy(update=found)
+
+
+def _goes_on(told: Told, lost: Attempt) -> bool:
+    """Whether this tells of an update that was done after the loss.
+
+    What was known at the time was seconds old. So in the same life two answers count, both of them
+    from after the loss, and the second with another update.
+    """
+    if told.said.life > (lost.life or 0):
+        return told.moved > lost.ended
+    same = told.said.life == (lost.life or 0)
+    return same and told.before is not None and told.before > lost.ended
+
+
+def _moved(told: Told) -> datetime:
+    return told.moved
 
 
 def _judge(

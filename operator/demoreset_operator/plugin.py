@@ -108,12 +108,12 @@ def _status(options: argparse.Namespace) -> None:
 
 def _after(attempt: Json) -> list[str]:
     """How the run went on, and the worker's last words, as far as they are known."""
-    found = []
+    after = ""
     if "recoverySeconds" in attempt:
-        found.append(f"learned again {attempt['recoverySeconds']:g} s later")
+        after = f"learned again {attempt['recoverySeconds']:.1f} s later"
     if "resumedFrom" in attempt:
-        found.append(f"from update {attempt['resumedFrom']}, {attempt['lostFrames']:,} frames back")
-    return [", ".join(found)] * bool(found) + [attempt.get("message", "")]
+        after += f" from update {attempt['resumedFrom']}, {attempt['lostFrames']:,} frames back"
+    return list(filter(None, (after, attempt.get("message"))))
 
 
 def _why(options: argparse.Namespace) -> None:

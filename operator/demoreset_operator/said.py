@@ -53,7 +53,7 @@ class Evaluation(StatusModel):
 
 
 class Resumed(StatusModel):
-    """Where the run's latest life began; its game's own start at first."""
+    """Where the run's latest life began: nothing is learned at first, then at a checkpoint."""
 
     update: int = 0
     frames: int = 0
@@ -80,6 +80,8 @@ class Said(StatusModel):
 class Told:
     """A worker's words, when they came, until when they hold, and when its update last moved.
 
+    before: when the answer came that showed the update before that one; None where there is none.
+
     Only an answer that shows the same update once more tells that it stands: between two questions
     nothing is known, and with many workers minutes lie between them.
     """
@@ -88,6 +90,7 @@ class Told:
     until: datetime
     moved: datetime
     said: Said
+    before: datetime | None = None
 
     def trains(self, now: datetime) -> bool:
         """Whether the worker learns: it says so, and its updates go on."""
@@ -135,6 +138,9 @@ def told(before: Told | None, said: Said, at: datetime, holds: timedelta) -> Tol
     # The goal's episodes are played between two updates, and may take as long as they like; and
     # whoever was not heard for long may have been cut off, or all of us stopped.
     busy = said.phase == "confirm"
-    if before is None or before.said.update != said.update or busy or at > before.until:
+    if before is None:
         return Told(at, at + holds, at, said)
-    return Told(at, at + holds, before.moved, said)
+    if before.said.update != said.update:
+        return Told(at, at + holds, at, said, before.at)
+    moved = at if busy or at > before.until else before.moved
+    return Told(at, at + holds, moved, said, before.before)

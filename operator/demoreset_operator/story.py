@@ -261,6 +261,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             status.phase,
             [(one.type, one.status, one.reason == REFUSED) for one in status.conditions],
             status.restarts,
+            [one.recovery_seconds for one in status.attempts],
             [
                 (one.worker, one.attempt, one.ended, one.not_before)
                 for one in status.places

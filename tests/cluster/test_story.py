@@ -26,6 +26,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
     causes = [attempt["cause"] for attempt in run.status["attempts"]]
     assert causes == ["Crashed", "Deleted"]
     assert (run.status["restarts"]["total"], run.status["restarts"]["counted"]) == (2, 1)
+    until(lambda: all("recoverySeconds" in one for one in run.status["attempts"]), "both are over")
     for attempt in run.status["attempts"]:
         assert 0 <= attempt["recoverySeconds"] < 60
         assert attempt["lostFrames"] == 0

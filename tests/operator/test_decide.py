@@ -121,27 +121,61 @@ def test_every_cause_has_a_limit_of_its_own(limit: str, field: str, end: dict[st
 
 def test_where_others_go_on_a_loss_costs_seconds_and_no_frames() -> None:
     world = training(3)
-    world.train(7)
+    world.patient = True  # the status is written every 5 s, but for what must not wait
+    world.train(7, life=1)
     world.tick(3)
     world.end("key-worker-1-1", 137)
     world.settle()
+    # These updates may have been done before the loss: what was known then was seconds old.
     world.tick(1)
-    world.train(7)  # as before: that may be said of the time before the loss
+    world.train(9, life=1)
     world.settle()
     (lost,) = world.status.attempts
     assert (lost.update, lost.recovery_seconds) == (7, None)
-    world.tick(1.5)
-    world.train(8)
-    world.settle()
+    for _ in range(3):
+        world.tick(0.5)
+        world.train(10, life=1)
+        world.settle()
     (lost,) = world.status.attempts
-    assert (lost.recovery_seconds, lost.resumed_from, lost.lost_frames) == (2.5, None, 0)
-    told = [event for event in world.events if event.reason == "Recovered"]
-    assert [event.message for event in told] == [
-        "the run learns on 2.5 s after key-worker-1-1 ended"
-    ]
-    world.train(9)
+    assert (lost.recovery_seconds, lost.resumed_from, lost.lost_frames) == (1.5, None, 0)
+    told = [event.message for event in world.events if event.reason == "Recovered"]
+    assert told == ["the run learns on 1.5 s after key-worker-1-1 ended"]
+    world.tick(9)
+    world.train(11, life=1)
     world.settle()
     assert world.status.attempts == [lost]
+    assert len([event for event in world.events if event.reason == "Recovered"]) == 1
+
+
+def test_time_that_a_run_was_suspended_is_no_recovery() -> None:
+    world = training(1)
+    world.train(7, life=1)
+    world.end("key-worker-0-1", 1)
+    world.settle()
+    world.change(suspend=True)
+    world.settle()
+    world.tick(3600)
+    world.change(suspend=False)
+    world.settle()
+    world.start()
+    world.tick()
+    world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.cause, lost.recovery_seconds, lost.lost_frames) == (Cause.CRASHED, None, None)
+
+
+def test_of_workers_that_do_not_tell_their_life_nothing_is_guessed() -> None:
+    world = training(1)
+    world.train(42)
+    world.end("key-worker-0-1", 1)
+    world.settle()
+    world.start()
+    world.tick()
+    world.train(31, life=2, resumed={"update": 30, "frames": 30 * 8192})
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.recovery_seconds, lost.lost_frames) == (None, None)
 
 
 def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:

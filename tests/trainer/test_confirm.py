@@ -42,10 +42,12 @@ def test_members_share_the_episodes_that_one_would_play(assault: Demo) -> None:
         assert shares(2) == shares(3) == alone
 
         # Told to stop, it does not play to the end; and it can begin anew.
-        told = iter([False] * 5 + [True])
-        quorum = Quorum(1, 0, ("a",))
-        assert confirmation.share(5, quorum, lambda: next(told)) == []
-        assert confirmation.share(5, quorum, lambda: False) == alone
+        for steps in (0, 5):
+            told = iter([False] * steps + [True])
+            assert confirmation.share(5, Quorum(1, 0, ("a",)), told.__next__) == []
+        assert shares(1) == alone
+        # With others it plays its share: they have played theirs.
+        assert confirmation.share(5, Quorum(1, 0, ("a", "b")), lambda: True) == alone[::2]
 
         # Their noise is their own: the same start played under two numbers differs.
         begins = [Begin(0, 1)] * 4

@@ -12,8 +12,8 @@ from demoreset_trainer.slots import Begin, Slots
 MOST_SLOTS = 32
 
 
-class _Told(Exception):
-    """This member was told to stop, in the middle of an episode."""
+class _Stopped(Exception):
+    """Told to stop, in the middle of an episode."""
 
 
 class Confirmation:
@@ -50,20 +50,22 @@ class Confirmation:
         """Play this member's share; which of its episodes tied the demo.
 
         Each episode draws from the stream of its number, so that all of them are the same for any
-        number of members. None of them where it is told to stop meanwhile: episodes may be long.
+        number of members. None of them where it is alone and told to stop meanwhile: they may be
+        long. Others would have played theirs in vain.
         """
+        alone = len(quorum.members) == 1
         random = np.random.default_rng([self._seed, update])
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(self._episodes)]
         mine = range(quorum.rank, self._episodes, len(quorum.members))
-        if not mine:
+        if not mine or (alone and stopping()):
             return []
         if self._slots is None:
             self._slots = self._make_slots(min(len(mine), MOST_SLOTS))
 
         def alive() -> None:
             self._alive()
-            if stopping():
-                raise _Told
+            if alone and stopping():
+                raise _Stopped
 
         try:
             played = play(
@@ -75,6 +77,6 @@ class Confirmation:
                 watch=lambda _: self._watch(),
                 alive=alive,
             )
-        except _Told:
+        except _Stopped:
             return []
         return [episode.success for episode in played]
