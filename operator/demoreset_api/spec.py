@@ -418,10 +418,14 @@ class Workers(ApiModel):
         description="What adds up gradients: Gloo (CPU and GPU), or Nccl (one GPU per member).",
     )
     image: str | None = Field(
-        default=None, min_length=1, description="Of the pods. Default: the operator's."
+        default=None,
+        min_length=1,
+        description="Of the pods. Default: the trainer's that the operator was told.",
     )
     image_pull_policy: PullPolicy | None = Field(
-        default=None, description="When it is fetched. Default: the cluster's rule."
+        default=None,
+        description="When it is fetched. Default: the cluster's rule; without an image of its own, "
+        "what the operator was told.",
     )
     image_pull_secrets: list[str] = Field(
         default=[], max_length=16, description="Names of Secrets with which it is fetched."
@@ -449,6 +453,11 @@ class Workers(ApiModel):
     priority_class_name: str | None = Field(default=None, description="Of the run's pods.")
     labels: dict[str, str] = Field(default={}, description="More labels of the worker's pods.")
     annotations: dict[str, str] = Field(default={}, description="Annotations of the worker's pods.")
+    env: dict[str, str] = Field(
+        default={},
+        description="Environment variables of workers and the coordinator, as the limits of "
+        "docs/timeouts.md; those that the operator sets win.",
+    )
     grace_seconds: int = Field(
         default=60,
         ge=5,

@@ -429,10 +429,14 @@ def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
     """
     workers = run.spec.workers
     policy = workers.image_pull_policy or (None if workers.image else settings.pull_policy)
+    ours = container.get("env", [])
+    names = {one["name"] for one in ours}
+    theirs = [{"name": k, "value": v} for k, v in workers.env.items() if k not in names]
     container = {
         "image": workers.image or settings.image,
         **({"imagePullPolicy": policy} if policy else {}),
         **container,
+        **({"env": [*theirs, *ours]} if theirs else {}),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -482,7 +486,7 @@ def _resources(run: Run) -> Json:
 def _cores(resources: Json) -> list[Json]:
     """Tells a worker its cores, rounded up by the kubelet; without this all of the node's.
 
-    Three workers with as many threads each as their node had cores, two, trained at a sixth of the
+    Three workers with as many threads each as their node had cores, two, trained at a fifth of the
     speed that they had with one thread each.
     """
     for kind in ("limits", "requests"):

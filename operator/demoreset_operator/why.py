@@ -15,10 +15,10 @@ DO = {
     "WrongRun": "Correct what the message names, delete the run and apply it anew.",
     "BudgetSpent": "Go on with more: `kubectl demoreset branch {name} NEW --set "
     "spec.budget.frames=...`.",
-    "NoValidCheckpoint": "Look at the volume (`kubectl demoreset checkpoints {name}`); broken ones "
-    "were set aside, nothing was overwritten.",
-    "NoProgress": "Branch with a lower learning rate: `kubectl demoreset branch {name} NEW --set "
-    "spec.ppo.learningRate=1e-4`.",
+    "NoValidCheckpoint": "Look at the volume (`kubectl demoreset checkpoints {name}`): none is "
+    "whole, and all were left as they are.",
+    "NoProgress": "Where its loss is not finite, branch with a lower learning rate: `kubectl "
+    "demoreset branch {name} NEW --set spec.ppo.learningRate=1e-4`; else read that pod's log.",
     "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node; "
     "where the message names a claim, see that it can be bound (`kubectl describe pvc`).",
     "SchedulingGated": "It waits for its turn: see its queue (`kubectl describe workloads`).",

@@ -142,6 +142,7 @@ def test_gpus_and_placement_pass_through() -> None:
             "imagePullSecrets": ["registry"],
             "labels": {"team": "a", LABEL_RUN_UID: "forged"},
             "annotations": {"note": "b"},
+            "env": {"DEMORESET_HANG_SECONDS": "60", "DEMORESET_COORDINATOR": "elsewhere:1"},
             "graceSeconds": 90,
         },
     )
@@ -163,6 +164,9 @@ def test_gpus_and_placement_pass_through() -> None:
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
     assert pod["metadata"]["labels"][LABEL_RUN_UID] == "u-1", "ours cannot be forged"
     assert pod["metadata"]["annotations"]["note"] == "b"
+    told = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    assert told["DEMORESET_HANG_SECONDS"] == "60"
+    assert told["DEMORESET_COORDINATOR"] == "key-coordinator.games.svc:29510", "ours wins"
 
 
 def test_a_lost_node_is_left_within_seconds_unless_the_user_says_otherwise() -> None:

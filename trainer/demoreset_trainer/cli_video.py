@@ -33,7 +33,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--act", choices=("sampled", "sharpened", "argmax"), default="sampled")
     parser.add_argument("--sticky", type=float, default=0.0, help="sticky actions; default 0")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="default video.mp4 in the run's folder")
+    parser.add_argument("--out", type=Path, help="default NAME.mp4, in the run's folder or here")
     parser.set_defaults(func=run)
 
 

@@ -232,7 +232,9 @@ def export_onnx(trained: Trained, path: Path) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError("--onnx needs two more packages: pip install 'demoreset[onnx]'") from error
+        raise UserError(
+            "--onnx needs two more packages: in the clone, pip install -e '.[onnx]'"
+        ) from error
     policy = trained.policy.eval()
     view = policy.shape.view
     images = torch.zeros(2, *view.shape, dtype=torch.uint8)

@@ -21,7 +21,8 @@ class TensorBoardFile:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(
-                "--tensorboard needs one more package: pip install 'demoreset[tensorboard]'"
+                "--tensorboard needs one more package: in the clone, "
+                "pip install -e '.[tensorboard]'"
             ) from error
         self._make = partial(SummaryWriter, str(folder / "tensorboard"))
         self._writer: SummaryWriter | None = None

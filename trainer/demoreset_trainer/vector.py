@@ -1,8 +1,8 @@
 """Many slots as a gymnasium vector environment, for learners that are not ours.
 
 envs = gymnasium.make_vec(
-"DemoReset-v0", num_envs=64, demo="montezuma-first-key",
-vector_kwargs={"choose_start": lambda slot, random: 300},
+    "DemoReset-v0", num_envs=64, demo="montezuma-first-key",
+    choose_start=lambda slot, random: 300,
 )
 """
 
