@@ -157,6 +157,7 @@ class Elastic:
         self._heart.start()
         pause = 0.05
         while True:
+            asked = time.monotonic()
             try:
                 self._reach()
                 answer = self._wait_for(
@@ -177,7 +178,7 @@ class Elastic:
                             "host": self._host,
                         },
                     ),
-                    lambda: self._waiting(begun),
+                    partial(self._waiting, begun, asked),
                 )
             except TimeoutError:
                 self._ask_anew()
@@ -221,10 +222,15 @@ class Elastic:
         self._asker.close()
         self._asker = _Asker(self._url)
 
-    def _waiting(self, begun: float) -> None:
-        """Waiting for others is life, too."""
+    def _waiting(self, begun: float, asked: float) -> None:
+        """Waiting for others is life, too.
+
+        A question is not given up as soon as it was asked, though no beat was answered before: the
+        coordinator may know of it, and the others would wait for who does not hear the answer.
+        """
         self._heart.moved()
-        self._reach()
+        if time.monotonic() - asked > BROKEN:
+            self._reach()
         if not self._told and time.monotonic() - begun > TOLD_AFTER:
             self._told = True
             self._note("waiting for the other members, or for enough of them")
