@@ -10,8 +10,6 @@ from signal import SIGABRT, SIGKILL, SIGSEGV, SIGSTOP, SIGTERM
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 import faults_inside
 import faults_members
 import injured

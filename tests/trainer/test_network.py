@@ -5,11 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from faults_network import COORDINATOR, PORT, WORKERS, apart, faketime, one_skewed, scattered
 from hosts import NEEDED, Bad, Hosts
