@@ -14,6 +14,7 @@ TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes reads a container's
 ENV_COORDINATOR = "DEMORESET_COORDINATOR"  # host:port of the run's coordinator
 ENV_ADDRESS = "DEMORESET_ADDRESS"  # where other members reach this one: the pod's IP
 ENV_ID = "DEMORESET_ID"  # the worker's name; its members are called after it
+ENV_CUDA_GRAPHS = "DEMORESET_CUDA_GRAPHS"  # 0: nothing is recorded for a GPU
 ENV_CORES = "DEMORESET_CORES"  # cores that a process may use; members share their worker's
 ENV_GRACE = "DEMORESET_GRACE_SECONDS"  # from SIGTERM until the cluster kills a worker
 ENV_HANG = "DEMORESET_HANG_SECONDS"  # without a beat, after which a worker kills a member

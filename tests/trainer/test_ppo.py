@@ -19,7 +19,6 @@ from demoreset_trainer.env import TRUNCATED, End
 from demoreset_trainer.group import Alone, Group, Quorum
 from demoreset_trainer.policy import Architecture, Policy
 from demoreset_trainer.ppo import (
-    Lesson,
     NotFinite,
     Ppo,
     Rollout,
@@ -27,50 +26,9 @@ from demoreset_trainer.ppo import (
     policy_losses,
     value_losses,
 )
-from demoreset_trainer.states import View
+from small_rollout import ACTIONS, MEMORY, PLAIN, make, make_lesson, rollout
 
-TINY = View(12, 12, stack=2)
-PLAIN = Architecture(TINY, ((4, 4, 2),), features=8, hidden=0)
-MEMORY = Architecture(TINY, ((4, 4, 2),), features=8, hidden=6)
-ACTIONS = 3
 Item = TypeVar("Item")
-
-
-def make(shape: Architecture) -> Policy:
-    torch.manual_seed(0)
-    policy = Policy(shape, ACTIONS)
-    policy.exact = True
-    with torch.no_grad():  # not nearly uniform, or errors would hide
-        policy.actor.weight.mul_(60)
-    return policy
-
-
-def rollout(
-    shape: Architecture, *, slots: int = 4, length: int = 5, burn_in: int = 3, seed: int = 0
-) -> Rollout:
-    """Anything that could have happened, of a policy a little different from today's."""
-    random = np.random.default_rng(seed)
-    rows = burn_in + length
-
-    def floats(*size: int) -> npt.NDArray[np.float32]:
-        return random.standard_normal(size).astype(np.float32)
-
-    ends = random.choice(len(End), (length, slots), p=[0.65] + [0.35 / 6] * 6).astype(np.uint8)
-    begins = random.random((rows, slots)) < 0.2
-    begins[burn_in + 1 :] = ends[:-1] != 0
-    return Rollout(
-        observations=random.integers(0, 256, (rows, slots, *TINY.shape), dtype=np.uint8),
-        begins=begins,
-        states=floats(rows, slots, shape.hidden),
-        actions=random.integers(0, ACTIONS, (length, slots)),
-        log_probs=np.log(random.uniform(0.2, 0.6, (length, slots))).astype(np.float32),
-        values=floats(length, slots),
-        rewards=floats(length, slots),
-        ends=ends,
-        end_values=floats(length, slots),
-        temperature=random.choice([0.5, 1.0], (length, slots)).astype(np.float32),
-        last_values=floats(slots),
-    )
 
 
 # Advantages
@@ -203,11 +161,11 @@ def slow_loss(
     length = len(r.actions)
     burn_in = len(r.observations) - length
     for slot in columns:
-        state = torch.from_numpy(r.states[0, slot])
+        state = r.states[0, slot]
         for row in range(burn_in + length):
             if r.begins[row, slot]:
-                state = torch.from_numpy(r.states[row, slot])
-            seen = torch.from_numpy(r.observations[row, slot])[None]
+                state = r.states[row, slot]
+            seen = r.observations[row, slot][None]
             logits, value, behind = policy.step(seen, state[None])
             state = behind[0]
             t = row - burn_in
@@ -231,12 +189,12 @@ def gradients(policy: Policy) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("images", [ppo.MOST_IMAGES, 1])  # at once; slot by slot
+@pytest.mark.parametrize("images", [512, 1])  # at once; slot by slot
 @pytest.mark.parametrize("shape", [PLAIN, MEMORY])
 def test_an_update_follows_the_gradient_of_the_plain_loss(
     shape: Architecture, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppo, "MOST_IMAGES", images)
+    monkeypatch.setitem(ppo.MOST_IMAGES, "cpu", images)
     spec = PpoSpec(gradient_norm=0, value_coefficient=0.7, clip=0.15)
     r = rollout(shape, burn_in=3 if shape.hidden else 0)
     raw = np.array(
@@ -264,7 +222,7 @@ def on_policy(shape: Architecture) -> tuple[Policy, Rollout]:
     burn_in = 3
     with torch.no_grad():
         logits, values, _ = policy.unroll(
-            *(torch.from_numpy(x) for x in (r.observations, r.states[0], r.begins, r.states))
+            r.observations, r.states[0], torch.from_numpy(r.begins), r.states
         )
     scaled = logits[burn_in:] * torch.from_numpy(r.temperature)[..., None]
     chosen = scaled.log_softmax(2).gather(2, torch.from_numpy(r.actions)[..., None])
@@ -408,16 +366,6 @@ def in_threads(members: int, run: Callable[[int, Group], None]) -> None:
         thread.join()
     if failed:
         raise failed[0]
-
-
-def make_lesson(shape: Architecture) -> Lesson:
-    random = np.random.default_rng(5)
-    return Lesson(
-        observations=random.integers(0, 256, (6, *TINY.shape), dtype=np.uint8),
-        states=torch.from_numpy(random.standard_normal((6, shape.hidden)).astype(np.float32)),
-        actions=random.integers(0, ACTIONS, 6),
-        weights=random.random(6).astype(np.float32),
-    )
 
 
 def columns_of(r: Rollout, block: range) -> Rollout:

@@ -1,6 +1,7 @@
 """A rollout against one slot after the other, played by hand with single environments."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,10 +66,6 @@ class Setting:
         return collector
 
 
-def copy(rollout: Rollout) -> Rollout:
-    return Rollout(**{name: array.copy() for name, array in vars(rollout).items()})
-
-
 @pytest.fixture(scope="module")
 def slots(freeway: Demo) -> Iterator[Slots]:
     view = make_policy(False).shape.view
@@ -92,7 +89,7 @@ def collected(setting: Setting) -> list[tuple[Rollout, list[Result]]]:
     gathered = []
     for update in range(UPDATES):
         rollout, results = collector.collect(update)
-        gathered.append((copy(rollout), results))
+        gathered.append((deepcopy(rollout), results))
     return gathered
 
 
@@ -222,10 +219,10 @@ def test_the_policy_would_do_it_again(
     for rollout, _ in collected:
         with torch.no_grad():
             logits, values, _ = setting.policy.unroll(
-                torch.from_numpy(rollout.observations),
-                torch.from_numpy(rollout.states[0]),
+                rollout.observations,
+                rollout.states[0],
                 torch.from_numpy(rollout.begins),
-                torch.from_numpy(rollout.states),
+                rollout.states,
             )
         scaled = logits[-LENGTH:] * torch.from_numpy(rollout.temperature)[..., None]
         chosen = scaled.log_softmax(2).gather(2, torch.from_numpy(rollout.actions)[..., None])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from demoreset_api.errors import TryAgain, UserError
-from demoreset_api.spec import RunSpec
+from demoreset_api.spec import Collectives, RunSpec, Workers
 from demoreset_trainer import runfile
 from demoreset_trainer.demo import Demo, record
 
@@ -220,3 +220,18 @@ def test_a_folder_that_cannot_be_renamed_is_one_line(
 def test_a_result_says_whether_the_guide_was_used(curriculum: dict[str, object], says: str) -> None:
     wanted = {"demo": {"name": "x"}, "curriculum": curriculum}
     assert runfile.guided(RunSpec.model_validate(wanted)) == says
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "allowed"), [(1, 0, True), (2, 2, True), (2, 1, False), (2, 0, False)]
+)
+def test_nccl_needs_a_gpu_for_each_member(
+    wanted: int, there: int, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runfile, "gpus", lambda: there)
+    workers = Workers(collectives=Collectives.NCCL, gpus=1)
+    if allowed:
+        assert runfile.members(wanted, workers) == wanted
+        return
+    with pytest.raises(UserError, match=f"a GPU for each of 2 members, and here are {there}; take"):
+        runfile.members(wanted, workers)

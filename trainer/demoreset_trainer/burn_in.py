@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from demoreset_trainer.gpu import Recorded, to_device
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.states import StartStates
 
@@ -34,37 +35,44 @@ class BurnIn:
         self._states = states
         self._length = decisions
         self._alive = alive
-        self.hidden = torch.zeros(len(states), policy.shape.hidden)
+        self._device = next(policy.parameters()).device
+        self._follow = Recorded(self._watch, self._device)
+        self.hidden = policy.initial_state(len(states), self._device)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Follow the policy's latest weights."""
-        policy, count = self._policy, len(self._states)
-        if not policy.shape.hidden:
+        count, view = len(self._states), self._policy.shape.view
+        if not self._policy.shape.hidden:
             return
-        device = next(policy.parameters()).device
-        view = policy.shape.view
         firsts = np.arange(0, count, CHUNK)
         per_batch = max(1, BATCH // (CHUNK + self._length))
         for low in range(0, len(firsts), per_batch):
             first = firsts[low : low + per_batch]
             index = first[None] + np.arange(-self._length, CHUNK)[:, None]  # [time, chunks]
-            inside = index.clip(0, count - 1)
             self._alive()
-            images = self._states.observations(inside.reshape(-1), view)
-            observations = torch.from_numpy(images).view(*index.shape, *view.shape).to(device)
-            features = policy.features(observations.flatten(0, 1)).view(*index.shape, -1)
-            hidden = policy.initial_state(len(first), device)
-            for t in range(len(index)):
-                own = t - self._length
-                if own >= 0:
-                    rows = torch.from_numpy(index[t])
-                    known = rows < count
-                    self.hidden[rows[known]] = hidden.cpu()[known]
-                # Before the demo's first decision there is nothing to remember.
-                watched = torch.from_numpy(index[t] >= 0).to(device).unsqueeze(1)
-                hidden = torch.where(watched, policy.remember(features[t], hidden), hidden)
+            images = self._states.observations(index.clip(0, count - 1).reshape(-1), view)
+            observations = to_device(images.reshape(*index.shape, *view.shape), self._device)
+            # Before the demo's first decision there is nothing to remember.
+            (before,) = self._follow(observations, to_device(index >= 0, self._device))
+            own = index[self._length :] < count
+            rows = to_device(index[self._length :][own], self._device)
+            self.hidden[rows] = before[self._length :][to_device(own, self._device)]
+
+    def _watch(self, observations: Tensor, watched: Tensor) -> tuple[Tensor]:
+        """The states before each decision, [time, chunks, S], from an empty memory.
+
+        observations [time, chunks, C, H, W]; watched [time, chunks]: whether it is remembered.
+        """
+        policy = self._policy
+        features = policy.features(observations.flatten(0, 1)).view(*watched.shape, -1)
+        hidden = policy.initial_state(watched.shape[1], self._device)
+        before = []
+        for seen, remembered in zip(features, watched, strict=True):
+            before.append(hidden)
+            hidden = torch.where(remembered.unsqueeze(1), policy.remember(seen, hidden), hidden)
+        return (torch.stack(before),)
 
     def at(self, index: npt.NDArray[np.int64]) -> Tensor:
         """The states before the demo's decisions `index` [n], [n, S]."""
-        return self.hidden[torch.from_numpy(index)]
+        return self.hidden[to_device(index, self._device)]

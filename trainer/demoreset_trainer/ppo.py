@@ -10,6 +10,7 @@ Shapes: T decisions of a rollout, K decisions before it (burn-in), B slots, A ac
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,14 @@ from torch.nn import functional
 from demoreset_api.errors import DemoResetError
 from demoreset_api.spec import PpoSpec
 from demoreset_trainer.env import TRUNCATED, End
+from demoreset_trainer.gpu import Recorded, to_device
 from demoreset_trainer.group import Group
 from demoreset_trainer.policy import Policy
 
 Floats = npt.NDArray[np.float32]
-MOST_IMAGES = 512  # that go through the network at a time: seconds, for the largest on a CPU
+# That go through the network at a time. On a CPU these are seconds, for the largest network; on a
+# GPU some 4 GB.
+MOST_IMAGES = {"cpu": 512, "cuda": 4096}
 
 
 class NotFinite(DemoResetError):
@@ -35,15 +39,15 @@ class NotFinite(DemoResetError):
 class Rollout:
     """What B slots saw and did in T decisions, with the K decisions before, whose losses are void.
 
-    observations [K + T, B, C, H, W] uint8; begins [K + T, B]: an episode begins here; states
-    [K + T, B, S]: of the policy before the decision; the rest [T, B]. `temperature` multiplies the
-    logits (0.5: exploring). `end_values`: where an episode was truncated, the value of what it saw
-    last. last_values [B]: of the observation behind the rollout.
+    observations [K + T, B, C, H, W] uint8, where the policy is; states [K + T, B, S] there, too: of
+    the policy before the decision; begins [K + T, B]: an episode begins here; the rest [T, B].
+    `temperature` multiplies the logits (0.5: exploring). `end_values`: where an episode was
+    truncated, the value of what it saw last. last_values [B]: of what is seen behind the rollout.
     """
 
-    observations: npt.NDArray[np.uint8]
+    observations: Tensor
     begins: npt.NDArray[np.bool_]
-    states: Floats
+    states: Tensor
     actions: npt.NDArray[np.int64]
     log_probs: Floats
     values: Floats
@@ -97,7 +101,7 @@ def value_losses(values: Tensor, old: Tensor, target: Tensor, clip: float) -> Te
 class Lesson:
     """Demo decisions that guide the policy: images, the state before, the demo's action, a weight.
 
-    observations [n, C, H, W] uint8, states [n, S], actions [n], weights [n].
+    observations [n, C, H, W] uint8, states [n, S] where the policy is, actions [n], weights [n].
     """
 
     observations: npt.NDArray[np.uint8]
@@ -150,9 +154,22 @@ class Ppo:
         self._success_is_neutral = success_is_neutral
         self._parameters = [p for p in policy.parameters() if p.requires_grad]
         self.device = self._parameters[0].device
+        on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            self._parameters, lr=spec.learning_rate, eps=spec.adam_epsilon, foreach=True
+            self._parameters,
+            lr=spec.learning_rate,
+            eps=spec.adam_epsilon,
+            foreach=not on_gpu,
+            fused=on_gpu,
         )
+        # All gradients lie in one row, to be summed over the members at once.
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self._gradient = torch.zeros(sum(sizes), device=self.device)
+        pieces = torch.split(self._gradient, sizes)
+        for parameter, piece in zip(self._parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        self._learn = Recorded(self._add_gradient, self.device)
+        self._imitate = Recorded(self._add_guide_gradient, self.device)
 
     def update(
         self,
@@ -182,87 +199,113 @@ class Ppo:
             success_is_neutral=self._success_is_neutral,
         )
         mean, deviation = _moments(raw, group)
-        data = {
-            name: torch.from_numpy(array).to(self.device)
-            for name, array in {
-                "actions": rollout.actions,
-                "log_probs": rollout.log_probs,
-                "values": rollout.values,
-                "temperature": rollout.temperature,
-                "advantages": (raw - mean) / (deviation + 1e-8),
-                "targets": raw + rollout.values,
-            }.items()
-        }
+        targets = raw + rollout.values
+        facts = [
+            rollout.temperature,
+            rollout.log_probs,
+            rollout.values,
+            (raw - mean) / (deviation + 1e-8),
+            targets,
+        ]
+        actions, begins, data = self._there(
+            rollout.actions, rollout.begins, np.stack(facts).astype(np.float32)
+        )
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate
         sums = torch.zeros(len(_SUMS), device=self.device)
-        guide_losses, norms, samples = 0.0, [], 0.0
+        guide_losses, norms, samples = torch.zeros((), device=self.device), [], 0.0
         for columns, lesson in zip(minibatches, lessons, strict=True):
             count = torch.tensor([float(rollout.actions[:, columns].size)])
             group.sum(count)
             if not count.item():
                 continue  # all of its slots were lost with their members
-            self.optimizer.zero_grad()
-            *most, last = _pieces(columns, len(rollout.observations))
-            for piece in most:
-                loss, parts = self._losses(rollout, data, piece, entropy)
-                (loss / count.item()).backward()  # type: ignore[no-untyped-call]
+            self._gradient.zero_()
+            (weights,) = self._there(np.array([count.item(), entropy], np.float32))
+            for piece in _pieces(columns, len(rollout.observations), MOST_IMAGES[self.device.type]):
+                (index,) = self._there(piece)
+                (parts,) = self._learn(
+                    rollout.observations.index_select(1, index),
+                    rollout.states.index_select(1, index),
+                    begins.index_select(1, index),
+                    actions.index_select(1, index),
+                    data.index_select(2, index),
+                    weights,
+                )
                 sums += parts
                 group.alive()
-            loss, parts = self._losses(rollout, data, last, entropy)
-            loss = loss / count.item()
             if lesson is not None and guide:
-                guide_loss = self._guide_loss(lesson)
-                loss = loss + guide / members * guide_loss
-                guide_losses += guide_loss.detach().item()
+                images, chosen, weight, share = self._there(
+                    lesson.observations,
+                    lesson.actions,
+                    lesson.weights,
+                    np.array([guide / members], np.float32),
+                )
+                (guide_loss,) = self._imitate(images, lesson.states, chosen, weight, share)
+                guide_losses += guide_loss
             if spec.l2:
                 squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
-                loss = loss + spec.l2 / 2 / members * squares
-            loss.backward()  # type: ignore[no-untyped-call]
+                (spec.l2 / 2 / members * squares).backward()  # type: ignore[no-untyped-call]
             norms.append(self._step(group))
-            sums += parts
             samples += count.item()
         totals = sums.cpu()
         group.sum(totals)
         means = dict(zip(_SUMS, (totals / samples).tolist(), strict=True))
-        _, returns = _moments(raw + rollout.values, group)
+        _, returns = _moments(targets, group)
         # After the latest step no gradient tells; and after the sums nobody waits for this member.
         if not all(parameter.isfinite().all() for parameter in self._parameters):
             raise NotFinite("a weight is not finite")
         return Statistics(
             **means,
-            guide_loss=guide_losses / len(norms),
+            guide_loss=guide_losses.item() / len(norms),
             explained_variance=1 - (deviation / returns) ** 2 if returns else 0.0,
             gradient_norm=float(np.mean(norms)),
         )
 
+    def _there(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
+        """These, where the policy is."""
+        return [to_device(array, self.device) for array in arrays]
+
+    def _add_gradient(
+        self,
+        observations: Tensor,
+        states: Tensor,
+        begins: Tensor,
+        actions: Tensor,
+        data: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor]:
+        """Add the gradient of some columns' losses; the sums that are reported.
+
+        weights: the samples of all members, by which the sum is divided; the entropy's coefficient.
+        """
+        count, entropy = weights
+        loss, parts = self._losses(observations, states, begins, actions, data, entropy)
+        (loss / count).backward()
+        return (parts,)
+
     def _losses(
         self,
-        rollout: Rollout,
-        data: dict[str, Tensor],
-        columns: npt.NDArray[np.int64],
-        entropy_coefficient: float,
+        observations: Tensor,
+        states: Tensor,
+        begins: Tensor,
+        actions: Tensor,
+        data: Tensor,
+        entropy_coefficient: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The loss summed over the samples of the columns, and the sums that are reported."""
-        spec, device = self.spec, self.device
-        index = torch.from_numpy(columns).to(device)
-        part = {name: tensor[:, index] for name, tensor in data.items()}
-        logits, values, _ = self.policy.unroll(
-            torch.from_numpy(rollout.observations[:, columns]).to(device, non_blocking=True),
-            torch.from_numpy(rollout.states[0, columns]).to(device),
-            torch.from_numpy(rollout.begins[:, columns]).to(device),
-            torch.from_numpy(rollout.states[:, columns]).to(device),
-        )
-        burn_in = len(logits) - len(rollout.actions)
+        """The loss summed over the samples of some columns, and the sums that are reported."""
+        spec = self.spec
+        temperature, old, old_values, advantage, target = data
+        logits, values, _ = self.policy.unroll(observations, states[0], begins, states)
+        burn_in = len(logits) - len(actions)
         logits, values = logits[burn_in:], values[burn_in:]
-        log_probs = functional.log_softmax(logits * part["temperature"].unsqueeze(2), 2)
+        log_probs = functional.log_softmax(logits * temperature.unsqueeze(2), 2)
         entropy = -(log_probs.exp() * log_probs).sum(2)
-        chosen = log_probs.gather(2, part["actions"].unsqueeze(2)).squeeze(2)
-        policy = policy_losses(chosen, part["log_probs"], part["advantages"], spec.clip)
-        value = value_losses(values, part["values"], part["targets"], spec.value_clip)
+        chosen = log_probs.gather(2, actions.unsqueeze(2)).squeeze(2)
+        policy = policy_losses(chosen, old, advantage, spec.clip)
+        value = value_losses(values, old_values, target, spec.value_clip)
         loss = policy + spec.value_coefficient * value - entropy_coefficient * entropy
         with torch.no_grad():
-            change = chosen - part["log_probs"]
+            change = chosen - old
             # Of two estimates of the divergence the one without negative values:
             # joschu.net/blog/kl-approx.html
             kl = change.exp() - 1 - change
@@ -270,29 +313,28 @@ class Ppo:
             parts = torch.stack([x.sum() for x in (policy, value, entropy, kl, outside)])
         return loss.sum(), parts
 
-    def _guide_loss(self, lesson: Lesson) -> Tensor:
-        """The weighted cross entropy to the demo's actions, a mean over the lesson."""
-        device = self.device
-        observations = torch.from_numpy(lesson.observations).to(device)
-        logits, _, _ = self.policy.step(observations, lesson.states.to(device))
-        actions = torch.from_numpy(lesson.actions).to(device)
+    def _add_guide_gradient(
+        self, observations: Tensor, states: Tensor, actions: Tensor, weights: Tensor, share: Tensor
+    ) -> tuple[Tensor]:
+        """Add the gradient of a lesson's loss, times this member's share of the guide; the loss.
+
+        It is the weighted cross entropy to the demo's actions, a mean over the lesson.
+        """
+        logits, _, _ = self.policy.step(observations, states)
         losses = functional.cross_entropy(logits, actions, reduction="none")
-        return (losses * torch.from_numpy(lesson.weights).to(device)).mean()
+        loss = (losses * weights).mean()
+        (share * loss).sum().backward()  # type: ignore[no-untyped-call]
+        return (loss.detach(),)
 
     def _step(self, group: Group) -> float:
         """One step of the optimiser on the gradients of all members; their norm."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        group.sum(flat)
-        norm = _norm(flat)
+        group.sum(self._gradient)
+        norm = _norm(self._gradient)
         if not math.isfinite(norm):
             raise NotFinite(f"the gradient's norm is {norm}")
         limit = self.spec.gradient_norm
         if limit and norm > limit:
-            flat.mul_(limit / norm)
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, piece in zip(gradients, torch.split(flat, sizes), strict=True):
-            gradient.copy_(piece.view_as(gradient))
+            self._gradient.mul_(limit / norm)
         self.optimizer.step()
         return norm
 
@@ -310,16 +352,14 @@ class Ppo:
         self.optimizer.state.clear()
         for name, value in moments.items():
             index, field = name.split(".")
-            # Adam keeps its step count on the CPU.
-            device = "cpu" if field == "step" else self.device
             parameter = self._parameters[int(index)]
-            self.optimizer.state[parameter][field] = value.to(device, copy=True)
+            self.optimizer.state[parameter][field] = value.to(self.device, copy=True)
 
 
-def _pieces(columns: npt.NDArray[np.int64], rows: int) -> list[npt.NDArray[np.int64]]:
+def _pieces(columns: npt.NDArray[np.int64], rows: int, images: int) -> list[npt.NDArray[np.int64]]:
     """Columns that go through the network at a time: memory and beats do not grow with a batch."""
-    count = -(-len(columns) * rows // MOST_IMAGES)
-    return np.array_split(columns, min(max(1, count), max(1, len(columns))))
+    count = min(-(-len(columns) * rows // images), len(columns))
+    return np.array_split(columns, count) if count else []
 
 
 _SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")

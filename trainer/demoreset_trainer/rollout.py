@@ -17,6 +17,7 @@ from torch.nn import functional
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.env import TRUNCATED
+from demoreset_trainer.gpu import Recorded, to_device
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.ppo import Rollout
 from demoreset_trainer.slots import IDLE, Begin, Slots
@@ -68,6 +69,7 @@ class Collector:
         self._alive = alive
         self._history = history if policy.shape.hidden else 0
         self.device = next(policy.parameters()).device
+        self._decide = Recorded(self._decision, self.device)
         self.held = np.zeros(0, np.int64)  # numbers of the slots, ascending
         self._make_room(0)
 
@@ -75,9 +77,13 @@ class Collector:
         """Arrays for so many slots; what is in them belongs to no episode."""
         view, rows, hidden = self._slots.view, self._history + self._length, self._hidden
         self.episodes = np.full(count, -1, np.int64)  # number of each slot's current episode
-        self._observations = np.zeros((rows, count, *view.shape), np.uint8)
+        images = count, *view.shape
+        self._observations = torch.zeros((rows, *images), dtype=torch.uint8, device=self.device)
+        self._states = torch.zeros((rows, count, hidden), device=self.device)
         self._begins = np.zeros((rows, count), np.bool_)
-        self._states = np.zeros((rows, count, hidden), np.float32)
+        on_gpu = self.device.type == "cuda"
+        # Images go to a GPU by way of memory that it can read by itself.
+        self._staging = torch.zeros(images, dtype=torch.uint8, pin_memory=True) if on_gpu else None
         self._begun = np.ones(count, np.bool_)  # an episode begins with the next decision
         self._age = np.zeros(count, np.int64)  # decisions of the current episode
         self._starts = np.zeros(count, np.int64)
@@ -127,9 +133,9 @@ class Collector:
         rows, length = self._history + self._length, self._length
         empty = np.zeros((length, 0), np.float32)
         return Rollout(
-            observations=np.zeros((rows, 0, *self._slots.view.shape), np.uint8),
+            observations=self._observations[:, :0],
             begins=np.zeros((rows, 0), np.bool_),
-            states=np.zeros((rows, 0, self._hidden), np.float32),
+            states=self._states[:, :0],
             actions=np.zeros((length, 0), np.int64),
             log_probs=empty,
             values=empty,
@@ -168,8 +174,9 @@ class Collector:
             return self.nothing(), []
         # The latest decisions of the rollout before are this one's burn-in.
         if history:
-            for kept in (self._observations, self._begins, self._states):
-                kept[:history] = kept[-history:].copy()
+            self._begins[:history] = self._begins[-history:].copy()
+            for kept in (self._observations, self._states):
+                kept[:history] = kept[-history:].clone()
         for i in range(count):  # the curriculum has moved since the next episodes were planned
             self._plan(i)
         noise = self._noise(update)
@@ -186,16 +193,13 @@ class Collector:
             if policy.shape.hidden and self._begun.any():
                 fresh = np.flatnonzero(self._begun)
                 begun = self._burn_in.at(self._starts[fresh] // self._skip)
-                state = state.index_copy(
-                    0, torch.from_numpy(fresh).to(self.device), begun.to(self.device)
-                )
-            self._states[row] = state.cpu().numpy()
+                state = state.index_copy(0, to_device(fresh, self.device), begun)
+            self._states[row] = state
             self._begun[:] = False
-            np.take(slots.observation, held, axis=0, out=self._observations[row], mode="clip")
             temperature[t] = np.where(self._exploring(), EXPLORING, 1)
-            actions[t], log_probs[t], values[t], state = self._act(
-                self._observations[row], state, temperature[t], noise[t]
-            )
+            chances = to_device(np.stack([temperature[t], noise[t]]), self.device)
+            answers, state = self._decide(self._look(row), state, chances)
+            actions[t], log_probs[t], values[t] = answers.cpu().numpy()
             slots.action[held] = actions[t]
             slots.send()
             slots.wait()
@@ -247,27 +251,33 @@ class Collector:
         exploring: npt.NDArray[np.bool_] = self.episodes % every == 0
         return exploring & (self._explore > 0)
 
-    def _act(
-        self,
-        images: npt.NDArray[np.uint8],
-        state: Tensor,
-        temperature: npt.NDArray[np.float32],
-        noise: npt.NDArray[np.float32],
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32], Tensor]:
-        """Actions, their log probabilities, values [B each] and the state behind [B, S]."""
-        observations = torch.from_numpy(images).to(self.device)
+    def _look(self, row: int) -> Tensor:
+        """What the slots see now, kept as a row of the rollout, [B, C, H, W]."""
+        seen = self._observations[row]
+        there = seen if self._staging is None else self._staging
+        np.take(self._slots.observation, self.held, axis=0, out=there.numpy(), mode="clip")
+        if there is not seen:  # it has arrived before the next one: the answer is waited for
+            seen.copy_(there, non_blocking=True)
+        return seen
+
+    def _decision(
+        self, observations: Tensor, state: Tensor, chances: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Actions, their log probabilities and values as one tensor [3, B]; the state behind.
+
+        chances [2, B]: temperature and noise.
+        """
+        temperature, noise = chances
         logits, values, state = self._policy.step(observations, state)
-        scaled = logits.cpu() * torch.from_numpy(temperature).unsqueeze(1)
-        log_probs = functional.log_softmax(scaled, 1)
-        actions = sample(log_probs, torch.from_numpy(noise))
+        log_probs = functional.log_softmax(logits * temperature.unsqueeze(1), 1)
+        actions = sample(log_probs, noise)
         chosen = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
-        return actions.numpy(), chosen.numpy(), values.cpu().numpy(), state
+        return torch.stack([actions.float(), chosen, values]), state
 
     def _values(
         self, observations: npt.NDArray[np.uint8], state: Tensor, which: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        index = torch.from_numpy(which).to(self.device)
-        seen = torch.from_numpy(observations).to(self.device)
+        seen, index = (to_device(array, self.device) for array in (observations, which))
         _, values, _ = self._policy.step(seen, state[index])
         return values.cpu().numpy()
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from demoreset_api import changes as changing
 from demoreset_api.errors import TryAgain, UserError
-from demoreset_api.spec import After, DemoResetRun, RunSpec, Workers
+from demoreset_api.spec import After, Collectives, DemoResetRun, RunSpec, Workers
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.disk import fault
@@ -136,13 +136,19 @@ def members(flag: int | None, workers: Workers) -> int:
     """How many processes train in one worker: the flag, else the file, else one per GPU, or one.
 
     Raises:
-        UserError: none is wanted.
+        UserError: none is wanted, or more than NCCL can do with the GPUs that are here.
     """
     wanted = flag if flag is not None else workers.members_per_worker
+    there = max(1, gpus())
     if wanted is None:
-        wanted = max(1, gpus())
+        wanted = there
     if wanted < 1:
         raise UserError(f"--members: received {wanted}; it is 1 or more")
+    if workers.collectives is Collectives.NCCL and wanted > there:
+        raise UserError(
+            f"spec.workers.collectives: Nccl needs a GPU for each of {wanted} members, and here "
+            f"are {gpus()}; take --members {there}, or --set spec.workers.collectives=Gloo"
+        )
     return wanted
 
 
