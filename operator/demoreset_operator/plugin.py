@@ -35,6 +35,10 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
 """
 # A run that trains writes meanwhile: tar then ends with 1, and all that is whole has come.
 TAR = 'tar --create --directory "$0" . ; test $? -le 1'
+TAR_BEST = """
+cd "$0" && best=$(cat checkpoints/BEST) || exit 2
+tar --create $(ls -A | grep -vx checkpoints) checkpoints/BEST "checkpoints/$best" ; test $? -le 1
+"""
 COPY = """
 if test -e "$1"; then echo "$1 is on the volume already; choose another name" >&2; exit 1; fi
 rm -rf "$1.partial" && cp -r "$0" "$1.partial" && mv "$1.partial" "$1"
@@ -82,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command("checkpoints", _checkpoints, "what is on its volume")
     fetch = command("fetch", _fetch, "its folder to this machine, for `demoreset evaluate`")
     fetch.add_argument("--out", type=Path, help="a new folder; default runs/RUN")
+    fetch.add_argument("--best", action="store_true", help="of its checkpoints only the best")
     branch = command("branch", _branch, "a new run that goes on from this one's checkpoint")
     branch.add_argument("new", metavar="NEW", help="the new run's name")
     branch.add_argument(
@@ -147,7 +152,8 @@ def _fetch(options: argparse.Namespace) -> None:
     if out.exists():
         raise PluginError(f"{out} is there already; choose another --out")
     with _Reader(options, run) as reader:
-        command = reader.command("sh", "-c", TAR, f"{DATA}/{run.name}")
+        pack = TAR_BEST if options.best else TAR
+        command = reader.command("sh", "-c", pack, f"{DATA}/{run.name}")
         partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
