@@ -6,6 +6,7 @@ the sums of one of them failed, a new process group is formed, over the store of
 States and results travel as bytes on the group: no pickle, no shared file.
 """
 
+import itertools
 import json
 import math
 import os
@@ -37,7 +38,8 @@ LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of th
 STATE_TIMEOUT = 60.0  # seconds for handing a state over
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
 FAREWELL = 5.0  # seconds that who is told to stop waits for one more update with the others
-BROKEN = 2.0  # seconds without an answered beat, after which a question will not be answered
+BROKEN = 2.0  # seconds without an answered beat, after which no question is asked
+SILENT = "no beat is answered"
 POLL = 0.05  # seconds between looks at a wish to stop while others are waited for
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
@@ -90,10 +92,12 @@ class Elastic:
         self._summed = 0.0  # when the latest of this update ended
         self._handed = False  # the state went over, and nothing was summed since
         self._answered: float | None = None  # since when the coordinator answers without a break
-        self._told = False  # that it waits
+        self._away: float | None = None  # since when the coordinator does not answer
+        self._told = self._told_away = False  # that it waits; that the coordinator is away
         self._asked_to_stop: float | None = None  # when it noticed
         self._asker = _Asker(self._url)
         self._heart = Heart(self._url, id, beat)
+        self._names = itertools.count(2)
 
     # Agreeing
 
@@ -105,8 +109,10 @@ class Elastic:
             answer, away = self._ask(step)
             outage += away
             members = sorted(answer.participants, key=_seniority)
-            ids = tuple(member.replica_id for member in members)
             facts = [member.data or {} for member in members]
+            ids = tuple(fact["id"] for fact in facts)
+            if len(set(ids)) < len(ids):
+                continue  # one that was given up was counted, too; it has no beats any more
             formed = {fact["formed"] for fact in facts}
             self._events.tell("quorum", step=step, generation=self._generation, members=ids)
             steps = [member.step for member in members]
@@ -133,7 +139,7 @@ class Elastic:
                     continue
             roster = [
                 {
-                    "id": member.replica_id,
+                    "id": fact["id"],
                     "pid": fact["pid"],
                     "host": fact["host"],
                     "update": update_of(member.step),
@@ -152,8 +158,7 @@ class Elastic:
     def _ask(self, step: int) -> tuple[Any, float]:
         """The coordinator's answer, and for how many seconds it was away."""
         begun = time.monotonic()
-        away: float | None = None
-        told = self._told = False
+        self._away, self._told, self._told_away = None, False, False
         self._heart.start()
         pause = 0.05
         while True:
@@ -162,7 +167,7 @@ class Elastic:
                 self._reach()
                 answer = self._wait_for(
                     self._asker.ask(
-                        self._id,
+                        self._heart.name,
                         timeout=timedelta(seconds=SLICE),
                         address=self._host,
                         store_address=f"{self._host}:{self._store.port}",
@@ -170,6 +175,7 @@ class Elastic:
                         world_size=1,
                         shrink_only=False,
                         data={
+                            "id": self._id,
                             "formed": self._formed,
                             "generation": self._generation,
                             "joined": self._joined,
@@ -181,24 +187,27 @@ class Elastic:
                     partial(self._waiting, begun, asked),
                 )
             except TimeoutError:
-                self._ask_anew()
+                self._asker = self._asker.successor()
                 continue
             except (RuntimeError, ConnectionError, OSError) as error:
-                away = away or time.monotonic()
+                self._forget_question()
                 self._answered = None
-                if not told and time.monotonic() - away > 1:
-                    told = True
-                    self._note(f"the coordinator at {self._url} does not answer ({_first(error)})")
+                self._unanswered(_first(error))
                 self._sleep(pause * (0.5 + random.random()))
                 pause = min(2 * pause, 1.0)
-                self._ask_anew()
                 continue
-            if self._id not in {member.replica_id for member in answer.participants}:
+            if self._heart.name not in {member.replica_id for member in answer.participants}:
                 continue  # an answer to others: ask again
             self._answered = self._answered or time.monotonic()
-            if told:
+            if self._told_away:
                 self._note("the coordinator answers again")
-            return answer, time.monotonic() - away if away else 0.0
+            return answer, time.monotonic() - self._away if self._away else 0.0
+
+    def _unanswered(self, why: str) -> None:
+        self._away = self._away or time.monotonic()
+        if not self._told_away and time.monotonic() - self._away > 1:
+            self._told_away = True
+            self._note(f"the coordinator at {self._url} does not answer ({why})")
 
     def _waited(self, step: int) -> float:
         """Seconds for which others could have come back; enough where nobody can be there."""
@@ -216,21 +225,33 @@ class Elastic:
             ConnectionError: the coordinator cannot be reached.
         """
         if self._heart.unheard > BROKEN:
-            raise ConnectionError("no beat is answered")
+            raise ConnectionError(SILENT)
 
-    def _ask_anew(self) -> None:
-        self._asker.close()
-        self._asker = _Asker(self._url)
+    def _forget_question(self) -> None:
+        """Nobody will hear its answer, so it must not count as this member's.
+
+        The coordinator keeps a question for as long as its member beats, or gets it late: TCP may
+        send it again half a minute after a network was healed. It would make a group of it and of
+        who has asked, and they would wait 5 s for a member that knows nothing. So this member
+        beats, and asks, by another name from now on: a name without beats is soon out.
+        """
+        if self._asker.asked:
+            self._asker = self._asker.successor()
+            self._heart.name = f"{self._id}~{next(self._names)}"
 
     def _waiting(self, begun: float, asked: float) -> None:
         """Waiting for others is life, too.
 
         A question is not given up as soon as it was asked, though no beat was answered before: the
-        coordinator may know of it, and the others would wait for who does not hear the answer.
+        coordinator may know of it, and the others would wait for who does not hear the answer. Nor
+        while connections can be made: then the coordinator is frozen, and answers when it thaws.
         """
         self._heart.moved()
         if time.monotonic() - asked > BROKEN:
-            self._reach()
+            if not self._heart.connects:
+                self._reach()
+            elif self._heart.unheard > BROKEN:
+                self._unanswered(SILENT)
         if not self._told and time.monotonic() - begun > TOLD_AFTER:
             self._told = True
             self._note("waiting for the other members, or for enough of them")
@@ -438,6 +459,7 @@ class _Asker:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self.asked = False
         self._client: LighthouseClient | None = None
         self._questions: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._run, daemon=True, name="quorum").start()
@@ -445,12 +467,14 @@ class _Asker:
     def ask(self, id: str, **facts: Any) -> "queue.Queue[Any]":
         """Where the answer, or the error, will be."""
         answer: queue.Queue[Any] = queue.Queue()
+        self.asked = True
         self._questions.put((answer, id, facts))
         return answer
 
-    def close(self) -> None:
-        """Ask nothing more."""
+    def successor(self) -> "_Asker":
+        """One with a connection of its own; this one asks nothing more."""
         self._questions.put(None)
+        return _Asker(self._url)
 
     def _run(self) -> None:
         while question := self._questions.get():

@@ -19,15 +19,17 @@ class Heart:
 
     Args:
         url: Of the coordinator.
-        id: Of the member.
+        id: Of the member. It is the first `name` under which it beats.
         beat: Called now and then as well, for those who are not the coordinator.
     """
 
     def __init__(self, url: str, id: str, beat: Callable[[], None]) -> None:
-        self._url, self._id, self._beat = url, id, beat
+        self._url, self._beat = url, beat
+        self.name = id
         self._moved = self._excused = time.monotonic()
         self._gaps: deque[float] = deque([0.0], maxlen=200)
         self._failing: float | None = None  # since when beats fail
+        self.connects = True  # the coordinator's machine takes connections, as far as is known
         self._started, self._stopped = threading.Event(), threading.Event()
         threading.Thread(target=self._tell, daemon=True, name="beat").start()
         threading.Thread(target=self._run, daemon=True, name="heart").start()
@@ -69,9 +71,11 @@ class Heart:
             try:
                 if client is None:
                     client = LighthouseClient(self._url, timedelta(seconds=2))
-                client.heartbeat(self._id, timeout=timedelta(seconds=1))
-                self._failing = None
-            except (RuntimeError, TimeoutError, OSError):
+                client.heartbeat(self.name, timeout=timedelta(seconds=1))
+                self._failing, self.connects = None, True
+            except (RuntimeError, TimeoutError, OSError) as error:
+                # Silence on a connection is a frozen coordinator, unless no other can be made.
+                self.connects = isinstance(error, TimeoutError)
                 client = None  # the question for a quorum says so
                 self._failing = self._failing or begun
 

@@ -1,0 +1,139 @@
+"""A question that a member gave up must not count as one for which it waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+os.environ.setdefault("RUST_LOG", "error")
+pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
+
+from torchft.coordination import LighthouseClient
+
+from demoreset_trainer.elastic import BROKEN, Elastic
+from demoreset_trainer.group import Quorum
+
+PATIENCE = 30.0  # seconds for anything; never what is measured
+SOON = 3.0  # seconds; a group with who does not come costs 5
+Make = Callable[[str], Elastic]
+
+
+@pytest.fixture
+def coordinator() -> Iterator[tuple[int, int]]:
+    """Its process, which may be frozen, and its port."""
+    command = [sys.executable, "-m", "demoreset_trainer.cli", "coordinator"]
+    command += ["--host", "127.0.0.1", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    yield process.pid, int(line.partition("on port ")[2].partition(":")[0])
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as threads:
+        yield threads
+
+
+@pytest.fixture
+def member(coordinator: tuple[int, int]) -> Iterator[Make]:
+    members = []
+
+    def make(id: str) -> Elastic:
+        members.append(_member(id, coordinator[1]))
+        return members[-1]
+
+    yield make
+    for each in members:
+        each.close()
+    while any(thread.name == "heart" for thread in threading.enumerate()):
+        time.sleep(0.05)  # a thread in torchft's own code must not outlive the tests
+
+
+def _member(id: str, port: int) -> Elastic:
+    return Elastic(
+        f"127.0.0.1:{port}",
+        id=id,
+        host="127.0.0.1",
+        stopping=lambda: False,
+        hurry=PATIENCE,
+        begun=lambda: False,
+        note=lambda _text: None,
+        beat=lambda: None,
+    )
+
+
+def together(one: "Future[Quorum]", other: "Future[Quorum]") -> float:
+    """Seconds until both are in one group."""
+    begun = time.monotonic()
+    assert one.result(PATIENCE).members == other.result(PATIENCE).members == ("one", "other")
+    return time.monotonic() - begun
+
+
+def test_a_question_outlives_a_frozen_coordinator(
+    coordinator: tuple[int, int], member: Make, threads: ThreadPoolExecutor
+) -> None:
+    pid, _ = coordinator
+    one, other = member("one"), member("other")
+    other._heart.start()  # it plays: `one` waits for it
+    time.sleep(0.5)
+    first = threads.submit(one.quorum, 1)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(2 * BROKEN)
+    other.alive()
+    os.kill(pid, signal.SIGCONT)
+    assert together(first, threads.submit(other.quorum, 1)) < SOON
+    assert one._heart.name == "one"  # nothing was given up
+
+
+def test_nobody_is_grouped_with_who_has_given_its_question_up(
+    member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = member("one"), member("other")
+    goes_on = threading.Event()
+
+    def give_up(*_: float) -> None:
+        raise ConnectionError
+
+    def sleep(_seconds: float) -> None:
+        while not goes_on.wait(0.1):
+            one.alive()
+
+    other._heart.start()  # it plays
+    time.sleep(0.5)
+    with monkeypatch.context() as harm:
+        harm.setattr(one, "_waiting", give_up)
+        harm.setattr(one, "_sleep", sleep)  # it comes back late
+        first = threads.submit(one.quorum, 1)
+        time.sleep(2)  # what beats no longer is out after 0.7 s
+        other.alive()
+        second = threads.submit(other.quorum, 1)
+        time.sleep(1)
+        assert not second.done()
+    goes_on.set()
+    assert together(first, second) < SOON
+
+
+def test_who_is_counted_twice_asks_again(
+    coordinator: tuple[int, int], member: Make, threads: ThreadPoolExecutor
+) -> None:
+    _, port = coordinator
+    one = member("one")
+    client = LighthouseClient(f"http://127.0.0.1:{port}", timedelta(seconds=5))
+    one._heart.name = "one~2"
+    for name in ("one", "one~2"):  # the first quorum waits for both
+        client.heartbeat(name)
+    first = threads.submit(one.quorum, 1)
+    client.quorum("one", timedelta(seconds=PATIENCE), data={"id": "one"})
+    assert first.result(SOON).members == ("one",)
