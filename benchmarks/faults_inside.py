@@ -21,7 +21,7 @@ from typing import Any
 
 from demoreset_api.errors import ExitCode
 from demoreset_trainer import checkpoint
-from demoreset_trainer.cli_group import CALM, free_port
+from demoreset_trainer.cli_group import ASK_EVERY, CALM, free_port
 from injured import (
     CLI,
     PATIENCE,
@@ -173,6 +173,7 @@ def _litter(port: int) -> None:
 def frozen_coordinator(injured: Injured) -> float:
     """Stopped for five seconds: from its thaw until all go on."""
     members, pid = injured.whole(), injured.child("coordinator")
+    time.sleep(2 * ASK_EVERY)  # it has answered its watcher, who kills it when it is deaf for long
     os.kill(pid, signal.SIGSTOP)
     time.sleep(5)
     since = time.monotonic()
