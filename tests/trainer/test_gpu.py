@@ -1,5 +1,6 @@
 """What a GPU replays is what it would have done; a run may change from a GPU to a CPU and back."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from demoreset_api.spec import PpoSpec, RunSpec
-from demoreset_trainer import ppo
+from demoreset_api.spec import PolicyPreset, PolicySpec, PpoSpec, RunSpec
+from demoreset_trainer import gpu, ppo
 from demoreset_trainer.assemble import assemble
+from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
+from demoreset_trainer.env import Rules
 from demoreset_trainer.gpu import Recorded, to_device
 from demoreset_trainer.group import Alone
 from demoreset_trainer.loop import Loop
-from demoreset_trainer.policy import Architecture
-from demoreset_trainer.ppo import Ppo
+from demoreset_trainer.policy import Architecture, Policy, architecture
+from demoreset_trainer.ppo import Ppo, Rollout
+from demoreset_trainer.rollout import Collector, Start
+from demoreset_trainer.slots import Slots
+from demoreset_trainer.states import start_states
 from small_rollout import MEMORY, PLAIN, make, make_lesson, rollout
 from small_run import SMALL, Diary, Shelf
 
@@ -52,18 +58,18 @@ def test_every_shape_is_recorded_at_its_second_use(
 ) -> None:
     if setting is not None:
         monkeypatch.setenv("DEMORESET_CUDA_GRAPHS", setting)
-    gpu, calls = torch.device("cuda"), []
-    weight = torch.ones((), device=gpu)
+    device, calls = torch.device("cuda"), []
+    weight = torch.ones((), device=device)
 
     def add(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(x.shape)
         weight.add_(1)
         return x + y, x * weight
 
-    recorded = Recorded(add, gpu)
+    recorded = Recorded(add, device)
     for turn in range(4):
         for size in (3, 5):
-            x = torch.arange(float(size), device=gpu) + turn
+            x = torch.arange(float(size), device=device) + turn
             before = weight.item()
             total, product = recorded(x, x)
             assert weight.item() == before + 1  # recording alone does nothing
@@ -74,15 +80,26 @@ def test_every_shape_is_recorded_at_its_second_use(
 
 @on_gpu
 def test_what_it_returned_may_be_an_argument_of_the_next_call() -> None:
-    gpu = torch.device("cuda")
-    follow = Recorded(lambda x: (x + 1,), gpu)
-    (state,) = follow(torch.zeros(2, device=gpu))
+    device = torch.device("cuda")
+    follow = Recorded(lambda x: (x + 1,), device)
+    (state,) = follow(torch.zeros(2, device=device))
     for _ in range(4):
         (state,) = follow(state)
     assert state.tolist() == [5, 5]
 
 
-def gradient(learner: Ppo, shape: Architecture, turns: int) -> Tensor:
+@on_gpu
+def test_there_is_an_end_to_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "MOST", 1)
+    device = torch.device("cuda")
+    double = Recorded(lambda x: (2 * x,), device)
+    for _ in range(3):
+        for size in (1, 2):
+            assert double(torch.ones(size, device=device))[0].tolist() == [2] * size
+    assert len(double._recordings) == 1
+
+
+def gradient(learner: Ppo, shape: Architecture, turns: int, scale: float) -> Tensor:
     """Of the last of so many minibatches, by weights that stand still."""
     r = rollout(shape, burn_in=3 if shape.hidden else 0)
     r.observations, r.states = r.observations.to(learner.device), r.states.to(learner.device)
@@ -94,8 +111,8 @@ def gradient(learner: Ppo, shape: Architecture, turns: int) -> Tensor:
         [lesson] * turns,
         Alone(),
         learning_rate=0,
-        entropy=0.05,
-        guide=0.3,
+        entropy=0.05 * scale,
+        guide=0.3 * scale,
     )
     found = [p.grad.flatten().cpu() for p in learner.policy.parameters() if p.grad is not None]
     return torch.cat(found)
@@ -110,14 +127,58 @@ def test_a_replayed_gradient_is_that_of_a_cpu(
     monkeypatch.setitem(ppo.MOST_IMAGES, "cuda", images)
     spec = PpoSpec(gradient_norm=0, l2=0.01)
     slow, fast = Ppo(make(shape), spec), Ppo(make(shape).to("cuda"), spec)
-    for _ in range(2):
-        expected = gradient(slow, shape, 1)
-        for turns in (1, 3):
-            torch.testing.assert_close(gradient(fast, shape, turns), expected, rtol=1e-3, atol=1e-5)
-        for learner in (slow, fast):  # a recording follows the weights
+    model, moments = ({name: x.clone() for name, x in part.items()} for part in slow.state())
+    for scale in (1, 2, 1):
+        expected = gradient(slow, shape, 1, scale)
+        for turns in (3, 1):
+            found = gradient(fast, shape, turns, scale)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+        for learner in (slow, fast):  # a recording follows the weights, and what is loaded
             with torch.no_grad():
                 for parameter in learner.policy.parameters():
                     parameter.mul_(0.9)
+            if scale == 2:
+                learner.load(model, moments)
+
+
+def collect(demo: Demo, device: str) -> list[Rollout]:
+    """Four rollouts, of three slots and then of four."""
+    torch.manual_seed(2)
+    policy = Policy(architecture(PolicySpec(preset=PolicyPreset.SMALL, recurrent=True)), 3)
+    policy.to(device).exact = True
+    states = start_states(demo, policy.shape.view, 4)
+    burn_in = BurnIn(policy, states, 3)
+    for _ in range(3):  # as it is, recorded, replayed
+        burn_in.refresh()
+    rollouts = []
+    with Slots(demo, Rules(max_frames=40), policy.shape.view, slots=5, processes=1) as slots:
+        collector = Collector(
+            slots,
+            policy,
+            burn_in,
+            lambda slot, episode, random: Start(int(random.integers(1, 43)) * 4),
+            seed=7,
+            frame_skip=4,
+            length=12,
+            history=3,
+            explore_frames=0,
+            explore_every=2,
+        )
+        for update, held in enumerate([[1, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]):
+            running = dict(zip(collector.held.tolist(), collector.episodes.tolist(), strict=True))
+            collector.hold(np.array(held), np.array([running.get(slot, 0) for slot in held]))
+            rollouts.append(deepcopy(collector.collect(update)[0]))
+    return rollouts
+
+
+@on_gpu
+def test_a_gpu_collects_what_a_cpu_does(freeway: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    for ours, theirs in zip(collect(freeway, "cuda"), collect(freeway, "cpu"), strict=True):
+        assert ours.observations.device.type == ours.states.device.type == "cuda"
+        for name, expected in vars(theirs).items():
+            found = torch.as_tensor(getattr(ours, name)).cpu()
+            torch.testing.assert_close(found, torch.as_tensor(expected), rtol=1e-3, atol=1e-4)
 
 
 def run(demo: Demo, start: Snapshot | None, updates: int, **changes: Any) -> tuple[Loop, Snapshot]:
@@ -144,4 +205,5 @@ def test_a_run_goes_from_a_gpu_to_a_cpu_and_back(
     loop, snapshot = run(freeway, snapshot, 2, policy=policy)
     assert loop.ppo.device.type == "cuda"
     assert snapshot.update == 6
+    assert snapshot.optimizer["0.step"] == 6 * 2 * 2  # epochs, minibatches
     assert all(tensor.isfinite().all() for tensor in snapshot.model.values())

@@ -36,7 +36,7 @@ class BurnIn:
         self._length = decisions
         self._alive = alive
         self._device = next(policy.parameters()).device
-        self._follow = Recorded(self._watch, self._device)
+        self._recorded = Recorded(self._watch, self._device)
         self.hidden = policy.initial_state(len(states), self._device)
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ class BurnIn:
             images = self._states.observations(index.clip(0, count - 1).reshape(-1), view)
             observations = to_device(images.reshape(*index.shape, *view.shape), self._device)
             # Before the demo's first decision there is nothing to remember.
-            (before,) = self._follow(observations, to_device(index >= 0, self._device))
+            (before,) = self._recorded(observations, to_device(index >= 0, self._device))
             own = index[self._length :] < count
             rows = to_device(index[self._length :][own], self._device)
             self.hidden[rows] = before[self._length :][to_device(own, self._device)]

@@ -364,7 +364,8 @@ class Elastic:
         return min(max(LEAST_TIMEOUT, pace), STATE_TIMEOUT)
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
-        there = tensor.cuda() if self._on_gpu else tensor
+        # Of a copy: what was given up may still be written to.
+        there = tensor.to("cuda" if self._on_gpu else tensor.device, copy=True)
         self._heart.moved(timeout.total_seconds() + ABORT_TIMEOUT)
         try:
             if not collective(there).wait(timeout):
@@ -373,8 +374,7 @@ class Elastic:
             self._give_up()
             raise MemberLost(f"a member was lost: {_first(error)}") from error
         self._heart.moved()
-        if there is not tensor:
-            tensor.copy_(there)
+        tensor.copy_(there)
 
     def _give_up(self) -> None:
         self._formed = ""

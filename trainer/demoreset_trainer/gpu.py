@@ -16,6 +16,7 @@ from torch import Tensor
 
 from demoreset_api.names import ENV_CUDA_GRAPHS
 
+MOST = 32  # shapes that are recorded; each keeps a copy of its arguments
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -31,8 +32,9 @@ class Recorded:
     """A function of tensors, which on a GPU is recorded for every shape of its arguments.
 
     It must not wait for the GPU nor decide by what a tensor holds; it may change tensors that stay
-    where they are (weights, gradients). What it returns is good until the next call, of which it
-    may be an argument. On a CPU, or where the environment says so, nothing is recorded.
+    where they are (weights, gradients). While it is recorded no autograd graph of the same weights
+    may be alive. What it returns is good until the next call, of which it may be an argument. On a
+    CPU, or where the environment says so, nothing is recorded.
     """
 
     def __init__(self, function: Function, device: torch.device) -> None:
@@ -48,7 +50,8 @@ class Recorded:
         shapes = tuple(argument.shape for argument in arguments)
         if shapes not in self._recordings:
             # Once without: what libraries do at a first use cannot be recorded.
-            self._recordings[shapes] = None
+            if len(self._recordings) < MOST:
+                self._recordings[shapes] = None
             return self._function(*arguments)
         recording = self._recordings[shapes]
         if recording is None:
@@ -64,7 +67,7 @@ class _Recording:
     def __init__(self, function: Function, arguments: tuple[Tensor, ...], pool: Any) -> None:
         self._arguments = [argument.clone() for argument in arguments]
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU: one writes checkpoints.
+        # Other threads may go on using the GPU: those of gloo and NCCL do.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self._results = function(*self._arguments)
 

@@ -168,8 +168,8 @@ class Ppo:
         pieces = torch.split(self._gradient, sizes)
         for parameter, piece in zip(self._parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
-        self._learn = Recorded(self._add_gradient, self.device)
-        self._imitate = Recorded(self._add_guide_gradient, self.device)
+        self._recorded_gradient = Recorded(self._add_gradient, self.device)
+        self._recorded_guide_gradient = Recorded(self._add_guide_gradient, self.device)
 
     def update(
         self,
@@ -220,16 +220,16 @@ class Ppo:
             if not count.item():
                 continue  # all of its slots were lost with their members
             self._gradient.zero_()
-            (weights,) = self._there(np.array([count.item(), entropy], np.float32))
+            (scales,) = self._there(np.array([count.item(), entropy], np.float32))
             for piece in _pieces(columns, len(rollout.observations), MOST_IMAGES[self.device.type]):
                 (index,) = self._there(piece)
-                (parts,) = self._learn(
+                (parts,) = self._recorded_gradient(
                     rollout.observations.index_select(1, index),
                     rollout.states.index_select(1, index),
                     begins.index_select(1, index),
                     actions.index_select(1, index),
                     data.index_select(2, index),
-                    weights,
+                    scales,
                 )
                 sums += parts
                 group.alive()
@@ -240,11 +240,12 @@ class Ppo:
                     lesson.weights,
                     np.array([guide / members], np.float32),
                 )
-                (guide_loss,) = self._imitate(images, lesson.states, chosen, weight, share)
+                (guide_loss,) = self._recorded_guide_gradient(
+                    images, lesson.states, chosen, weight, share
+                )
                 guide_losses += guide_loss
             if spec.l2:
-                squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
-                (spec.l2 / 2 / members * squares).backward()  # type: ignore[no-untyped-call]
+                self._add_l2_gradient(spec.l2 / members)
             norms.append(self._step(group))
             samples += count.item()
         totals = sums.cpu()
@@ -272,13 +273,14 @@ class Ppo:
         begins: Tensor,
         actions: Tensor,
         data: Tensor,
-        weights: Tensor,
+        scales: Tensor,
     ) -> tuple[Tensor]:
         """Add the gradient of some columns' losses; the sums that are reported.
 
-        weights: the samples of all members, by which the sum is divided; the entropy's coefficient.
+        data [5, T, b]: temperature, log probabilities, values, advantages, targets. scales: the
+        samples of all members, by which the sum is divided, and the entropy's coefficient.
         """
-        count, entropy = weights
+        count, entropy = scales
         loss, parts = self._losses(observations, states, begins, actions, data, entropy)
         (loss / count).backward()
         return (parts,)
@@ -323,8 +325,18 @@ class Ppo:
         logits, _, _ = self.policy.step(observations, states)
         losses = functional.cross_entropy(logits, actions, reduction="none")
         loss = (losses * weights).mean()
-        (share * loss).sum().backward()  # type: ignore[no-untyped-call]
+        (share[0] * loss).backward()  # type: ignore[no-untyped-call]
         return (loss.detach(),)
+
+    @torch.no_grad()
+    def _add_l2_gradient(self, coefficient: float) -> None:
+        """Add the gradient of half the sum of squares: by hand, for no graph may outlive this.
+
+        What is recorded next would meet it: both hang on the same weights.
+        """
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter, alpha=coefficient)
 
     def _step(self, group: Group) -> float:
         """One step of the optimiser on the gradients of all members; their norm."""

@@ -69,7 +69,7 @@ class Collector:
         self._alive = alive
         self._history = history if policy.shape.hidden else 0
         self.device = next(policy.parameters()).device
-        self._decide = Recorded(self._decision, self.device)
+        self._recorded = Recorded(self._decide, self.device)
         self.held = np.zeros(0, np.int64)  # numbers of the slots, ascending
         self._make_room(0)
 
@@ -198,7 +198,7 @@ class Collector:
             self._begun[:] = False
             temperature[t] = np.where(self._exploring(), EXPLORING, 1)
             chances = to_device(np.stack([temperature[t], noise[t]]), self.device)
-            answers, state = self._decide(self._look(row), state, chances)
+            answers, state = self._recorded(self._look(row), state, chances)
             actions[t], log_probs[t], values[t] = answers.cpu().numpy()
             slots.action[held] = actions[t]
             slots.send()
@@ -260,7 +260,7 @@ class Collector:
             seen.copy_(there, non_blocking=True)
         return seen
 
-    def _decision(
+    def _decide(
         self, observations: Tensor, state: Tensor, chances: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Actions, their log probabilities and values as one tensor [3, B]; the state behind.
