@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -43,30 +44,54 @@ class Poll:
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
-            asked = await self.round()
-            await asyncio.sleep(max(EVERY, asked / MOST_PER_SECOND))
+            begun = time.monotonic()
+            seconds = max(EVERY, self._count() / MOST_PER_SECOND)
+            await self.round(seconds)
+            await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
 
-    async def round(self) -> int:
-        """Ask all of them once; how many there were."""
-        asked = [
-            (uid, pod)
-            for uid in list(self._cache.runs)
+    def _count(self) -> int:
+        return sum(len(self._asked(uid)) for uid in self._cache.runs)
+
+    def _asked(self, uid: str) -> list[Pod]:
+        """A run's pods that can answer."""
+        return [
+            pod
             for pod in self._cache.pods(uid)
             if pod.worker is not None and pod.live and pod.phase == "Running" and pod.ip
         ]
+
+    async def round(self, seconds: float = 0.0) -> int:
+        """Ask all of them once; how many there were.
+
+        Args:
+            seconds: Over which the runs are spread: what many have to tell at the same moment would
+                keep one waiting that has lost a pod.
+        """
+        runs = {uid: pods for uid in list(self._cache.runs) if (pods := self._asked(uid))}
+        count = sum(map(len, runs.values()))
         # Words hold for some rounds, also where many do not answer.
-        holds = timedelta(seconds=3 * max(EVERY, len(asked) / MOST_PER_SECOND) + 15)
-        left = iter(asked)
+        holds = timedelta(seconds=3 * max(EVERY, count / MOST_PER_SECOND) + 15)
+        begun = time.monotonic()
+        left = (
+            (begun + seconds * number / len(runs), uid, pod)
+            for number, (uid, pods) in enumerate(runs.items())
+            for pod in pods
+        )
+        unheard = {uid: len(pods) for uid, pods in runs.items()}
         async with aiohttp.ClientSession(timeout=PATIENCE) as session:
 
             async def ask() -> None:
-                for uid, pod in left:  # the same for all who ask
-                    await self._ask(session, uid, pod, holds)
+                for moment, uid, pod in left:  # the same for all who ask
+                    if (wait := moment - time.monotonic()) > 0:
+                        await asyncio.sleep(wait)
+                    if pod in self._cache.pods(uid):  # else its address may be another's by now
+                        await self._ask(session, uid, pod, holds)
+                    unheard[uid] -= 1
+                    if not unheard[uid]:
+                        self._changed(uid)
 
             await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
-        for uid in {uid for uid, _ in asked}:
-            self._changed(uid)
-        return len(asked)
+        return count
 
     async def _ask(
         self, session: aiohttp.ClientSession, uid: str, pod: Pod, holds: timedelta

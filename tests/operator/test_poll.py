@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
+from demoreset_api.names import LABEL_RUN_UID
 from demoreset_operator import poll as polls
 from demoreset_operator.cache import Cache
 from demoreset_operator.metrics import Metrics
@@ -82,6 +83,30 @@ def test_all_are_asked_once_a_round_and_not_all_at_the_same_time() -> None:
     assert asyncio.run(Asks(cache, lambda uid: None).round()) == 100
     assert sorted(heard) == sorted(f"pod-{number}" for number in range(100))
     assert most == polls.AT_ONCE
+
+
+def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answered() -> None:
+    world, cache = World(workers={"max": 2}), Cache()
+    world.settle()
+    world.start()
+    for number in range(5):
+        run = f"u-{number}"
+        cache.put_run({**world.run_body, "metadata": world.run_body["metadata"] | {"uid": run}})
+        for name, body in world.pods.items():
+            meta = body["metadata"] | {"uid": f"{run}-{name}", "ownerReferences": [{"uid": run}]}
+            meta["labels"] = meta["labels"] | {LABEL_RUN_UID: run}
+            cache.put({**body, "metadata": meta, "status": body["status"] | {"podIP": "10.0.0.1"}})
+    told: list[str] = []
+
+    class Asks(Poll):
+        async def _ask(self, _session: Any, uid: str, pod: Any, _holds: Any) -> None:
+            await asyncio.sleep(0.01 * pod.worker)
+            told.append(uid)
+
+    asyncio.run(Asks(cache, lambda uid: told.append(f"{uid} changed")).round(1.0))
+    assert told == [
+        word for number in range(5) for word in [f"u-{number}"] * 2 + [f"u-{number} changed"]
+    ]
 
 
 def test_who_does_not_answer_does_not_keep_the_operator_from_beginning(
