@@ -55,7 +55,10 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 
 @pytest.fixture
 def wanted() -> dict[str, Any]:
-    """The run as it is in the repository, with much to go through; nothing of it is kept."""
+    """The run as it is in the repository, with much to go through; nothing of it is kept.
+
+    It has few environments: making the emulators of 64 is most of what a worker does at its start.
+    """
     body: dict[str, Any] = yaml.safe_load((ROOT / f"demos/{RUN}.yaml").read_text())
     body["spec"]["checkpoint"] = {
         "intervalSeconds": 5,
@@ -63,5 +66,5 @@ def wanted() -> dict[str, Any]:
     }
     body["spec"]["workers"] = {"min": 1, "max": 2}
     body["spec"]["goal"] = {"after": "PlayOn"}  # however fast it learns, it does not end too soon
-    body["spec"]["environment"] = {"stickyProbability": 0.25}
+    body["spec"]["environment"] = {"slots": 16, "stickyProbability": 0.25}
     return body

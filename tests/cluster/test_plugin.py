@@ -60,7 +60,7 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     plugin("resume", "slower")
     other.ready(1)
     other.goes_on()
-    assert other.update > stood
+    assert other.done() > stood
     # The pods of a run that is over are given back; its volume can be read all the same.
     run.patch(budget={"frames": 1}, goal={"successRate": 1})  # another than may be met by now
     until(lambda: run.status["phase"] == "Failed", "the budget is spent")

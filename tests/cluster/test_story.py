@@ -18,11 +18,11 @@ def test_a_run_survives_what_clusters_do_and_completes(
     run.goes_on()
     # A worker is killed, and one is deleted; the first one is the writer.
     for name, strike in ((sorted(run.live())[0], run.kill), (sorted(run.live())[-1], run.delete)):
-        before = run.update
+        before = run.done()
         strike(name)
         run.goes_on()
         run.ready(3)
-        assert run.update > before
+        assert run.done() > before
     causes = [attempt["cause"] for attempt in run.status["attempts"]]
     assert causes == ["Crashed", "Deleted"]
     assert (run.status["restarts"]["total"], run.status["restarts"]["counted"]) == (2, 1)

@@ -315,9 +315,9 @@ def test_a_worker_whose_grace_is_short_leaves_in_the_middle_of_an_update(
     coordinator: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("DEMORESET_GRACE_SECONDS", "5")
+    monkeypatch.setenv("DEMORESET_GRACE_SECONDS", "3")
     folder = tmp_path / "run"
-    slow = ("--set", "spec.ppo.rolloutLength=3072", "--set", "spec.ppo.epochs=1")
+    slow = ("--set", "spec.ppo.rolloutLength=2048", "--set", "spec.ppo.epochs=1")
     worker = start("worker", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL, *slow)
     update = worker.train(1)["update"]
     worker.process.terminate()
