@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
 CHART = ROOT / "charts/demoreset"
@@ -177,10 +179,15 @@ def installed(cluster: Cluster) -> Iterator[str]:
     uninstall(cluster)
 
 
+def images() -> tuple[str, str]:
+    """The operator's and the trainer's."""
+    operator = os.environ.get("DEMORESET_OPERATOR_IMAGE", OPERATOR)
+    return operator, os.environ.get("DEMORESET_TRAINER_IMAGE", TRAINER)
+
+
 def install(cluster: Cluster) -> str:
     """Install the operator with Helm as a user does it; its namespace."""
-    repository, tag = os.environ.get("DEMORESET_OPERATOR_IMAGE", OPERATOR).rsplit(":", 1)
-    trainer, trainer_tag = os.environ.get("DEMORESET_TRAINER_IMAGE", TRAINER).rsplit(":", 1)
+    (repository, tag), (trainer, trainer_tag) = (one.rsplit(":", 1) for one in images())
     settings = {
         "image.repository": repository,
         "image.tag": tag,
@@ -200,6 +207,40 @@ def install(cluster: Cluster) -> str:
 def uninstall(cluster: Cluster) -> None:
     """Take it away again."""
     cluster.helm("uninstall", "demoreset", "--namespace", SYSTEM, "--wait")
+
+
+@contextmanager
+def applied(cluster: Cluster, overlay: str, namespace: str, folder: Path) -> Iterator[None]:
+    """The operator by kustomize, from a folder of one's own as docs/install.md has it.
+
+    All but the definition of runs: it is there, Helm's, and so are runs.
+    """
+    (repository, tag), trainer = images()[0].rsplit(":", 1), images()[1]
+    environment = [{"name": "DEMORESET_TRAINER_IMAGE", "value": trainer}]
+    patch = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "demoreset-operator", "namespace": namespace},
+        "spec": {"template": {"spec": {"containers": [{"name": "operator", "env": environment}]}}},
+    }
+    content = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(ROOT / "manifests/overlays" / overlay, folder.resolve())],
+        "images": [{"name": "demoreset-operator", "newName": repository, "newTag": tag}],
+        "patches": [{"patch": json.dumps(patch)}],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(content))
+    made = yaml.safe_load_all(cluster.kubectl("kustomize", str(folder)))
+    items = [one for one in made if one["kind"] != "CustomResourceDefinition"]
+    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    cluster.kubectl("apply", "--server-side", "-f", "-", given=given)
+    try:
+        ready = ("rollout", "status", "deployment/demoreset-operator", "--timeout=90s")
+        cluster.kubectl(*ready, "-n", namespace)
+        yield
+    finally:
+        cluster.kubectl("delete", "--wait=false", "-f", "-", given=given)
 
 
 def upgrade(cluster: Cluster, chart: Path, *more: str) -> None:

@@ -81,5 +81,14 @@ def test_a_node_is_drained_and_nothing_is_lost(cluster: Cluster, run: Told) -> N
         assert run.status["restarts"]["total"] == 1
         assert run.status["restarts"]["counted"] == 0
         assert run.life == 1
+        # There is no room for a third, however long it is waited for.
+        cluster.kubectl("cordon", "node1")
+        pods = workers(run)
+        cluster.kubectl("scale", "drr", RUN, "-n", run.namespace, "--replicas=3")
+        said = "worker 2: Unschedulable"
+        until(lambda: said in run.condition("Running").get("message", ""), "it says so")
+        run.goes_on()
+        assert run.status["workers"]["shown"] == "2/3"
+        assert pods.items() <= workers(run).items(), "nobody gave way to it"
     finally:
-        cluster.kubectl("uncordon", "node2")
+        cluster.kubectl("uncordon", "node1", "node2")

@@ -84,7 +84,8 @@ def test_a_run_survives_what_clusters_do_and_completes(
         volume = cluster.get(namespace, "pv", claim["spec"]["volumeName"])
         folder = Path(volume["spec"]["hostPath"]["path"]) / RUN / "checkpoints"
         assert json.loads((max(folder.glob("ckpt-*")) / "state.json").read_text())["goal"]["met"]
-    cluster.kubectl("delete", "drr", RUN, "-n", namespace)
+    run.patch(ttlSecondsAfterFinished=1)
+    cluster.kubectl("wait", "--for=delete", f"drr/{RUN}", "-n", namespace, "--timeout=60s")
     kinds = "pods,services,configmaps,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
     until(
         lambda: not cluster.get(namespace, kinds, selector=f"demoreset.dev/run={RUN}"),
