@@ -32,7 +32,7 @@ from demoreset_operator.metrics import Metrics
 from demoreset_operator.observation import Json, Observation, Run, not_understood, parse_run
 from demoreset_operator.render import Settings
 
-AT_ONCE = 32  # runs that are worked on: more than CONNECTIONS, for some wait or compute
+AT_ONCE = 16  # runs that are worked on
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone

@@ -68,6 +68,10 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     out = tmp_path / "fetched"
     assert f"demoreset evaluate {out}" in plugin("fetch", RUN, "--out", out)
     assert list(out.glob("checkpoints/ckpt-*/model.safetensors"))
+    best = tmp_path / "best"
+    plugin("fetch", RUN, "--best", "--out", best)
+    marked = (best / "checkpoints/BEST").read_text()
+    assert [path.name for path in best.glob("checkpoints/ckpt-*")] == [marked.strip()]
     cluster.run(sys.executable, "-m", "demoreset_trainer.cli", "plot", str(out))
     names = ("get", "pods", "-o", "name", "-n", namespace)
     until(lambda: "reader" not in cluster.kubectl(*names), "what was made for reading is gone")
