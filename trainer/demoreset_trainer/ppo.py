@@ -224,12 +224,12 @@ class Ppo:
             for piece in _pieces(columns, len(rollout.observations), MOST_IMAGES[self.device.type]):
                 (index,) = self._there(piece)
                 (parts,) = self._recorded_gradient(
+                    scales,
                     rollout.observations.index_select(1, index),
                     rollout.states.index_select(1, index),
                     begins.index_select(1, index),
                     actions.index_select(1, index),
                     data.index_select(2, index),
-                    scales,
                 )
                 sums += parts
                 group.alive()
@@ -266,35 +266,31 @@ class Ppo:
         """These, where the policy is."""
         return [to_device(array, self.device) for array in arrays]
 
-    def _add_gradient(
-        self,
-        observations: Tensor,
-        states: Tensor,
-        begins: Tensor,
-        actions: Tensor,
-        data: Tensor,
-        scales: Tensor,
-    ) -> tuple[Tensor]:
+    def _add_gradient(self, scales: Tensor, *columns: Tensor) -> tuple[Tensor]:
         """Add the gradient of some columns' losses; the sums that are reported.
 
-        data [5, T, b]: temperature, log probabilities, values, advantages, targets. scales: the
-        samples of all members, by which the sum is divided, and the entropy's coefficient.
+        scales: the samples of all members, by which the sum is divided, and the entropy's
+        coefficient. columns: as `_losses` takes them.
         """
         count, entropy = scales
-        loss, parts = self._losses(observations, states, begins, actions, data, entropy)
+        loss, parts = self._losses(entropy, *columns)
         (loss / count).backward()
         return (parts,)
 
     def _losses(
         self,
+        entropy_coefficient: Tensor,
         observations: Tensor,
         states: Tensor,
         begins: Tensor,
         actions: Tensor,
         data: Tensor,
-        entropy_coefficient: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The loss summed over the samples of some columns, and the sums that are reported."""
+        """The loss summed over the samples of some columns, and the sums that are reported.
+
+        As in a `Rollout`; data [5, T, b]: temperature, log probabilities, values, advantages,
+        targets.
+        """
         spec = self.spec
         temperature, old, old_values, advantage, target = data
         logits, values, _ = self.policy.unroll(observations, states[0], begins, states)
