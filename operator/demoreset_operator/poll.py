@@ -17,6 +17,7 @@ from demoreset_operator.said import read
 EVERY = 5.0  # seconds between two questions to a worker
 MOST_PER_SECOND = 25.0  # questions: with more workers each is asked less often
 AT_ONCE = 32
+TOGETHER = 10  # runs that are asked at the same moment: one by one they cost twice the CPU
 PATIENCE = aiohttp.ClientTimeout(total=3)
 FIRST = 5.0  # seconds of the first round; who has not answered by then is not known yet
 MOST_BYTES = 1 << 18
@@ -64,8 +65,8 @@ class Poll:
         """Ask all of them once; how many there were.
 
         Args:
-            seconds: Over which the runs are spread: what many have to tell at the same moment would
-                keep one waiting that has lost a pod.
+            seconds: Over which the runs are spread, some together: what all have to tell at the
+                same moment would keep one waiting that has lost a pod.
         """
         runs = {uid: pods for uid in list(self._cache.runs) if (pods := self._asked(uid))}
         count = sum(map(len, runs.values()))
@@ -73,7 +74,7 @@ class Poll:
         holds = timedelta(seconds=3 * max(EVERY, count / MOST_PER_SECOND) + 15)
         begun = time.monotonic()
         left = (
-            (begun + seconds * number / len(runs), uid, pod)
+            (begun + seconds * (number - number % TOGETHER) / len(runs), uid, pod)
             for number, (uid, pods) in enumerate(runs.items())
             for pod in pods
         )

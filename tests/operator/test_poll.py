@@ -85,7 +85,10 @@ def test_all_are_asked_once_a_round_and_not_all_at_the_same_time() -> None:
     assert most == polls.AT_ONCE
 
 
-def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answered() -> None:
+def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polls, "TOGETHER", 1)
     world, cache = World(workers={"max": 2}), Cache()
     world.settle()
     world.start()
