@@ -46,12 +46,8 @@ class Poll:
         """Ask until cancelled."""
         while True:
             begun = time.monotonic()
-            seconds = max(EVERY, self._count() / MOST_PER_SECOND)
-            await self.round(seconds)
-            await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
-
-    def _count(self) -> int:
-        return sum(len(self._asked(uid)) for uid in self._cache.runs)
+            count = await self.round(spread=True)
+            await asyncio.sleep(max(0.0, begun + _seconds(count) - time.monotonic()))
 
     def _asked(self, uid: str) -> list[Pod]:
         """A run's pods that can answer."""
@@ -61,20 +57,22 @@ class Poll:
             if pod.worker is not None and pod.live and pod.phase == "Running" and pod.ip
         ]
 
-    async def round(self, seconds: float = 0.0) -> int:
+    async def round(self, *, spread: bool = False) -> int:
         """Ask all of them once; how many there were.
 
         Args:
-            seconds: Over which the runs are spread, some together: what all have to tell at the
-                same moment would keep one waiting that has lost a pod.
+            spread: Ask some runs at a time, over the whole round: what all have to tell at the same
+                moment would keep one waiting that has lost a pod.
         """
         runs = {uid: pods for uid in list(self._cache.runs) if (pods := self._asked(uid))}
         count = sum(map(len, runs.values()))
+        seconds = _seconds(count)
         # Words hold for some rounds, also where many do not answer.
-        holds = timedelta(seconds=3 * max(EVERY, count / MOST_PER_SECOND) + 15)
+        holds = timedelta(seconds=3 * seconds + 15)
+        apart = seconds / len(runs) if spread and runs else 0.0
         begun = time.monotonic()
         left = (
-            (begun + seconds * (number - number % TOGETHER) / len(runs), uid, pod)
+            (begun + apart * (number - number % TOGETHER), uid, pod)
             for number, (uid, pods) in enumerate(runs.items())
             for pod in pods
         )
@@ -108,6 +106,11 @@ class Poll:
             self._cache.missed(uid, pod.name)
         else:
             self._cache.tell(uid, pod.name, words, datetime.now(UTC), holds)
+
+
+def _seconds(count: int) -> float:
+    """That a round of so many questions takes at least."""
+    return max(EVERY, count / MOST_PER_SECOND)
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

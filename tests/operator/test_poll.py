@@ -89,6 +89,7 @@ def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answ
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(polls, "TOGETHER", 1)
+    monkeypatch.setattr(polls, "EVERY", 1.0)
     world, cache = World(workers={"max": 2}), Cache()
     world.settle()
     world.start()
@@ -106,7 +107,7 @@ def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answ
             await asyncio.sleep(0.01 * pod.worker)
             told.append(uid)
 
-    asyncio.run(Asks(cache, lambda uid: told.append(f"{uid} changed")).round(1.0))
+    asyncio.run(Asks(cache, lambda uid: told.append(f"{uid} changed")).round(spread=True))
     assert told == [
         word for number in range(5) for word in [f"u-{number}"] * 2 + [f"u-{number} changed"]
     ]
