@@ -24,22 +24,18 @@ from demoreset_trainer.machine import cores, settle
 
 settle()
 
-import torch
 
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import demo as demos
+from demoreset_trainer.assemble import assemble
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.curriculum import Guidance, Result
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.env import DemoResetEnv
 from demoreset_trainer.episode import rules
 from demoreset_trainer.group import Alone
-from demoreset_trainer.loop import Loop
 from demoreset_trainer.play import play
-from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.slots import Begin, Slots
-from demoreset_trainer.states import start_states
 from measure import RESULTS, machine
 
 STICKY = {"environment": {"stickyProbability": 0.25}}
@@ -145,36 +141,16 @@ def learn(
             **changes,
         }
     )
-    torch.set_num_threads(cores())
-    torch.manual_seed(seed)
-    shape = architecture(spec.policy)
-    states = start_states(demo, shape.view, spec.environment.frame_skip)
-    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
-    policy = Policy(shape, len(codes))
-
-    def make(count: int) -> Slots:
-        return Slots(demo, rules(spec), shape.view, slots=count, processes=cores())
-
     diary = Diary(f"{name}, {condition}, seed {seed}")
-    loop = Loop(
-        spec,
-        demo,
-        states,
-        policy,
-        make,
-        codes,
-        group=Alone(),
-        watch=diary,
-        saver=diary,
-        find=lambda: (1, None),
-    )
+    loop = assemble(spec, demo, group=Alone(), watch=diary, saver=diary, find=lambda: (1, None))
     if condition in FIXED:
         loop.state.curriculum = Fixed(demo, 4, uniform=FIXED[condition])
     load = os.getloadavg()[0]
     begun = time.monotonic()
     if condition != "random policy":
         loop.run(lambda: time.monotonic() - begun > seconds)
-    with make(32) as slots:
+    policy = loop.ppo.policy
+    with Slots(demo, rules(spec), policy.shape.view, slots=32, processes=cores()) as slots:
         begins = [Begin(0, 1000 + number) for number in range(100)]
         played = play(slots, policy, begins, seed=seed)
     latest = diary.latest

@@ -48,29 +48,14 @@ PACKAGES = (
 
 def ours(turn: Turn, file: bytes) -> None:
     settle()
-    import torch
-
     from demoreset_api.spec import RunSpec
-    from demoreset_trainer.env import DemoResetEnv
-    from demoreset_trainer.episode import rules
+    from demoreset_trainer.assemble import assemble
     from demoreset_trainer.group import Alone
-    from demoreset_trainer.loop import Loop
-    from demoreset_trainer.policy import Policy, architecture
-    from demoreset_trainer.slots import Slots
-    from demoreset_trainer.states import start_states
 
-    torch.set_num_threads(cores())
     demo = demos.from_bytes(file, "demo")
     spec = RunSpec.model_validate(
         {"demo": {"name": "unnamed"}, "goal": {"successRate": 1.0, "episodes": 1_000_000}}
     )
-    shape = architecture(spec.policy)
-    states = start_states(demo, shape.view, SKIP)
-    codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
-
-    def slots(count: int) -> Slots:
-        return Slots(demo, rules(spec), shape.view, slots=count, processes=cores())
-
     latest: dict[str, float] = {}
     watch: Any = SimpleNamespace(
         phase=lambda name: None,
@@ -78,18 +63,7 @@ def ours(turn: Turn, file: bytes) -> None:
         update=lambda progress: latest.update(progress.phase_seconds),
     )
     saver: Any = SimpleNamespace(due=lambda: False, facts=dict)
-    loop = Loop(
-        spec,
-        demo,
-        states,
-        Policy(shape, len(codes)),
-        slots,
-        codes,
-        group=Alone(),
-        watch=watch,
-        saver=saver,
-        find=lambda: (1, None),
-    )
+    loop = assemble(spec, demo, group=Alone(), watch=watch, saver=saver, find=lambda: (1, None))
 
     def stopping() -> bool:  # asked after every update
         phases = dict(latest)
