@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from demoreset_trainer.gpu import to_device
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.rollout import sample
 from demoreset_trainer.slots import IDLE, Begin, Slots
@@ -79,7 +80,7 @@ def play(
     streams = [enter(slot) for slot in active]
     while active:
         index = torch.tensor(active, device=device)
-        observations = torch.from_numpy(slots.observation[active]).to(device)
+        observations = to_device(slots.observation[active], device)
         logits, _, behind = policy.step(observations, memory[index])
         memory[index] = behind
         noise = np.array([streams[slot].random(2) for slot in active])

@@ -207,9 +207,7 @@ class Ppo:
             (raw - mean) / (deviation + 1e-8),
             targets,
         ]
-        actions, begins, data = self._there(
-            rollout.actions, rollout.begins, np.stack(facts).astype(np.float32)
-        )
+        actions, begins, data = self._there(rollout.actions, rollout.begins, np.stack(facts))
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate
         sums = torch.zeros(len(_SUMS), device=self.device)
