@@ -52,12 +52,13 @@ def stop_after_an_update(folder: Path, number: int, code: int) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     before = lines(folder)
     deadline = time.monotonic() + 120
     while lines(folder) <= before + 1 and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal, timeout or Slurm does it: to all of them
     out, _ = process.communicate(timeout=120)
     assert process.returncode == code, out
     assert "saved" in out

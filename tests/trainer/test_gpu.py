@@ -163,6 +163,7 @@ def collect(demo: Demo, device: str) -> list[Rollout]:
             history=3,
             explore_frames=0,
             explore_every=2,
+            parts=2 if device == "cuda" else 1,
         )
         for update, held in enumerate([[1, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]):
             running = dict(zip(collector.held.tolist(), collector.episodes.tolist(), strict=True))

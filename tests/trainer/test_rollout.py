@@ -48,6 +48,7 @@ class Setting:
     states: StartStates
     burn_in: BurnIn
     slots: Slots = field(repr=False)
+    parts: int
 
     def collector(self, block: range, *, explore_frames: int = EXPLORE_FRAMES) -> Collector:
         collector = Collector(
@@ -61,6 +62,7 @@ class Setting:
             history=HISTORY,
             explore_frames=explore_frames,
             explore_every=EXPLORE_EVERY,
+            parts=self.parts,
         )
         collector.hold(np.array(block), np.zeros(len(block), np.int64))
         return collector
@@ -69,17 +71,23 @@ class Setting:
 @pytest.fixture(scope="module")
 def slots(freeway: Demo) -> Iterator[Slots]:
     view = make_policy(False).shape.view
-    with Slots(freeway, RULES, view, slots=TOTAL, processes=1) as slots:
+    with Slots(freeway, RULES, view, slots=TOTAL, processes=2) as slots:
         yield slots
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["together", "in two parts"])
+def parts(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "recurrent"])
-def setting(request: pytest.FixtureRequest, freeway: Demo, slots: Slots) -> Setting:
+def setting(request: pytest.FixtureRequest, freeway: Demo, slots: Slots, parts: int) -> Setting:
     policy = make_policy(request.param)
     states = start_states(freeway, policy.shape.view, 4)
-    burn_in = BurnIn(policy, states, HISTORY if request.param else 0)
+    burn_in = BurnIn(policy, states, HISTORY if policy.shape.hidden else 0)
     burn_in.refresh()
-    return Setting(freeway, policy, states, burn_in, slots)
+    return Setting(freeway, policy, states, burn_in, slots, parts)
 
 
 @pytest.fixture(scope="module")

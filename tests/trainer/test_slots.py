@@ -1,8 +1,12 @@
 """Slots in processes give what single environments give, stepped one after the other."""
 
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -75,28 +79,37 @@ def blank() -> dict[str, npt.NDArray[np.generic]]:
     return dict(zip(names, numbers, strict=True)) | {"last": images, "observation": images.copy()}
 
 
-def together(slots: Slots) -> list[Step]:
-    """What happens, in processes. What is not an ended episode's is void, and not looked at."""
+def together(slots: Slots, bounds: Sequence[int] = (0, COUNT)) -> list[Step]:
+    """What happens, in processes. What is not an ended episode's is void, and not looked at.
+
+    Between the bounds lie parts; each is told its next step before the others are waited for.
+    """
     episodes = [0] * COUNT
     slots.reset([begin(slot, 0) for slot in range(COUNT)])
     for slot in range(COUNT):
         slots.plan(slot, begin(slot, 1))
-    history = []
-    for row in actions():
-        slots.action[:] = row
-        slots.send()
-        slots.wait()
-        step = blank()
-        step["reward"], step["end"] = slots.reward.copy(), slots.end.copy()
-        step["observation"] = slots.observation.copy()
-        for slot in np.flatnonzero(slots.end).tolist():
+    history = [blank() for _ in range(STEPS)]
+
+    def look(step: Step, part: slice) -> None:
+        step["reward"][part], step["end"][part] = slots.reward[part], slots.end[part]
+        step["observation"][part] = slots.observation[part]
+        for slot in (np.flatnonzero(slots.end[part]) + part.start).tolist():
             step["score"][slot], step["frame"][slot] = slots.score[slot], slots.frame[slot]
             step["success"][slot] = slots.success[slot]
             if slots.end[slot] in TRUNCATED:
                 step["last"][slot] = slots.last_observation[slot]
             episodes[slot] += 1
             slots.plan(slot, begin(slot, episodes[slot] + 1))
-        history.append(step)
+
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    for number in range(STEPS + 1):
+        for part in parts:
+            if number > 0:
+                slots.wait()
+                look(history[number - 1], part)
+            if number < STEPS:
+                slots.action[part] = actions()[number, part]
+                slots.send(part.start, part.stop)
     return history
 
 
@@ -142,6 +155,10 @@ def test_the_number_of_processes_changes_nothing(freeway: Demo, expected: list[S
         compare(together(slots), expected)
 
 
+def test_some_play_while_others_are_waited_for(two: Slots, expected: list[Step]) -> None:
+    compare(together(two, (0, 2, COUNT)), expected)
+
+
 def test_an_idle_slot_waits(two: Slots) -> None:
     slots = two
     slots.reset([begin(slot, 0) for slot in range(COUNT)])
@@ -173,6 +190,35 @@ def test_a_lost_process_is_named_and_the_rest_still_ends(freeway: Demo) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_who_stops_all_processes_at_once_means_the_parent(two: Slots, expected: list[Step]) -> None:
+    for pid in two.pids:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    compare(together(two), expected)
+
+
+def test_what_nobody_closed_ends_with_the_parent(tmp_path: Path) -> None:
+    script = """
+from demoreset_trainer import demo
+from demoreset_trainer.env import Rules
+from demoreset_trainer.slots import Slots
+from demoreset_trainer.states import View
+
+if __name__ == "__main__":
+    freeway = demo.load(demo.locate("freeway-crossing"))
+    slots = Slots(freeway, Rules(), View(stack=2), slots=2, processes=2).ready()
+    print(*slots.pids)
+"""
+    path = tmp_path / "script.py"  # imported by the processes it starts: -c would not do
+    path.write_text(script)
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, check=True
+    )
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
 
 def test_an_error_in_a_process_is_a_lost_process(

@@ -202,7 +202,7 @@ class Loop:
 
     def _run(self, stopping: Callable[[], bool]) -> Stopped:
         state, collector = self.state, self._collector()
-        self._nothing = take = Take(collector.nothing(), collector.held, [], [])
+        self._nothing = take = Take(collector.blank(), collector.held, [], [])
         begun: float | None = None
         self._stopping = stopping
         while True:
@@ -274,6 +274,7 @@ class Loop:
             history=self.spec.ppo.burn_in,
             explore_frames=self._explore_frames or 0,
             explore_every=self._explore_every,
+            parts=2 if self.ppo.device.type == "cuda" else 1,
             alive=self._group.alive,
         )
 

@@ -5,6 +5,7 @@ many there are. Episode e of slot s draws from the stream (seed, s, e); the acti
 from one table of random numbers over all slots of the run, of which a member reads its columns.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ class Collector:
     Args:
         slots: Environments for all slots of the run; those that are not held stand still.
         choose: Asked for the start of every episode.
+        parts: Into how many parts the slots are divided, of which one is decided for while the
+            others play: with two, neither a GPU nor the games wait for each other.
         alive: Told that the loop moves, or of something that may take so many seconds.
     """
 
@@ -59,6 +62,7 @@ class Collector:
         history: int,
         explore_frames: int,
         explore_every: int,
+        parts: int = 1,
         alive: Callable[..., None] = lambda *_: None,
     ) -> None:
         self._slots, self._total = slots, len(slots.action)
@@ -70,6 +74,7 @@ class Collector:
         self._history = history if policy.shape.hidden else 0
         self.device = next(policy.parameters()).device
         self._recorded = Recorded(self._decide, self.device)
+        self._count_of_parts = parts
         self.held = np.zeros(0, np.int64)  # numbers of the slots, ascending
         self._make_room(0)
 
@@ -89,6 +94,8 @@ class Collector:
         self._starts = np.zeros(count, np.int64)
         self._state = self._policy.initial_state(count, self.device)
         self._planned: dict[int, Begin] = {}  # the next episode of a column
+        bounds = np.linspace(0, count, self._count_of_parts + 1).astype(int).tolist()
+        self._parts = [slice(*pair) for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
 
     @property
     def _hidden(self) -> int:
@@ -128,22 +135,22 @@ class Collector:
         self._slots.action[:] = IDLE
         self._enter(np.array(fresh, np.int64))
 
-    def nothing(self) -> Rollout:
-        """A rollout of no slot: of a member that has not played."""
-        rows, length = self._history + self._length, self._length
-        empty = np.zeros((length, 0), np.float32)
+    def blank(self) -> Rollout:
+        """A rollout of the slots that are held, before it is played."""
+        shape = self._length, len(self.held)
+        log_probs, values, rewards, end_values, temperature = np.zeros((5, *shape), np.float32)
         return Rollout(
-            observations=self._observations[:, :0],
-            begins=np.zeros((rows, 0), np.bool_),
-            states=self._states[:, :0],
-            actions=np.zeros((length, 0), np.int64),
-            log_probs=empty,
-            values=empty,
-            rewards=empty,
-            ends=np.zeros((length, 0), np.uint8),
-            end_values=empty,
-            temperature=empty,
-            last_values=np.zeros(0, np.float32),
+            observations=self._observations,
+            begins=self._begins,
+            states=self._states,
+            actions=np.zeros(shape, np.int64),
+            log_probs=log_probs,
+            values=values,
+            rewards=rewards,
+            ends=np.zeros(shape, np.uint8),
+            end_values=end_values,
+            temperature=temperature,
+            last_values=np.zeros(shape[1], np.float32),
         )
 
     def _begin(self, i: int, episode: int) -> Begin:
@@ -168,10 +175,9 @@ class Collector:
     @torch.no_grad()
     def collect(self, update: int) -> tuple[Rollout, list[Result]]:
         """Play one rollout; its results come in the order of their slots and episodes."""
-        slots, policy, history, length = self._slots, self._policy, self._history, self._length
-        held, count = self.held, len(self.held)
+        history, length, count = self._history, self._length, len(self.held)
         if not count:
-            return self.nothing(), []
+            return self.blank(), []
         # The latest decisions of the rollout before are this one's burn-in.
         if history:
             self._begins[:history] = self._begins[-history:].copy()
@@ -179,57 +185,63 @@ class Collector:
                 kept[:history] = kept[-history:].clone()
         for i in range(count):  # the curriculum has moved since the next episodes were planned
             self._plan(i)
+        rollout = self.blank()
         noise = self._noise(update)
-        actions = np.zeros((length, count), np.int64)
-        log_probs, values, rewards, end_values, temperature = np.zeros(
-            (5, length, count), np.float32
-        )
-        ends = np.zeros((length, count), np.uint8)
-        state = self._state
         results: list[Result] = []
         for t in range(length):
-            row = history + t
-            self._begins[row] = self._begun
-            if policy.shape.hidden and self._begun.any():
-                fresh = np.flatnonzero(self._begun)
-                begun = self._burn_in.at(self._starts[fresh] // self._skip)
-                state = state.index_copy(0, to_device(fresh, self.device), begun)
-            self._states[row] = state
-            self._begun[:] = False
-            temperature[t] = np.where(self._exploring(), EXPLORING, 1)
-            chances = to_device(np.stack([temperature[t], noise[t]]), self.device)
-            answers, state = self._recorded(self._look(row), state, chances)
-            actions[t], log_probs[t], values[t] = answers.cpu().numpy()
-            slots.action[held] = actions[t]
-            slots.send()
-            slots.wait()
-            self._alive()
-            self._age += 1
-            rewards[t], ends[t] = slots.reward[held], slots.end[held]
-            ended = np.flatnonzero(ends[t])
-            if not len(ended):
-                continue
-            cut = ended[np.isin(ends[t, ended], list(TRUNCATED))]
-            if len(cut):
-                end_values[t, cut] = self._values(slots.last_observation[held[cut]], state, cut)
-            results += [self._result(i) for i in ended.tolist()]
-            self.episodes[ended] += 1
-            self._enter(ended)
-        self._state = state
-        rollout = Rollout(
-            observations=self._observations,
-            begins=self._begins,
-            states=self._states,
-            actions=actions,
-            log_probs=log_probs,
-            values=values,
-            rewards=rewards,
-            ends=ends,
-            end_values=end_values,
-            temperature=temperature,
-            last_values=self._last_values(state),
+            for part in self._parts:
+                if t:
+                    results += self._see(rollout, t - 1, part)
+                self._act(rollout, t, part, noise[t, part])
+        for part in self._parts:
+            results += self._see(rollout, length - 1, part)
+        # Behind the rollout; of no account where an episode has just begun.
+        rollout.last_values[:] = self._values(
+            self._slots.observation[self.held], self._state, np.arange(count)
         )
         return rollout, sorted(results, key=lambda result: (result.slot, result.episode))
+
+    def _act(self, rollout: Rollout, t: int, part: slice, noise: npt.NDArray[np.float32]) -> None:
+        """Decide for these columns, and let their slots play it."""
+        row, begun, held = self._history + t, self._begun[part], self.held[part]
+        self._begins[row, part] = begun
+        if self._hidden and begun.any():
+            fresh = np.flatnonzero(begun) + part.start
+            states = self._burn_in.at(self._starts[fresh] // self._skip)
+            self._state.index_copy_(0, to_device(fresh, self.device), states)
+        self._states[row, part] = self._state[part]
+        begun[:] = False
+        temperature = np.where(self._exploring()[part], EXPLORING, 1).astype(np.float32)
+        chances = to_device(np.stack([temperature, noise]), self.device)
+        answers, state = self._recorded(self._look(row, part), self._state[part], chances)
+        self._state[part] = state
+        rollout.temperature[t, part] = temperature
+        actions, log_probs, values = answers.cpu().numpy()
+        rollout.actions[t, part], rollout.log_probs[t, part] = actions, log_probs
+        rollout.values[t, part] = values
+        self._slots.action[held] = rollout.actions[t, part]
+        self._slots.send(int(held[0]), int(held[-1]) + 1)
+
+    def _see(self, rollout: Rollout, t: int, part: slice) -> list[Result]:
+        """Wait for what came of it in these columns; the results of episodes that ended."""
+        slots, held = self._slots, self.held
+        slots.wait()
+        self._alive()
+        self._age[part] += 1
+        rollout.rewards[t, part] = slots.reward[held[part]]
+        ends = rollout.ends[t]
+        ends[part] = slots.end[held[part]]
+        ended = np.flatnonzero(ends[part]) + part.start
+        if not len(ended):
+            return []
+        cut = ended[np.isin(ends[ended], list(TRUNCATED))]
+        if len(cut):
+            seen = slots.last_observation[held[cut]]
+            rollout.end_values[t, cut] = self._values(seen, self._state, cut)
+        results = [self._result(i) for i in ended.tolist()]
+        self.episodes[ended] += 1
+        self._enter(ended)
+        return results
 
     def _noise(self, update: int) -> npt.NDArray[np.float32]:
         """A random number for every decision of this update, [T, slots of this member]."""
@@ -251,11 +263,12 @@ class Collector:
         exploring: npt.NDArray[np.bool_] = self.episodes % every == 0
         return exploring & (self._explore > 0)
 
-    def _look(self, row: int) -> Tensor:
-        """What the slots see now, kept as a row of the rollout, [B, C, H, W]."""
-        seen = self._observations[row]
-        there = seen if self._staging is None else self._staging
-        np.take(self._slots.observation, self.held, axis=0, out=there.numpy(), mode="clip")
+    def _look(self, row: int, part: slice) -> Tensor:
+        """What these columns see now, kept in a row of the rollout, [columns, C, H, W]."""
+        seen = self._observations[row, part]
+        there = seen if self._staging is None else self._staging[part]
+        held = self.held[part]
+        np.take(self._slots.observation, held, axis=0, out=there.numpy(), mode="clip")
         if there is not seen:  # it has arrived before the next one: the answer is waited for
             seen.copy_(there, non_blocking=True)
         return seen
@@ -280,11 +293,6 @@ class Collector:
         seen, index = (to_device(array, self.device) for array in (observations, which))
         _, values, _ = self._policy.step(seen, state[index])
         return values.cpu().numpy()
-
-    def _last_values(self, state: Tensor) -> npt.NDArray[np.float32]:
-        """Values behind the rollout; of no account where an episode has just begun."""
-        observations = self._slots.observation[self.held]
-        return self._values(observations, state, np.arange(len(self.held)))
 
     def _result(self, i: int) -> Result:
         slots, slot = self._slots, int(self.held[i])

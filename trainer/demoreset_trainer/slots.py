@@ -9,10 +9,12 @@ import contextlib
 import ctypes
 import multiprocessing
 import signal
+import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any, Self
 
 import cv2
@@ -26,7 +28,8 @@ from demoreset_trainer.env import DemoResetEnv, End, Rules
 from demoreset_trainer.parent import end_with_parent
 from demoreset_trainer.states import View
 
-_STEP, _BEGIN, _DONE = b"s", b"b", b"d"
+_BEGIN, _DONE = b"b", b"d"
+_STEP = struct.Struct("ii")  # first slot, and the one behind the last
 IDLE = 255  # instead of an action: this slot is not played
 
 
@@ -81,9 +84,10 @@ class _Shared:
 class Slots:
     """`slots` environments in `processes` processes; each is made when its first episode begins.
 
-    Between `begin` or `wait` and the next `send` the arrays are the caller's: it writes `action`,
-    and for every slot that ended `next` by `plan`. `observation` [slots, ...] is what every slot
-    sees now; `last_observation` what an episode that ended in this step saw last.
+    Between `begin` or `wait` and the next `send` of a slot its places in the arrays are the
+    caller's: it writes `action`, and for every slot that ended the next episode by `plan`.
+    `observation` [slots, ...] is what every slot sees now; `last_observation` what an episode that
+    ended in this step saw last.
 
     Raises:
         SlotsDied: from `wait` and `begin`, when a process is gone.
@@ -101,6 +105,8 @@ class Slots:
         self._ready = False
         self._links: list[Connection] = []
         self._processes: list[Any] = []
+        # At the latest when the parent ends: multiprocessing would ask with SIGTERM, and wait.
+        self._finalizer = Finalize(self, _end, (self._links, self._processes), exitpriority=0)
         # Where emulators were made beforehand, processes that are forked have them.
         forked = stocked(demo.game)
         context: Any = multiprocessing.get_context("fork" if forked else "spawn")
@@ -158,12 +164,15 @@ class Slots:
         self._tell(_BEGIN)
         self.wait()
 
-    def send(self) -> None:
-        """Let every slot play its `action`; returns at once."""
-        self._tell(_STEP)
+    def send(self, first: int = 0, end: int | None = None) -> None:
+        """Let the slots from `first` to before `end` play their `action`; returns at once.
+
+        Other slots may be told before these were waited for.
+        """
+        self._tell(_STEP.pack(first, len(self.action) if end is None else end))
 
     def wait(self) -> None:
-        """Wait until every slot has played."""
+        """Wait until the slots of the earliest `send` have played."""
         for link, process in zip(self._links, self._processes, strict=True):
             try:
                 answer = link.recv_bytes()
@@ -188,20 +197,25 @@ class Slots:
 
     def close(self) -> None:
         """End the processes."""
-        for link in self._links:
-            link.close()
-        for process in self._processes:
-            process.join(2)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._links, self._processes = [], []
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(links: list[Connection], processes: list[Any]) -> None:
+    for link in links:
+        link.close()
+    for process in processes:
+        process.join(2)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    links.clear()
+    processes.clear()
 
 
 def _in_main_thread() -> bool:
@@ -223,6 +237,9 @@ def _run(
     """A process: step its slots whenever the parent says so, until it hangs up."""
     for one in parents:  # a fork has these ends, too, and would not see the parent hang up
         one.close()
+    # Whoever stops all processes of a run at once (timeout, systemd, Slurm) means the parent, which
+    # still needs this one to end in good order.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if parent_stays:  # one that hangs in the emulator would not see that the parent is gone
         end_with_parent()
     cv2.setNumThreads(0)
@@ -254,7 +271,10 @@ def _run(
                     begin(slot)
                     observation[slot] = envs[slot].observation
         else:
+            told = range(*_STEP.unpack(message))
             for slot in own:
+                if slot not in told:
+                    continue
                 if action[slot] == IDLE:
                     reward[slot], end[slot] = 0, End.NONE
                     continue
