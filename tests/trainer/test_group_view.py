@@ -22,6 +22,7 @@ from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import CAUSES, Report
 from demoreset_trainer.screen import plain_line, render, short_names
 from demoreset_trainer.watch import Watchers
+from small_progress import PROGRESS
 
 
 def roster(members: int, name: str = "montezuma-worker") -> list[dict[str, Any]]:
@@ -31,20 +32,7 @@ def roster(members: int, name: str = "montezuma-worker") -> list[dict[str, Any]]
     ]
 
 
-ALONE = Progress(
-    update=7,
-    frames=57_344,
-    seconds=65.4,
-    episodes=300,
-    start_frame=89,
-    demo_frames=356,
-    success_rate=0.25,
-    goal_rate=None,
-    goal=0.9,
-    ended=3,
-    outcomes={"SUCCESS": 2, "LIFE_LOST": 1},
-    phase_seconds={"rollout": 0.5, "quorum": 0.25},
-)
+ALONE = replace(PROGRESS, phase_seconds={"rollout": 0.5, "quorum": 0.25})
 GROUP = replace(
     ALONE,
     members=3,

@@ -13,20 +13,7 @@ import pytest
 from demoreset_api.errors import TryAgain
 from demoreset_trainer import metrics
 from demoreset_trainer.metrics import MetricsFile
-from demoreset_trainer.progress import Progress
-
-PROGRESS = Progress(
-    update=1,
-    frames=8192,
-    seconds=1.5,
-    episodes=3,
-    start_frame=89,
-    demo_frames=356,
-    success_rate=0.25,
-    goal_rate=None,
-    goal=0.9,
-    ended=3,
-)
+from small_progress import PROGRESS
 
 
 @pytest.fixture
