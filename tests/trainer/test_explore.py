@@ -1,5 +1,6 @@
 """Exploration: the same archive however it is spread or interrupted, and a demo at its end."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -61,19 +62,24 @@ def test_an_archive_that_found_nothing_yet_is_read_again(tmp_path: Path) -> None
     assert content(explore_file.read(tmp_path / "content.archive"), tmp_path) == written
 
 
-def test_ctrl_c_keeps_what_was_found_so_far(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.DRAINED)],
+)
+def test_who_is_stopped_keeps_what_was_found_so_far(number: int, code: int, tmp_path: Path) -> None:
     out = tmp_path / "key.demo.safetensors"
     command = [sys.executable, "-m", "demoreset_trainer.cli", "demo", "explore"]
     process = subprocess.Popen(
         [*command, "montezuma_revenge", "--processes", "1", "--score", "9000", "--out", out],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stderr is not None
     assert "way to 9000: not yet" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)  # to all of its processes, as a terminal does it
     _, said = process.communicate(timeout=60)
-    assert process.returncode == ExitCode.INTERRUPTED, said
+    assert process.returncode == code, said
     assert said.splitlines()[-1] == f"stopped; the same command goes on with {out}.archive"
     kept = explore_file.read(tmp_path / f"{out.name}.archive")
     assert kept.decisions > 0

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -92,9 +93,9 @@ def run(options: argparse.Namespace) -> int:
                 _keep(archive, place)
                 saved = time.monotonic()
         _keep(archive, place)
-        if stopping():
+        if received := stopping():
             print(f"stopped; the same command goes on with {place}", file=sys.stderr)
-            return ExitCode.INTERRUPTED
+            return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.DRAINED
     print(_line(archive, options.decisions, time.monotonic() - begun), file=sys.stderr)
     if not archive.candidates:
         print(

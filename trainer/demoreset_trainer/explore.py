@@ -170,6 +170,7 @@ _Item = tuple[bytes, int, int, list[int]]
 
 
 def _work(link: Connection, game: str, wanted: int | None, grid: Grid) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to all at once it means the parent
     cv2.setNumThreads(0)
     explorer = Explorer(game, wanted, grid)
     while True:
@@ -255,7 +256,7 @@ def explore(
     *,
     decisions: int,
     processes: int,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], object] = lambda: False,
 ) -> Iterator[Archive]:
     """Go on with an archive until it has spent `decisions`; yields it after every round."""
     news: dict[Key, tuple[int, int]] = {key: cell.rank for key, cell in archive.cells.items()}
@@ -336,17 +337,21 @@ def _keep_candidate(archive: Archive, node: int, length: int, report: Report) ->
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop after the round; the second stops at once."""
+def interruptible() -> Iterator[Callable[[], int | None]]:
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the round, and say which it was.
+
+    A second Ctrl-C stops at once.
+    """
     received: list[int] = []
 
     def receive(number: int, _frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
         received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, receive)
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
