@@ -139,8 +139,9 @@ class CurriculumSpec(ApiModel):
     guide: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the cross entropy to the demo's actions around the frontier, which "
-        "fades with success. Adaptive 0.1, Original 0; 0 is pure reinforcement learning.",
+        description="Weight of the cross entropy to the demo's actions around the frontier and "
+        "behind it, which fades with success. Adaptive 0.1, Original 0; 0 is pure reinforcement "
+        "learning.",
     )
     window_frames: int | None = Field(
         default=None,

@@ -100,10 +100,10 @@ def test_it_never_leaves_the_demo(
     assert all(start % skip == 0 for start in chosen)
     assert 0 <= rule.success_rate() <= 1
     guidance = rule.guidance()
-    assert 0 <= guidance.first < guidance.last <= starts
-    assert len(guidance.weights) == guidance.last - guidance.first
+    assert 0 <= guidance.first < guidance.behind <= starts
+    assert guidance.behind <= guidance.first + len(guidance.weights) <= starts
     assert ((guidance.weights >= 0) & (guidance.weights <= 1)).all()
-    assert guidance.first <= rule.frontier // skip < guidance.last
+    assert guidance.first <= rule.frontier // skip < guidance.behind
 
 
 def learn(rule: Curriculum, able: int, updates: int, random: np.random.Generator) -> None:
@@ -192,13 +192,13 @@ def test_the_success_rate_is_that_of_the_window() -> None:
     assert rule.success_rate() == pytest.approx(1 / 4, abs=0.01)
 
 
-def test_the_guidance_is_around_the_frontier_and_fades_with_success() -> None:
+def test_the_guidance_is_around_the_frontier_and_behind_it_and_fades_with_success() -> None:
     rule = adaptive()
     rule.record([result(s * SKIP, True) for s in range(50, 100)] * 4)
     frontier = rule.frontier // SKIP
     guidance = rule.guidance()
-    assert (guidance.first, guidance.last) == (frontier - 8, frontier + 24)
-    np.testing.assert_allclose(guidance.weights, 1 - rule.success[frontier - 8 : frontier + 24])
+    assert (guidance.first, guidance.behind) == (frontier - 8, frontier + 24)
+    np.testing.assert_allclose(guidance.weights, 1 - rule.success[frontier - 8 :])
     assert guidance.weights[-1] < 1e-9
     assert guidance.weights[0] > 0.99
 
@@ -303,7 +303,7 @@ def test_the_originals_guidance_is_its_window() -> None:
     rule = original()
     period(rule, at_points(rule, True))
     guidance = rule.guidance()
-    assert (guidance.first, guidance.last) == (936 - 79, 937)
+    assert (guidance.first, guidance.behind) == (936 - 79, 937)
     np.testing.assert_array_equal(guidance.weights, [1.0] * 64 + [0.0] * 16)
 
 

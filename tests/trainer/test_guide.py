@@ -10,7 +10,7 @@ from demoreset_api.spec import PolicySpec
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.curriculum import Guidance
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.guide import DECISIONS, Guide, decisions
+from demoreset_trainer.guide import AROUND, BEHIND, Guide, decisions
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.states import start_states
 
@@ -46,14 +46,15 @@ def teach(freeway: Demo) -> tuple[Guide, Policy, BurnIn, Demo]:
     return Guide(demo, states, policy.shape.view, burn_in, (0, 2, 5)), policy, burn_in, demo
 
 
-def test_a_lesson_shows_the_demo_around_the_frontier(freeway: Demo) -> None:
+def test_a_lesson_shows_the_demo_around_the_frontier_and_behind_it(freeway: Demo) -> None:
     guide, policy, burn_in, _ = teach(freeway)
     states = start_states(freeway, policy.shape.view, 4)
-    weights = np.linspace(0.1, 0.9, 10)
+    weights = np.linspace(0.1, 0.9, 15)
     lesson = guide.lesson(Guidance(15, 25, weights), np.random.default_rng(3))
     assert lesson is not None
-    index = np.random.default_rng(3).integers(15, 25, DECISIONS)
-    assert set(index) == set(range(15, 25))
+    random = np.random.default_rng(3)
+    index = np.append(random.integers(15, 25, AROUND), random.integers(25, 30, BEHIND))
+    assert set(index) == set(range(15, 30))
     for row, decision in enumerate(index.tolist()):
         seen = states.observation(decision, policy.shape.view)
         np.testing.assert_array_equal(lesson.observations[row], seen)
@@ -71,6 +72,7 @@ def test_behind_the_demos_end_there_is_nothing_to_learn(freeway: Demo) -> None:
     random = np.random.default_rng(0)
     assert guide.lesson(Guidance(43, 60, np.ones(17)), random) is None
     assert guide.lesson(Guidance(10, 10, np.ones(0)), random) is None
-    lesson = guide.lesson(Guidance(40, 60, np.ones(20)), random)
-    assert lesson is not None
-    assert len(lesson.actions) == DECISIONS
+    for guidance in (Guidance(40, 60, np.ones(20)), Guidance(40, 42, np.ones(2))):
+        lesson = guide.lesson(guidance, random)
+        assert lesson is not None
+        assert len(lesson.actions) == AROUND

@@ -32,10 +32,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Which demo decisions guide the policy: first, one past the last, a weight for each."""
+    """Which demo decisions guide the policy: those around the frontier, and all behind them.
+
+    first: The first one.
+    behind: The first behind those around the frontier.
+    weights: Of all from `first` on.
+    """
 
     first: int
-    last: int
+    behind: int
     weights: Floats
 
 
@@ -56,7 +61,7 @@ class Curriculum(Protocol):
         """Success at the frontier, 0 to 1."""
 
     def guidance(self) -> Guidance:
-        """Decisions of the demo around the frontier, weighted by 1 - success."""
+        """Decisions of the demo from the frontier on, weighted by 1 - success."""
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON."""
@@ -136,8 +141,8 @@ class Adaptive:
 
     def guidance(self) -> Guidance:
         first = max(0, self._frontier - self.GUIDE_BACK)
-        last = min(self._starts, self._frontier + self.GUIDE_AHEAD)
-        return Guidance(first, last, 1 - self.success[first:last])
+        behind = min(self._starts, self._frontier + self.GUIDE_AHEAD)
+        return Guidance(first, behind, 1 - self.success[first:])
 
     def state(self) -> dict[str, Any]:
         return {"wins": self._wins.tolist(), "counts": self._counts.tolist()}

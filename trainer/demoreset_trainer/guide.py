@@ -1,4 +1,4 @@
-"""The guide: the demo's own actions around the frontier, as lessons for the policy.
+"""The guide: the demo's own actions, most of them around the frontier, as lessons for the policy.
 
 Imitation, and said so wherever a result used it: a cross entropy that is weighted by 1 - success of
 each start, so that it fades by itself where the policy has learned to do without.
@@ -13,7 +13,7 @@ from demoreset_trainer.demo import Demo
 from demoreset_trainer.ppo import Lesson
 from demoreset_trainer.states import StartStates, View
 
-DECISIONS = 48  # of the demo, in one lesson
+AROUND, BEHIND = 48, 24  # decisions of the demo in one lesson: around the frontier, and behind it
 
 
 class Guide:
@@ -28,11 +28,18 @@ class Guide:
         self._actions = decisions(demo, states.frame_skip, codes)
 
     def lesson(self, guidance: Guidance, random: np.random.Generator) -> Lesson | None:
-        """Demo decisions drawn uniformly from the guidance; None where it has none."""
-        last = min(guidance.last, len(self._actions))
-        if last <= guidance.first:
+        """Demo decisions, drawn around the frontier and over all behind; None where there are none.
+
+        Without those behind, what the policy does there drifts to what suits earlier places that
+        look alike: it took the sword, and ran back to where the sword had been.
+        """
+        end = min(guidance.first + len(guidance.weights), len(self._actions))
+        behind = min(guidance.behind, end)
+        if behind <= guidance.first:
             return None
-        index = random.integers(guidance.first, last, DECISIONS)
+        index = random.integers(guidance.first, behind, AROUND)
+        if end > behind:
+            index = np.concatenate([index, random.integers(behind, end, BEHIND)])
         actions = self._actions[index]
         weights = guidance.weights[index - guidance.first] * (actions >= 0)
         return Lesson(
