@@ -33,6 +33,7 @@ from demoreset_operator.observation import Json, Observation, Run, not_understoo
 from demoreset_operator.render import Settings
 
 AT_ONCE = 16  # runs that are worked on
+PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone
 REFUSED = (403, 422)  # what a person may have to mend
@@ -210,8 +211,8 @@ class Controller:
         """Write the status; where it may wait, seconds until it is due."""
         if plan.status is None:
             return None
-        if wait := story.patience(run.status, plan.status):
-            left = self._written.get(run.uid, 0.0) + wait - time.monotonic()
+        if not story.urgent(run.status, plan.status):
+            left = self._written.get(run.uid, 0.0) + PROGRESS_SECONDS - time.monotonic()
             if left > 0:
                 return left
         self._written[run.uid] = time.monotonic()

@@ -24,8 +24,6 @@ from demoreset_operator.observation import Json, Observation
 from demoreset_operator.said import Told, read
 
 REFUSED = "Refused"  # the reason where the API server would not take a request
-PROGRESS_SECONDS = 5.0  # between two status writes for what may wait
-SUCCESSOR_SECONDS = 1.0  # for the name of the one that is there for a lost worker
 NOT_UNDERSTOOD = "NotUnderstood"  # where the operator's version does not know what the run says
 
 
@@ -252,11 +250,10 @@ def phase(status: RunStatus) -> Phase:
     return Phase.PENDING
 
 
-def patience(before: RunStatus, after: RunStatus) -> float:
-    """Seconds that a status may wait since the latest was written.
+def urgent(before: RunStatus, after: RunStatus) -> bool:
+    """Whether a status must be written at once: it has what must not be forgotten, or is awaited.
 
-    None for what must not be forgotten or is awaited. A little for the successor of a lost worker:
-    it is seen as long as it is there, and others that were lost with it come first.
+    All else, as progress, may wait for a few seconds.
     """
 
     def key(status: RunStatus) -> object:
@@ -265,19 +262,18 @@ def patience(before: RunStatus, after: RunStatus) -> float:
             [(one.type, one.status, one.reason == REFUSED) for one in status.conditions],
             status.restarts,
             [one.recovery_seconds for one in status.attempts],
-            [(one.worker, one.ended, one.not_before) for one in status.places if one.ended],
+            [
+                (one.worker, one.attempt, one.ended, one.not_before)
+                for one in status.places
+                if one.ended
+            ],
             status.started,
             status.active_since,
             status.begun is None,
             status.observed_generation,
         )
 
-    def successors(status: RunStatus) -> object:
-        return [(one.worker, one.attempt) for one in status.places if one.ended]
-
-    if key(before) != key(after):
-        return 0.0
-    return PROGRESS_SECONDS if successors(before) == successors(after) else SUCCESSOR_SECONDS
+    return key(before) != key(after)
 
 
 def news(before: RunStatus, after: RunStatus, kinds: Iterable[ConditionType]) -> list[Condition]:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from demoreset_api.status import Cause, Phase
-from demoreset_operator import story
 from demoreset_operator.render import Settings
 from world import SETTINGS, Crash, World, told, training
 
@@ -527,14 +526,12 @@ def test_an_operator_that_dies_anywhere_at_the_start_leaves_no_duplicate(request
     assert len(world.live()) == 3
 
 
-def test_a_successor_is_soon_known_though_the_operator_dies_and_the_pod_vanishes() -> None:
+def test_a_successor_is_known_at_once_though_the_operator_dies_and_the_pod_vanishes() -> None:
     world = training(1)
     world.patient = True  # what may wait, waits
     world.vanish("key-worker-0-1")
     world.settle()
     assert world.live()[0] == "key-worker-0-2"
-    world.tick(story.SUCCESSOR_SECONDS)
-    world.settle()
     world.vanish("key-worker-0-2")  # while there is no operator
     world.taken.clear()
     world.settle()

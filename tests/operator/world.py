@@ -28,7 +28,7 @@ from demoreset_operator.observation import (
     parse_run,
 )
 from demoreset_operator.render import Settings
-from demoreset_operator.story import patience
+from demoreset_operator.story import urgent
 
 Json = dict[str, Any]
 SETTINGS = Settings("trainer:test", "Never", "operators")
@@ -141,8 +141,8 @@ class World:
         raise AssertionError(f"the operator does not come to rest: {plan}")
 
     def _may_wait(self, status: RunStatus) -> bool:
-        since = (self.now - self.written).total_seconds()
-        return self.patient and since < patience(self.status, status)
+        soon = self.now - self.written < timedelta(seconds=5)
+        return self.patient and soon and not urgent(self.status, status)
 
     def write(self, status: RunStatus) -> None:
         """The run's status is so from now on."""
