@@ -7,7 +7,9 @@ DemoResetError                 any of ours; a crash (1) unless a kind says other
 └── TryAgain (75)              storage or the coordinator is away, or this life is over
 """
 
+import signal
 from enum import IntEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -23,6 +25,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
     OUT_OF_MEMORY = 137  # what a container has whose first process the kernel killed for that
     DRAINED = 143
+
+    @classmethod
+    def stopped_by(cls, number: int | None) -> Self:
+        """Of a process that was asked to stop: by Ctrl-C, or otherwise."""
+        return cls.INTERRUPTED if number == signal.SIGINT else cls.DRAINED
 
 
 class DemoResetError(Exception):

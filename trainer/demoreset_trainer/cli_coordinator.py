@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         return _serve(options)
     except _Asked as asked:
         (number,) = asked.args
-        return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.DRAINED
+        return ExitCode.stopped_by(number)
 
 
 def _stop(number: int, _frame: object) -> NoReturn:

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -54,8 +53,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import explore_file
     from demoreset_trainer.emulator import rom_md5
-    from demoreset_trainer.explore import Archive, damage, explore, interruptible
+    from demoreset_trainer.explore import Archive, damage, explore
     from demoreset_trainer.machine import cores
+    from demoreset_trainer.supervise import Signals
 
     rom_md5(options.game)  # an unknown game is told at once
     out: Path = options.out
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"{place}: damaged: {wrong}; choose another --archive")
         print(f"going on with {place}: {archive.decisions:,} decisions", file=sys.stderr)
     begun = told = saved = time.monotonic()
-    with interruptible() as stopping:
+    with Signals() as stopping:
         rounds = explore(
             archive,
             decisions=options.decisions,
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         _keep(archive, place)
         if received := stopping():
             print(f"stopped; the same command goes on with {place}", file=sys.stderr)
-            return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.DRAINED
+            return ExitCode.stopped_by(received)
     print(_line(archive, options.decisions, time.monotonic() - begun), file=sys.stderr)
     if not archive.candidates:
         print(

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,4 +156,4 @@ def _code(stopped: "Stopped", received: int | None) -> int:
         return ExitCode.DONE
     if stopped.budget_spent:
         return ExitCode.BUDGET_SPENT
-    return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.DRAINED
+    return ExitCode.stopped_by(received)

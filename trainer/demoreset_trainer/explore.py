@@ -10,7 +10,6 @@ order of the items: so the archive depends on the seed and the number of rounds 
 number of processes.
 """
 
-import contextlib
 import heapq
 import multiprocessing
 import signal
@@ -334,24 +333,3 @@ def _keep_candidate(archive: Archive, node: int, length: int, report: Report) ->
     way = archive.way(node) + report.actions[: report.wanted_at]
     if way not in archive.candidates:
         archive.candidates = heapq.nsmallest(CANDIDATES, [*archive.candidates, way], key=len)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], int | None]]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the round, and say which it was.
-
-    A second Ctrl-C stops at once.
-    """
-    received: list[int] = []
-
-    def receive(number: int, _frame: object) -> None:
-        received.append(number)
-        if received.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

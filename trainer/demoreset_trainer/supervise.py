@@ -11,7 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import ENV_CORES, OUT_OF_MEMORY
@@ -49,13 +49,22 @@ class Watch(Protocol):
 class Signals:
     """Turns Ctrl-C and SIGTERM into a wish to stop; a second Ctrl-C ends everything at once.
 
-    To be made before anything that takes time.
+    To be made before anything that takes time. As a context it gives the signals back at its end.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
         if self.received == signal.SIGINT == number:
@@ -64,7 +73,7 @@ class Signals:
         self.received = number
 
     def __call__(self) -> int | None:
-        """The first signal that was received."""
+        """The latest signal that was received; None before the first."""
         return self.received
 
 
