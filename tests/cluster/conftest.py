@@ -1,7 +1,7 @@
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,25 @@ import yaml
 
 import kube
 from kube import RESTRICTED, ROOT, TOOLS, Cluster
-from told import RUN
+from told import RUN, scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.cluster)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What fails on a cluster says what was there: afterwards nothing of it is left."""
+    report = yield
+    given = getattr(item, "funcargs", {})
+    if report.failed and report.when == "call" and {"cluster", "namespace"} <= given.keys():
+        report.sections.append(("cluster", scene(given["cluster"], given["namespace"])))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from kube import Cluster, until
+from kube import SYSTEM, Cluster, until
 
 RUN = "freeway-crossing"  # the bundled run that is learned soonest
 # On one machine: with one thread each they do not wait for one another.
@@ -14,6 +14,25 @@ CORE = {"requests": {"cpu": "500m"}, "limits": {"cpu": 1}}
 def kill(cluster: Cluster, namespace: str, pod: str) -> None:
     """Kill all of a pod's processes; a deletion, also one without grace, would ask them first."""
     cluster.kubectl("exec", pod, "-n", namespace, "--", "sh", "-c", "kill -9 -1", check=False)
+
+
+def scene(cluster: Cluster, namespace: str) -> str:
+    """What is in a namespace, and what the operator and the pods there have said last."""
+
+    def asked(*arguments: str) -> str:
+        return f"$ kubectl {' '.join(arguments)}\n{cluster.kubectl(*arguments, check=False)}"
+
+    told = [
+        asked("get", "drr,pods,events", "-n", namespace, "-o", "wide"),
+        asked("get", "drr", "-n", namespace, "-o", "jsonpath={.items[*].status}"),
+        asked("get", "pods", "-n", SYSTEM, "-o", "wide"),
+    ]
+    for place, chosen in (
+        (SYSTEM, "app.kubernetes.io/component=operator"),
+        (namespace, "demoreset.dev/run"),
+    ):
+        told.append(asked("logs", "-n", place, "-l", chosen, "--prefix", "--tail=40"))
+    return "\n".join(told)
 
 
 class Told:
