@@ -192,6 +192,18 @@ def test_a_lost_process_is_named_and_the_rest_still_ends(freeway: Demo) -> None:
             os.kill(pid, 0)
 
 
+def test_a_process_that_does_not_come_is_not_waited_for_forever(
+    freeway: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demoreset_trainer.slots.STARTING", 0.5)
+    beats: list[None] = []
+    with Slots(freeway, RULES, VIEW, slots=2, processes=1) as slots:
+        os.kill(slots.pids[0], signal.SIGSTOP)
+        with pytest.raises(SlotsDied, match=r"process slots-0-of-1 .* has said nothing for"):
+            slots.ready(lambda: beats.append(None))
+    assert beats, "who waits looks alive"
+
+
 def test_who_stops_all_processes_at_once_means_the_parent(two: Slots, expected: list[Step]) -> None:
     for pid in two.pids:
         os.kill(pid, signal.SIGTERM)

@@ -8,9 +8,11 @@ episode of a slot that ended within the same step. The parent says beforehand wh
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,6 +33,7 @@ from demoreset_trainer.states import View
 _BEGIN, _DONE = b"b", b"d"
 _STEP = struct.Struct("ii")  # first slot, and the one behind the last
 IDLE = 255  # instead of an action: this slot is not played
+STARTING = 120.0  # seconds until a process that has said nothing counts as hung
 
 
 class SlotsDied(DemoResetError):
@@ -90,7 +93,8 @@ class Slots:
     ended in this step saw last.
 
     Raises:
-        SlotsDied: from `wait` and `begin`, when a process is gone.
+        SlotsDied: from `ready`, `wait` and `begin`, when a process is gone; from `ready` also when
+            one does not come.
     """
 
     def __init__(self, demo: Demo, rules: Rules, view: View, *, slots: int, processes: int) -> None:
@@ -103,6 +107,7 @@ class Slots:
         self._begins = arrays["begins"]
         self._next = arrays["next_start"], arrays["next_seed"], arrays["next_limits"]
         self._ready = False
+        self._begun = time.monotonic()
         self._links: list[Connection] = []
         self._processes: list[Any] = []
         # At the latest when the parent ends: multiprocessing would ask with SIGTERM, and wait.
@@ -138,9 +143,15 @@ class Slots:
     def ready(self, alive: Callable[[], None] = lambda: None) -> Self:
         """Wait until the processes are there, seconds after they were begun; itself."""
         if not self._ready:
-            for link in self._links:
+            for link, process in zip(self._links, self._processes, strict=True):
                 while not link.poll(0.1):
                     alive()
+                    # Whoever waits here looks alive: nobody else would notice.
+                    if (waited := time.monotonic() - self._begun) > STARTING:
+                        raise SlotsDied(
+                            f"the environment process {process.name} (pid {process.pid}) has said "
+                            f"nothing for {waited:.0f} s since it was started"
+                        )
             self.wait()
             self._ready = True
         return self
@@ -242,6 +253,10 @@ def _run(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if parent_stays:  # one that hangs in the emulator would not see that the parent is gone
         end_with_parent()
+    if hasattr(os, "SCHED_BATCH"):
+        # One that is told to play does not take the core at once from the parent, which has the
+        # others to tell as well.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     cv2.setNumThreads(0)
     arrays = _Shared(slots, view, buffers).arrays
     demo = from_bytes(demo_file, "demo")
