@@ -255,8 +255,9 @@ def _run(
         end_with_parent()
     if hasattr(os, "SCHED_BATCH"):
         # One that is told to play does not take the core at once from the parent, which has the
-        # others to tell as well.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        # others to tell as well. Where that cannot be asked for (gVisor), it is as good without.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     cv2.setNumThreads(0)
     arrays = _Shared(slots, view, buffers).arrays
     demo = from_bytes(demo_file, "demo")
