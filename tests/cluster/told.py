@@ -19,8 +19,10 @@ def kill(cluster: Cluster, namespace: str, pod: str) -> None:
 def scene(cluster: Cluster, namespace: str) -> str:
     """What is in a namespace, and what the operator and the pods there have said last."""
 
-    def asked(*arguments: str) -> str:
-        return f"$ kubectl {' '.join(arguments)}\n{cluster.kubectl(*arguments, check=False)}"
+    def asked(*arguments: str, width: int = 4000) -> str:
+        said = cluster.kubectl(*arguments, check=False)
+        lines = [line[:width] for line in said.splitlines()]
+        return "\n".join([f"$ kubectl {' '.join(arguments)}", *lines])
 
     told = [
         asked("get", "drr,pods,events", "-n", namespace, "-o", "wide"),
@@ -31,7 +33,8 @@ def scene(cluster: Cluster, namespace: str) -> str:
         (SYSTEM, "app.kubernetes.io/component=operator"),
         (namespace, "demoreset.dev/run"),
     ):
-        told.append(asked("logs", "-n", place, "-l", chosen, "--prefix", "--tail=40"))
+        latest = ("--prefix", "--tail=20")
+        told.append(asked("logs", "-n", place, "-l", chosen, *latest, width=300))
     return "\n".join(told)
 
 
