@@ -20,22 +20,23 @@ def scene(cluster: Cluster, namespace: str) -> str:
     """What is in a namespace, and what the operator and the pods there have said last."""
 
     def asked(*arguments: str, width: int = 4000) -> str:
-        said = cluster.kubectl(*arguments, check=False)
+        # Where nobody answers, this must not keep the tests that are left.
+        said = cluster.kubectl(*arguments, "--request-timeout=20s", check=False)
         lines = [line[:width] for line in said.splitlines()]
         return "\n".join([f"$ kubectl {' '.join(arguments)}", *lines])
 
-    told = [
-        asked("get", "drr,pods,events", "-n", namespace, "-o", "wide"),
-        asked("get", "drr", "-n", namespace, "-o", "jsonpath={.items[*].status}"),
-        asked("get", "pods", "-n", SYSTEM, "-o", "wide"),
-    ]
-    for place, chosen in (
-        (SYSTEM, "app.kubernetes.io/component=operator"),
-        (namespace, "demoreset.dev/run"),
-    ):
-        latest = ("--prefix", "--tail=20")
-        told.append(asked("logs", "-n", place, "-l", chosen, *latest, width=300))
-    return "\n".join(told)
+    def logs(place: str, selector: str) -> str:
+        return asked("logs", "-n", place, "-l", selector, "--prefix", "--tail=20", width=300)
+
+    return "\n".join(
+        [
+            asked("get", "drr,pods,events", "-n", namespace, "-o", "wide"),
+            asked("get", "drr", "-n", namespace, "-o", "jsonpath={.items[*].status}"),
+            asked("get", "pods", "-n", SYSTEM, "-o", "wide"),
+            logs(SYSTEM, "app.kubernetes.io/component=operator"),
+            logs(namespace, "demoreset.dev/run"),
+        ]
+    )
 
 
 class Told:
