@@ -37,6 +37,9 @@ class Bad:
     lost: float
 
 
+GOOD = Bad(seconds=0.0, lost=0.0)
+
+
 class Hosts:
     """Named hosts that reach one another.
 
@@ -49,6 +52,7 @@ class Hosts:
         self._prefix = f"demoreset-{os.getpid()}-"
         self.addresses = {name: f"{NETWORK}.{place}" for place, name in enumerate(names, 1)}
         self._bad = bad or {}
+        self._wires: dict[str, _Wire] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> "Hosts":
@@ -69,8 +73,8 @@ class Hosts:
         for name, address in self.addresses.items():
             host = self._namespace(name)
             if name in self._bad:
-                wire = _Wire(host, switch, name, self._bad[name])
-                self._open.callback(wire.close)
+                self._wires[name] = _Wire(host, switch, name, self._bad[name])
+                self._open.callback(self._wires[name].close)
             else:
                 end = ("peer", "name", name, "netns", switch)
                 _ip("-n", host, "link", "add", "eth0", "type", "veth", *end)
@@ -104,6 +108,10 @@ class Hosts:
         """All reach one another again."""
         self._nft("flush", "chain", *CHAIN)
 
+    def mend(self, host: str) -> None:
+        """Its bad wire is a good one from now on."""
+        self._wires[host].bad = GOOD
+
     def _drop(self, *what: str) -> None:
         self._nft("add", "rule", *CHAIN, *what, "drop")
 
@@ -118,7 +126,7 @@ class _Wire:
     """
 
     def __init__(self, host: str, switch: str, name: str, bad: Bad) -> None:
-        self._bad = bad
+        self.bad = bad
         self._random = random.Random(0)
         self._host, self._switch = _tap(host, "eth0"), _tap(switch, name)
         self._stopped = threading.Event()
@@ -135,8 +143,8 @@ class _Wire:
                 _send(self._host, os.read(self._switch, FRAME))
             if self._host in ready:
                 frame = os.read(self._host, FRAME)
-                if self._random.random() >= self._bad.lost:
-                    late.append((now + self._bad.seconds, frame))
+                if self._random.random() >= self.bad.lost:
+                    late.append((now + self.bad.seconds, frame))
             while late and late[0][0] <= now:
                 _send(self._switch, late.popleft()[1])
 

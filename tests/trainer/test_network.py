@@ -48,7 +48,9 @@ def test_with_a_host_that_is_far_away_no_update_is_lost() -> None:
     far = Bad(seconds=0.05, lost=0.05)
     with scattered(bad={WORKERS[-1]: far}) as (watched, hosts):
         # It may count as dead, and be taken in again, as often as its packets are late.
-        watched.wait(lambda: of_the_far(watched.look()) >= UPDATES, "updates of the far one")
+        watched.wait(
+            lambda: len(committed(watched.look(), WORKERS[-1])) >= UPDATES, "updates of the far one"
+        )
         meet = CONNECT.format(host=hosts.addresses[COORDINATOR], port=PORT)
         asked = hosts.on(WORKERS[-1], sys.executable, "-c", meet)
         assert float(subprocess.check_output(asked)) >= far.seconds, "it is not far"
@@ -57,8 +59,25 @@ def test_with_a_host_that_is_far_away_no_update_is_lost() -> None:
     assert (found["updatesLost"], found["forks"]) == (0, 0)
 
 
-def of_the_far(events: list[Event]) -> int:
-    return sum(e["event"] == "commit" and e["member"].startswith(WORKERS[-1]) for e in events)
+def test_who_is_too_far_away_sits_out_until_it_is_not() -> None:
+    far = Bad(seconds=0.5, lost=0)
+    with scattered(bad={WORKERS[-1]: far}, dead_ms=5000) as (watched, hosts):
+        watched.wait(lambda: outcasts(watched.look()) == {WORKERS[-1]}, "it sits out")
+        done = len(committed(watched.look()))
+        watched.wait(lambda: len(committed(watched.look())) > done + 50, "the others go on")
+        assert "sits out until" in watched.said()
+        hosts.mend(WORKERS[-1])
+        watched.whole()
+    found = check(watched.events)
+    assert (found["updatesLost"], found["forks"]) == (0, 0)
+
+
+def outcasts(events: list[Event]) -> set[str]:
+    return {e["out"].partition("-")[0] for e in events if e["event"] == "outcast"}
+
+
+def committed(events: list[Event], worker: str = "") -> list[Event]:
+    return [e for e in events if e["event"] == "commit" and e["member"].startswith(worker)]
 
 
 @pytest.mark.skipif(faketime() is None, reason="not installed: faketime")

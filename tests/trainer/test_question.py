@@ -68,6 +68,7 @@ def _member(id: str, port: int) -> Elastic:
         stopping=lambda: False,
         hurry=PATIENCE,
         begun=lambda: False,
+        least=1,
         note=lambda _text: None,
         beat=lambda: None,
     )

@@ -32,10 +32,12 @@ from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
 from demoreset_trainer.heart import Heart
+from demoreset_trainer.links import GIVEN_UP, KEY, SLOW, Links, fetch, outcast
 
 SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
 LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
-STATE_TIMEOUT = 60.0  # seconds for handing a state over
+STATE_TIMEOUT = 60.0  # seconds until a state that is handed over begins to come
+PIECE, PIECE_TIMEOUT = 4 << 20, 10.0  # bytes of it that go over at once, and their seconds
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
 FAREWELL = 5.0  # seconds that who is told to stop waits for one more update with the others
 BROKEN = 2.0  # seconds without an answered beat, after which no question is asked
@@ -43,6 +45,7 @@ SILENT = "no beat is answered"
 POLL = 0.05  # seconds between looks at a wish to stop while others are waited for
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
+LEAST_REST, MOST_REST = 5.0, 300.0  # seconds of sitting out: each time twice as long
 MOST_FAILURES = 3  # to form the group, in a row, before a person is told
 
 
@@ -56,6 +59,7 @@ class Elastic:
         stopping: Whether this member is to leave.
         hurry: Seconds from then on after which it leaves in the middle of an update.
         begun: Whether the run has begun, so that others may have its state.
+        least: Members that train at least.
         note: Told what a person wants to know.
         beat: Called a few times a second while the loop moves.
     """
@@ -69,15 +73,19 @@ class Elastic:
         stopping: Callable[[], bool],
         hurry: float,
         begun: Callable[[], bool],
+        least: int,
         note: Callable[[str], None],
         beat: Callable[[], None],
         nccl: bool = False,
     ) -> None:
         self._id, self._host, self._stopping, self._note = id, host, stopping, note
-        self._begun, self._hurry = begun, hurry
+        self._begun, self._hurry, self._least = begun, hurry, least
         self._url = f"http://{coordinator}"
         self._events = Events(id)
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self._links = Links(self._store)
+        self._stores: dict[str, str] = {}  # of the members of the latest quorum
+        self._rest = LEAST_REST  # seconds of the next time that it sits out
         patience = timedelta(seconds=LEAST_TIMEOUT)
         make = ProcessGroupNCCL if nccl else ProcessGroupGloo
         self._make: Callable[[], ProcessGroup] = partial(make, timeout=patience)
@@ -113,6 +121,11 @@ class Elastic:
             ids = tuple(fact["id"] for fact in facts)
             if len(set(ids)) < len(ids):
                 continue  # one that was given up was counted, too; it has no beats any more
+            self._stores = dict(zip(ids, (member.store_address for member in members), strict=True))
+            out = outcast(ids, {fact["id"]: fact["slow"] for fact in facts})
+            if out is not None and len(ids) > self._least:
+                self._sit_out(out)
+                continue
             formed = {fact["formed"] for fact in facts}
             self._events.tell("quorum", step=step, generation=self._generation, members=ids)
             steps = [member.step for member in members]
@@ -180,6 +193,7 @@ class Elastic:
                             "generation": self._generation,
                             "joined": self._joined,
                             "waited": self._waited(step),
+                            "slow": self._links.slow,
                             "pid": os.getpid(),
                             "host": self._host,
                         },
@@ -202,6 +216,26 @@ class Elastic:
             if self._told_away:
                 self._note("the coordinator answers again")
             return answer, time.monotonic() - self._away if self._away else 0.0
+
+    def _sit_out(self, out: str) -> None:
+        """A member whose links are slow waits until they are quick; the others train without it."""
+        self._links.forget()
+        self._events.tell("outcast", out=out)
+        if out != self._id:
+            if self._id == next(id for id in self._stores if id != out):  # one tells it
+                self._note(f"{out} sits out until data comes quickly from it")
+            return
+        self._note("sits out until data comes quickly from the others")
+        self._heart.stop()
+        others = [address for id, address in self._stores.items() if id != self._id]
+        while True:
+            begun = time.monotonic()
+            self._heart.moved(GIVEN_UP * len(others))
+            if all((fetch(address) or 0.0) < SLOW for address in others):
+                return
+            while time.monotonic() - begun < self._rest:
+                self._sleep(POLL)
+            self._rest = min(2 * self._rest, MOST_REST)
 
     def _unanswered(self, why: str) -> None:
         self._away = self._away or time.monotonic()
@@ -282,7 +316,7 @@ class Elastic:
     def _sleep(self, seconds: float) -> None:
         self._heart.moved()
         if self._stopping():
-            raise Leaving("told to stop while the coordinator was away")
+            raise Leaving("told to stop while it waited")
         time.sleep(seconds)
 
     def _form(self, answer: Any, members: list[Any], ids: tuple[str, ...], generation: int) -> None:
@@ -332,7 +366,7 @@ class Elastic:
         """What groups before this one left in this member's store."""
         with suppress(RuntimeError):
             for name in self._store.list_keys():
-                if key not in name:
+                if key not in name and name != KEY:
                     self._store.delete_key(name)
 
     # Adding up
@@ -378,6 +412,7 @@ class Elastic:
 
     def _give_up(self) -> None:
         self._formed = ""
+        self._links.look({id: store for id, store in self._stores.items() if id != self._id})
         self._abort()
 
     def _abort(self) -> None:
@@ -428,7 +463,9 @@ class Elastic:
         content = torch.zeros(int(length.item()), dtype=torch.uint8)
         if state:
             content = torch.frombuffer(bytearray(state), dtype=torch.uint8)
-        broadcast(content)
+        options.timeout = timedelta(seconds=PIECE_TIMEOUT)
+        for begin in range(0, len(content), PIECE):
+            broadcast(content[begin : begin + PIECE])
         self._events.tell("synced", bytes=len(content), seconds=time.monotonic() - begun)
         return content.numpy().tobytes()
 

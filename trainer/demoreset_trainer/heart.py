@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from torchft.coordination import LighthouseClient
 
@@ -31,8 +32,8 @@ class Heart:
         self._failing: float | None = None  # since when beats fail
         self.connects = True  # the coordinator's machine takes connections, as far as is known
         self._started, self._stopped = threading.Event(), threading.Event()
+        self._stopped.set()
         threading.Thread(target=self._tell, daemon=True, name="beat").start()
-        threading.Thread(target=self._run, daemon=True, name="heart").start()
 
     def moved(self, patience: float = 0.0) -> None:
         """The loop moves; or waits for something that has a limit of its own, in seconds."""
@@ -43,9 +44,13 @@ class Heart:
     def start(self) -> None:
         """Be counted as a member from now on."""
         self._started.set()
+        if self._stopped.is_set():
+            self._stopped = threading.Event()
+            run = partial(self._run, self._stopped)
+            threading.Thread(target=run, daemon=True, name="heart").start()
 
     def stop(self) -> None:
-        """Be counted as a member no longer; the supervisor is told as before."""
+        """Be counted as a member no longer, or not for now; the supervisor is told as before."""
         self._stopped.set()
 
     @property
@@ -61,10 +66,9 @@ class Heart:
         since = self._failing
         return time.monotonic() - since if since is not None else 0.0
 
-    def _run(self) -> None:
+    def _run(self, stopped: threading.Event) -> None:
         client: LighthouseClient | None = None
-        self._started.wait()
-        while not self._stopped.wait(EVERY):
+        while not stopped.wait(EVERY):
             if not self.beating:
                 continue
             begun = time.monotonic()
