@@ -45,7 +45,7 @@ SILENT = "no beat is answered"
 POLL = 0.05  # seconds between looks at a wish to stop while others are waited for
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
-LEAST_REST, MOST_REST = 5.0, 300.0  # seconds of sitting out: each time twice as long
+LEAST_REST, MOST_REST = 5.0, 300.0  # seconds of sitting out; longer each time
 MOST_FAILURES = 3  # to form the group, in a row, before a person is told
 
 
@@ -85,7 +85,7 @@ class Elastic:
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._links = Links(self._store)
         self._stores: dict[str, str] = {}  # of the members of the latest quorum
-        self._rest = LEAST_REST  # seconds of the next time that it sits out
+        self._rest = 0.0  # seconds that it sits out next time, before it looks at its links
         patience = timedelta(seconds=LEAST_TIMEOUT)
         make = ProcessGroupNCCL if nccl else ProcessGroupGloo
         self._make: Callable[[], ProcessGroup] = partial(make, timeout=patience)
@@ -228,14 +228,19 @@ class Elastic:
         self._note("sits out until data comes quickly from the others")
         self._heart.stop()
         others = [address for id, address in self._stores.items() if id != self._id]
-        while True:
-            begun = time.monotonic()
+        self._pause(self._rest)
+        self._rest = min(max(LEAST_REST, 2 * self._rest), MOST_REST)
+        deadline = time.monotonic() + MOST_REST  # they may all have gone, to other addresses
+        while time.monotonic() < deadline:
             self._heart.moved(GIVEN_UP * len(others))
             if all((fetch(address) or 0.0) < SLOW for address in others):
                 return
-            while time.monotonic() - begun < self._rest:
-                self._sleep(POLL)
-            self._rest = min(2 * self._rest, MOST_REST)
+            self._pause(LEAST_REST)
+
+    def _pause(self, seconds: float) -> None:
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            self._sleep(POLL)
 
     def _unanswered(self, why: str) -> None:
         self._away = self._away or time.monotonic()
