@@ -2,8 +2,9 @@
 
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations, permutations
 
 import pytest
@@ -14,7 +15,7 @@ if sys.platform != "linux":
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from demoreset_trainer import links
-from demoreset_trainer.links import GIVEN_UP, Links, fetch, outcast
+from demoreset_trainer.links import GIVEN_UP, Links, fetch, outcast, quick
 
 PATIENCE = 30.0
 ALL = ("a", "b", "c", "d")
@@ -31,10 +32,10 @@ def store() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def until(mine: Links, slow: set[str]) -> None:
+def until(mine: Links, met: Callable[[dict[str, float]], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while set(mine.slow) != slow:
-        assert time.monotonic() < deadline, mine.slow
+    while not met(mine.seconds):
+        assert time.monotonic() < deadline, mine.seconds
         time.sleep(0.01)
 
 
@@ -50,34 +51,74 @@ def test_a_link_is_quick_or_slow_or_has_no_end(silent: str) -> None:
     assert fetch(address) is None  # a member that has died is no slow link
 
 
-def test_a_link_is_looked_at_until_it_is_quick(
-    silent: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_is_looked_at_until_it_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "EVERY", 0.05)
-    seconds = {"host:1": 2.0, "host:2": 0.01}
-    monkeypatch.setattr(links, "fetch", seconds.__getitem__)
+    monkeypatch.setattr(links, "LOOKS", 10**9)
+    takes = {"host:1": 2.0, "host:2": 0.01}
+    monkeypatch.setattr(links, "fetch", takes.get)
     mine = Links(store())
-    mine.look({"far": "host:1", "near": "host:2"})
-    until(mine, {"far"})
-    assert mine.slow == {"far": 2.0}
-    seconds["host:1"] = 0.5
-    until(mine, set())
-    seconds["host:1"] = 1.5
-    mine.look({"far": "host:1"})  # another sum failed
-    until(mine, {"far"})
+    mine.look({"far": "host:1", "near": "host:2", "dead": "host:3"})
+    until(mine, lambda seconds: seconds == {"far": 2.0, "near": 0.01})
+    takes["host:1"] = 0.5
+    until(mine, lambda seconds: seconds == {"far": 0.5, "near": 0.01})
+    takes["host:1"] = 1.5
+    mine.look({"far": "host:1"})  # another failure; who is no more is forgotten
+    until(mine, lambda seconds: seconds == {"far": 1.5})
+
+
+def test_a_link_that_stays_slow_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "EVERY", 0.01)
+    monkeypatch.setattr(links, "fetch", lambda _address: GIVEN_UP)
+    mine = Links(store())
+    mine.look({"far": "host:1"})
+    until(mine, lambda seconds: seconds == {"far": GIVEN_UP})
+    until(mine, lambda seconds: not seconds)
+
+
+def test_what_was_under_way_says_nothing_after_all_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, ends = threading.Semaphore(0), threading.Event()
+
+    def slow(_address: str) -> float:
+        began.release()
+        assert ends.wait(PATIENCE)
+        return GIVEN_UP
+
+    monkeypatch.setattr(links, "fetch", slow)
+    mine = Links(store())
+    mine.look({"far": "host:1"})
+    assert began.acquire(timeout=PATIENCE)
+    old = next(thread for thread in threading.enumerate() if thread.name == "link")
     mine.forget()
-    assert mine.slow == {}
+    monkeypatch.setattr(links, "fetch", lambda _address: 0.25)
+    mine.look({"far": "host:1"})
+    until(mine, lambda seconds: seconds == {"far": 0.25})
+    ends.set()
+    old.join(PATIENCE)
+    assert mine.seconds == {"far": 0.25}
 
 
-def test_who_has_most_slow_links_sits_out_and_all_agree() -> None:
+def test_whose_links_take_longest_sits_out_and_all_agree() -> None:
     assert outcast(ALL, {}) is None
-    assert outcast(ALL, {"a": ["gone"], "b": ["b"], "gone": ["c"]}) is None
+    assert outcast(ALL, {"a": {"gone": 2.0, "b": 0.9}, "gone": {"c": 2.0}}) is None
     for culprit in ALL:
         others = [member for member in ALL if member != culprit]
-        # It takes no more than two who have found it slow, or that it has found two to be so.
+        # Two who have found it slow are enough, or that it has found two to be so.
         for some in combinations(others, 2):
-            assert outcast(ALL, {member: [culprit] for member in some}) == culprit
-            assert outcast(ALL, {culprit: some}) == culprit
+            assert outcast(ALL, {member: {culprit: 1.5} for member in some}) == culprit
+            assert outcast(ALL, {culprit: dict.fromkeys(some, 1.5)}) == culprit
+        # One, where the other found it not quite so slow.
+        one, other = others[:2]
+        assert outcast(ALL, {one: {culprit: 1.1, other: 0.01}, other: {culprit: 0.9}}) == culprit
     for one, other in permutations("ab"):  # of one bad link the later member, whoever told it
-        assert outcast(("a", "b"), {one: [other]}) == "b"
-        assert outcast(("a", "b"), {one: [other], other: [one]}) == "b"
+        assert outcast(("a", "b"), {one: {other: 1.5}}) == "b"
+        assert outcast(("a", "b"), {one: {other: 1.5}, other: {one: 2.0}}) == "b"
+
+
+def test_who_has_few_slow_links_may_train() -> None:
+    assert not quick([])
+    assert not quick([1.5])
+    assert not quick([1.5, 2.0, 0.01])
+    assert quick([0.01])
+    assert quick([2.0, 0.01])  # of two others one is far away, or gone

@@ -62,7 +62,7 @@ def test_with_a_host_that_is_far_away_no_update_is_lost() -> None:
 def test_who_is_too_far_away_sits_out_until_it_is_not() -> None:
     far = Bad(seconds=0.5, lost=0)
     with scattered(bad={WORKERS[-1]: far}, dead_ms=5000) as (watched, hosts):
-        watched.wait(lambda: outcasts(watched.look()) == {WORKERS[-1]}, "it sits out")
+        watched.wait(lambda: WORKERS[-1] in outcasts(watched.look()), "it sits out")
         done = len(committed(watched.look()))
         watched.wait(lambda: len(committed(watched.look())) > done + 50, "the others go on")
         assert "sits out until" in watched.said()

@@ -17,6 +17,8 @@ pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
 
 from torchft.coordination import LighthouseClient
 
+from demoreset_api.errors import TryAgain
+from demoreset_trainer import elastic
 from demoreset_trainer.elastic import BROKEN, Elastic
 from demoreset_trainer.group import Quorum
 
@@ -68,7 +70,6 @@ def _member(id: str, port: int) -> Elastic:
         stopping=lambda: False,
         hurry=PATIENCE,
         begun=lambda: False,
-        least=1,
         note=lambda _text: None,
         beat=lambda: None,
     )
@@ -138,3 +139,45 @@ def test_who_is_counted_twice_asks_again(
     first = threads.submit(one.quorum, 1)
     client.quorum("one", timedelta(seconds=PATIENCE), data={"id": "one"})
     assert first.result(SOON).members == ("one",)
+
+
+def test_who_sat_out_is_back_when_its_links_are_quick(
+    member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = member("one"), member("other")
+    one._heart.start()
+    other._heart.start()
+    time.sleep(0.5)
+    together(threads.submit(one.quorum, 1), threads.submit(other.quorum, 1))
+    takes = iter([2.0, 0.01])
+    trained = threading.Event()
+
+    def fetch(_address: str) -> float:
+        assert trained.wait(PATIENCE)
+        return next(takes)
+
+    monkeypatch.setattr(elastic, "fetch", fetch)
+    monkeypatch.setattr(elastic, "LEAST_REST", 0.1)
+    one._links._seconds["other"] = 2.0
+    first, second = threads.submit(one.quorum, 1), threads.submit(other.quorum, 1)
+    assert first.result(PATIENCE).members == ("one",)
+    assert other._heart._stopped.is_set()
+    trained.set()
+    while other._heart._stopped.is_set():
+        time.sleep(0.05)
+    time.sleep(0.5)  # it beats: `one` waits for it
+    together(threads.submit(one.quorum, 2), second)
+    assert next(takes, None) is None
+
+
+def test_who_sat_out_while_all_others_went_does_not_go_on_from_what_it_knows(
+    member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = member("one"), member("other")
+    one._heart.start()
+    other._heart.start()
+    time.sleep(0.5)
+    together(threads.submit(one.quorum, 1), threads.submit(other.quorum, 1))
+    monkeypatch.setattr(elastic, "fetch", lambda _address: None)
+    with pytest.raises(TryAgain):
+        other._sit_out("other")

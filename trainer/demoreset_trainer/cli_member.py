@@ -102,7 +102,6 @@ def _train(options: argparse.Namespace) -> ExitCode:
         stopping=stop.is_set,
         hurry=Limits.told(os.environ).hurry,
         begun=lambda: checkpoint.begun(checkpoints),
-        least=spec.workers.min,
         note=wire.note,
         beat=wire.beat,
         nccl=spec.workers.collectives is Collectives.NCCL,

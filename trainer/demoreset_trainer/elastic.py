@@ -27,12 +27,12 @@ from torch.distributed import AllreduceOptions, BroadcastOptions, TCPStore  # ty
 from torchft.coordination import LighthouseClient
 from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL
 
-from demoreset_api.errors import ExitCode
+from demoreset_api.errors import ExitCode, TryAgain
 from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
 from demoreset_trainer.heart import Heart
-from demoreset_trainer.links import GIVEN_UP, KEY, SLOW, Links, fetch, outcast
+from demoreset_trainer.links import GIVEN_UP, KEY, Links, fetch, outcast, quick
 
 SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
 LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
@@ -59,7 +59,6 @@ class Elastic:
         stopping: Whether this member is to leave.
         hurry: Seconds from then on after which it leaves in the middle of an update.
         begun: Whether the run has begun, so that others may have its state.
-        least: Members that train at least.
         note: Told what a person wants to know.
         beat: Called a few times a second while the loop moves.
     """
@@ -73,19 +72,19 @@ class Elastic:
         stopping: Callable[[], bool],
         hurry: float,
         begun: Callable[[], bool],
-        least: int,
         note: Callable[[str], None],
         beat: Callable[[], None],
         nccl: bool = False,
     ) -> None:
         self._id, self._host, self._stopping, self._note = id, host, stopping, note
-        self._begun, self._hurry, self._least = begun, hurry, least
+        self._begun, self._hurry = begun, hurry
         self._url = f"http://{coordinator}"
         self._events = Events(id)
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._links = Links(self._store)
         self._stores: dict[str, str] = {}  # of the members of the latest quorum
         self._rest = 0.0  # seconds that it sits out next time, before it looks at its links
+        self._back = 0.0  # when it came back from that
         patience = timedelta(seconds=LEAST_TIMEOUT)
         make = ProcessGroupNCCL if nccl else ProcessGroupGloo
         self._make: Callable[[], ProcessGroup] = partial(make, timeout=patience)
@@ -122,8 +121,7 @@ class Elastic:
             if len(set(ids)) < len(ids):
                 continue  # one that was given up was counted, too; it has no beats any more
             self._stores = dict(zip(ids, (member.store_address for member in members), strict=True))
-            out = outcast(ids, {fact["id"]: fact["slow"] for fact in facts})
-            if out is not None and len(ids) > self._least:
+            if out := outcast(ids, {fact["id"]: fact["links"] for fact in facts}):
                 self._sit_out(out)
                 continue
             formed = {fact["formed"] for fact in facts}
@@ -193,7 +191,7 @@ class Elastic:
                             "generation": self._generation,
                             "joined": self._joined,
                             "waited": self._waited(step),
-                            "slow": self._links.slow,
+                            "links": self._links.seconds,
                             "pid": os.getpid(),
                             "host": self._host,
                         },
@@ -218,7 +216,11 @@ class Elastic:
             return answer, time.monotonic() - self._away if self._away else 0.0
 
     def _sit_out(self, out: str) -> None:
-        """A member whose links are slow waits until they are quick; the others train without it."""
+        """A member whose links are slow waits until they are quick; the others train without it.
+
+        Raises:
+            TryAgain: they do not become so.
+        """
         self._links.forget()
         self._events.tell("outcast", out=out)
         if out != self._id:
@@ -227,15 +229,23 @@ class Elastic:
             return
         self._note("sits out until data comes quickly from the others")
         self._heart.stop()
-        others = [address for id, address in self._stores.items() if id != self._id]
+        if time.monotonic() - self._back > MOST_REST:
+            self._rest = 0.0
         self._pause(self._rest)
         self._rest = min(max(LEAST_REST, 2 * self._rest), MOST_REST)
-        deadline = time.monotonic() + MOST_REST  # they may all have gone, to other addresses
-        while time.monotonic() < deadline:
+        others = [address for id, address in self._stores.items() if id != self._id]
+        begun = time.monotonic()
+        while time.monotonic() - begun < MOST_REST:
             self._heart.moved(GIVEN_UP * len(others))
-            if all((fetch(address) or 0.0) < SLOW for address in others):
+            took = [seconds for address in others if (seconds := fetch(address)) is not None]
+            if quick(took):
+                self._answered, self._back = None, time.monotonic()
                 return
+            if not took:
+                break
             self._pause(LEAST_REST)
+        # What it knows is old, and those who know better may all have died: the disk is newer.
+        raise TryAgain("sat out, and the others are not to be reached")
 
     def _pause(self, seconds: float) -> None:
         begun = time.monotonic()

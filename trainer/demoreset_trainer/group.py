@@ -92,6 +92,7 @@ class Group(Protocol):
 
         Raises:
             Leaving: this member is to stop.
+            TryAgain: it is to begin anew, as a new member.
         """
 
     def sum(self, tensor: Tensor) -> None:

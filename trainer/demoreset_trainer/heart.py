@@ -45,7 +45,7 @@ class Heart:
         """Be counted as a member from now on."""
         self._started.set()
         if self._stopped.is_set():
-            self._stopped = threading.Event()
+            self._stopped, self._failing = threading.Event(), None
             run = partial(self._run, self._stopped)
             threading.Thread(target=run, daemon=True, name="heart").start()
 

@@ -9,16 +9,18 @@ next question for a quorum, and the group agrees who sits out.
 
 import queue
 import socket
+import statistics
 import threading
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
+from itertools import permutations
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 SIZE = 256 << 10  # bytes that are fetched
-SLOW = 1.0  # seconds for them with which a link counts as slow: a sum of 2 MB would take its limit
+SLOW = 1.0  # seconds for them, with which a link is slow: sums of 1 MB would take too long
 GIVEN_UP = 2.0  # seconds after which they are not waited for
 EVERY, LOOKS = 5.0, 12  # seconds between looks at a link that is slow, and how many
 KEY = "/link"
@@ -33,51 +35,50 @@ class Links:
 
     def __init__(self, store: TCPStore) -> None:
         store.set(KEY, "-" * SIZE)
-        self._looked_at: dict[str, str] = {}
-        self._slow: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._looks: dict[str, object] = {}  # those under way
         self._lock = threading.Lock()
 
     @property
-    def slow(self) -> dict[str, float]:
-        """Members to which the link is slow, and the seconds that it took."""
+    def seconds(self) -> dict[str, float]:
+        """What the latest look at each link took."""
         with self._lock:
-            return dict(self._slow)
+            return dict(self._seconds)
 
     def look(self, others: Mapping[str, str]) -> None:
-        """Look at the links to others until they are quick, in the background.
+        """Look at the links to others, at the slow ones until they are quick, in the background.
 
         Args:
             others: host:port of the store of each member.
         """
-        for id, address in others.items():
-            with self._lock:
-                if self._looked_at.get(id) == address:
-                    continue
-                self._looked_at[id] = address
-            threading.Thread(
-                target=self._watch, args=(id, address), daemon=True, name="link"
-            ).start()
+        with self._lock:
+            self._seconds = {id: self._seconds[id] for id in others if id in self._seconds}
+            for id in others.keys() - self._looks.keys():
+                look = self._looks[id] = object()
+                watch = partial(self._watch, id, others[id], look)
+                threading.Thread(target=watch, daemon=True, name="link").start()
 
     def forget(self) -> None:
         """All that is known; what is under way says nothing any more."""
         with self._lock:
-            self._looked_at.clear()
-            self._slow.clear()
+            self._looks.clear()
+            self._seconds.clear()
 
-    def _watch(self, id: str, address: str) -> None:
+    def _watch(self, id: str, address: str, look: object) -> None:
         for _ in range(LOOKS):
             seconds = fetch(address)
             with self._lock:
-                if self._looked_at.get(id) != address:
+                if self._looks.get(id) is not look:
                     return
+                if seconds is not None:
+                    self._seconds[id] = seconds
                 if seconds is None or seconds < SLOW:
-                    break
-                self._slow[id] = seconds
+                    del self._looks[id]
+                    return
             time.sleep(EVERY)
-        with self._lock:
-            if self._looked_at.get(id) == address:
-                del self._looked_at[id]
-                self._slow.pop(id, None)
+        with self._lock:  # it is gone, or far, for longer than that; another failure looks again
+            if self._looks.get(id) is look:
+                del self._looks[id], self._seconds[id]
 
 
 def fetch(address: str) -> float | None:
@@ -104,20 +105,24 @@ def fetch(address: str) -> float | None:
         return GIVEN_UP
 
 
-def outcast(members: Sequence[str], slow: Mapping[str, Collection[str]]) -> str | None:
-    """Who is to sit out: the one with the most slow links to others, the last of several.
+def outcast(members: Sequence[str], seconds: Mapping[str, Mapping[str, float]]) -> str | None:
+    """Who is to sit out: at an end of a slow link, the one whose links take longest altogether.
 
     Args:
-        members: Those that would train together, the most senior first.
-        slow: To whom each of them finds its link slow; others do not count.
+        members: Those that would train together, the most senior first; of equals the last is out.
+        seconds: Of each of them, what its links to others take.
     """
-    links = {
-        frozenset((one, other))
-        for one in members
-        for other in slow.get(one, ())
-        if other in members and other != one
-    }
-    ends = Counter(member for link in links for member in link)
+    took: dict[tuple[str, str], float] = {}
+    for one, other in permutations(members, 2):
+        link = min(one, other), max(one, other)
+        took[link] = max(took.get(link, 0.0), seconds.get(one, {}).get(other, 0.0))
+    ends = {member for link, took_it in took.items() if took_it >= SLOW for member in link}
     if not ends:
         return None
-    return max(members, key=lambda member: (ends[member], members.index(member)))
+    total = {end: sum(took_it for link, took_it in took.items() if end in link) for end in ends}
+    return max(ends, key=lambda end: (total[end], members.index(end)))
+
+
+def quick(seconds: Sequence[float]) -> bool:
+    """Whether a member may train with others: at least half of its links are quick."""
+    return bool(seconds) and statistics.median_low(seconds) < SLOW
