@@ -219,20 +219,9 @@ class PolicySpec(ApiModel):
 class PpoSpec(ApiModel):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
 
-    learning_rate: float = Field(
-        default=4e-4,
-        gt=0,
-        le=1,
-        description="Adam's step size; down to a quarter of it with success from the game's own "
-        "start, once that is the frontier.",
-    )
+    learning_rate: float = Field(default=4e-4, gt=0, le=1, description="Adam's step size.")
     adam_epsilon: float = Field(default=1e-5, gt=0, le=1, description="Adam's epsilon.")
-    entropy: float = Field(
-        default=2e-3,
-        ge=0,
-        description="Coefficient of the entropy bonus, times 1 - success from the game's own start "
-        "once that is the frontier.",
-    )
+    entropy: float = Field(default=2e-3, ge=0, description="Coefficient of the entropy bonus.")
     gamma: float = Field(default=0.999, gt=0, le=1, description="Discount per decision.")
     lambda_: float = Field(
         default=0.95, ge=0, le=1, alias="lambda", description="GAE's lambda (arXiv 1506.02438)."

@@ -12,7 +12,6 @@ from torch import Tensor
 from demoreset_api.errors import NoProgress
 from demoreset_api.spec import Goal
 from demoreset_trainer import runfile
-from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.episode import last_start
 from demoreset_trainer.group import Alone, MemberLost
@@ -210,26 +209,6 @@ def test_playing_on_begins_at_the_start_without_the_demos_limits(crossing: Demo)
     assert not loop._choose(0, 0, np.random.default_rng()).limits
     loop.run(after(loop, 2))
     assert diary.progress[-1].guide_loss == 0
-
-
-def test_near_the_goal_steps_are_smaller_and_chance_is_not_paid_for(crossing: Demo) -> None:
-    loop, diary, _ = make(crossing, ppo={"learningRate": 8e-4, "entropy": 0.01})
-    loop.state.goal.record([Result(0, n, 0, n > 0, 0, 4, 0) for n in range(4)])
-    loop.run(after(loop, 1))
-    told = diary.progress[-1]
-    assert told.start_frame  # success from the game's own start is luck yet
-    assert (told.learning_rate, told.entropy_coefficient) == (8e-4, 0.01)
-    table = loop.state.curriculum.state()
-    loop.state.curriculum.load({key: [9.0] * len(counts) for key, counts in table.items()})
-    assert loop.state.curriculum.frontier == 0
-    loop.run(after(loop, 1))
-    told = diary.progress[-1]
-    assert told.goal_rate is not None
-    assert told.goal_rate >= 0.5
-    assert told.learning_rate == pytest.approx(8e-4 * (1 - 0.75 * told.goal_rate))
-    assert told.entropy_coefficient == pytest.approx(0.01 * (1 - told.goal_rate))
-    loop.state.playing_on = True  # for score: now chance is paid for again
-    assert (loop._learning_rate(), loop._entropy()) == (8e-4, 0.01)
 
 
 def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> None:

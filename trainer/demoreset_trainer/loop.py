@@ -219,7 +219,6 @@ class Loop:
                     self._results,
                     quorum,
                     learning_rate=self._learning_rate(),
-                    entropy=self._entropy(),
                     checkpoint=self._saver.facts(),
                 )
             if quorum.first and learned and self._saver.due():
@@ -458,7 +457,7 @@ class Loop:
             self._lessons(guide),
             self._group,
             learning_rate=self._learning_rate(),
-            entropy=self._entropy(),
+            entropy=spec.ppo.entropy * state.ladder.remedy.entropy,
             guide=guide,
             members=len(quorum.members),
         )
@@ -469,19 +468,11 @@ class Loop:
         Without that a policy that succeeded in 92 % of the episodes from the game's own start fell
         to 50 % within ten updates.
         """
-        calm = 1 - (1 - CALM) * self._nearness()
-        return self.spec.ppo.learning_rate * self.state.ladder.remedy.learning_rate * calm
-
-    def _entropy(self) -> float:
-        """The entropy bonus now: with remedies, and less near the goal, where chance only loses."""
-        return self.spec.ppo.entropy * self.state.ladder.remedy.entropy * (1 - self._nearness())
-
-    def _nearness(self) -> float:
-        """How near the goal is: success from the game's own start, once that is the frontier."""
         state = self.state
+        rate = self.spec.ppo.learning_rate * state.ladder.remedy.learning_rate
         if state.curriculum.frontier or state.playing_on:
-            return 0.0
-        return state.goal.rate or 0.0
+            return rate
+        return rate * (1 - (1 - CALM) * (state.goal.rate or 0.0))
 
     def _lessons(self, guide: float) -> Iterator[Any]:
         spec, state = self.spec, self.state

@@ -32,7 +32,7 @@ GAUGES = (
     ("score_max", "Best score from the game's own start", "score_max"),
     ("update", "Updates done", "update"),
     ("learning_rate", "Step size, with remedies", "learning_rate"),
-    ("entropy_coefficient", "Weight of the entropy in force", "entropy_coefficient"),
+    ("entropy_coefficient", "Weight of the entropy, with remedies", "entropy_coefficient"),
     ("entropy_nats", "Entropy of the policy", "entropy"),
     ("kl_nats", "Divergence of the policy within the update", "kl"),
     ("clip_ratio", "Share of samples whose ratio was clipped", "clip_share"),

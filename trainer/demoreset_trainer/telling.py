@@ -43,7 +43,6 @@ class Telling:
         quorum: Quorum,
         *,
         learning_rate: float,
-        entropy: float,
         checkpoint: dict[str, Any],
     ) -> None:
         """An update is done."""
@@ -72,7 +71,7 @@ class Telling:
                 score_mean=float(np.mean(from_start)) if from_start else None,
                 score_max=counters.score_max,
                 learning_rate=learning_rate,
-                entropy_coefficient=entropy,
+                entropy_coefficient=spec.ppo.entropy * state.ladder.remedy.entropy,
                 stall_rung=state.ladder.rung,
                 stalled=state.ladder.stalled,
                 **asdict(statistics),
