@@ -15,7 +15,7 @@ if sys.platform != "linux":
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from demoreset_trainer import links
-from demoreset_trainer.links import GIVEN_UP, Links, fetch, outcast, quick
+from demoreset_trainer.links import GIVEN_UP, Links, fetch, outcast, quick, slow
 
 PATIENCE = 30.0
 ALL = ("a", "b", "c", "d")
@@ -117,6 +117,9 @@ def test_whose_links_take_longest_sits_out_and_all_agree() -> None:
 
 
 def test_who_has_few_slow_links_may_train() -> None:
+    assert not slow([0.9, 0.01])
+    assert slow([0.01, 1.5])
+    assert not slow([])
     assert not quick([])
     assert not quick([1.5])
     assert not quick([1.5, 2.0, 0.01])

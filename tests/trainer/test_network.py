@@ -45,7 +45,7 @@ def test_a_host_that_is_cut_off_waits_and_comes_back() -> None:
 
 
 def test_with_a_host_that_is_far_away_no_update_is_lost() -> None:
-    far = Bad(seconds=0.05, lost=0.05)
+    far = Bad(seconds=0.02, lost=0.01)
     with scattered(bad={WORKERS[-1]: far}) as (watched, hosts):
         # It may count as dead, and be taken in again, as often as its packets are late.
         watched.wait(
@@ -60,7 +60,7 @@ def test_with_a_host_that_is_far_away_no_update_is_lost() -> None:
 
 
 def test_who_is_too_far_away_sits_out_until_it_is_not() -> None:
-    far = Bad(seconds=0.5, lost=0)
+    far = Bad(seconds=0.2, lost=0.05)
     with scattered(bad={WORKERS[-1]: far}, dead_ms=5000) as (watched, hosts):
         watched.wait(lambda: WORKERS[-1] in outcasts(watched.look()), "it sits out")
         done = len(committed(watched.look()))

@@ -32,7 +32,7 @@ from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
 from demoreset_trainer.heart import Heart
-from demoreset_trainer.links import GIVEN_UP, KEY, Links, fetch, outcast, quick
+from demoreset_trainer.links import GIVEN_UP, KEY, Links, fetch, outcast, quick, slow
 
 SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
 LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
@@ -85,6 +85,9 @@ class Elastic:
         self._stores: dict[str, str] = {}  # of the members of the latest quorum
         self._rest = 0.0  # seconds that it sits out next time, before it looks at its links
         self._back = 0.0  # when it came back from that
+        self._agreed = 0.0  # when the latest quorum was
+        self._summing = 0.0  # seconds in sums since then
+        self._doubted = False  # its links were looked at since then
         patience = timedelta(seconds=LEAST_TIMEOUT)
         make = ProcessGroupNCCL if nccl else ProcessGroupGloo
         self._make: Callable[[], ProcessGroup] = partial(make, timeout=patience)
@@ -157,6 +160,7 @@ class Elastic:
                 }
                 for member, fact in zip(members, facts, strict=True)
             ]
+            self._agreed, self._summing, self._doubted = time.monotonic(), 0.0, False
             return Quorum(
                 generation=self._generation,
                 rank=ids.index(self._id),
@@ -392,14 +396,31 @@ class Elastic:
         if self._summed:
             self._gaps.append(time.monotonic() - self._summed)
         if len(self._members) > 1:
+            self._doubt()
             options = AllreduceOptions()
             options.timeout = timedelta(seconds=self._timeout())
+            begun = time.monotonic()
             self._do(tensor, options.timeout, lambda one: self._pg.allreduce([one], options))
+            self._summing += time.monotonic() - begun
         self._handed = False
         self._summed = time.monotonic()
         if self._fresh:
             self._fresh = False
             self._events.tell("summed", generation=self._generation)
+
+    def _doubt(self) -> None:
+        """Give the update up where sums take longer than all else, and a slow link is the reason.
+
+        Every sum may be in time, and an update take a minute instead of a second.
+        """
+        if self._summing < max(LEAST_TIMEOUT, (time.monotonic() - self._agreed) / 2):
+            return
+        if not self._doubted:
+            self._doubted = True
+            self._look()
+        elif slow(self._links.seconds.values()):
+            self._give_up()
+            raise MemberLost("a member's network is too slow")
 
     def _timeout(self) -> float:
         """Seconds after which a sum counts as failed: by the run's own pace.
@@ -427,8 +448,11 @@ class Elastic:
 
     def _give_up(self) -> None:
         self._formed = ""
-        self._links.look({id: store for id, store in self._stores.items() if id != self._id})
+        self._look()
         self._abort()
+
+    def _look(self) -> None:
+        self._links.look({id: store for id, store in self._stores.items() if id != self._id})
 
     def _abort(self) -> None:
         """End the process group; where that hangs, this member's life is the price."""

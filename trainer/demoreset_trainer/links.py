@@ -2,9 +2,10 @@
 
 A sum that fails, or a group that cannot be formed, does not say who is to blame. One that lives
 behind a link that carries next to nothing (losses, a wrong MTU, another continent) fails all the
-others, again and again. So members that are left after a failure fetch some data from each of the
-others, beside the training, until that is quick; those for whom it is not are told to all with the
-next question for a quorum, and the group agrees who sits out.
+others, again and again, or makes an update last a minute. So members fetch some data from each of
+the others after a failure, and where sums take longer than all else, beside the training, until
+that is quick; what it took is told to all with the next question for a quorum, and the group agrees
+who sits out.
 """
 
 import queue
@@ -12,7 +13,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import permutations
@@ -121,6 +122,11 @@ def outcast(members: Sequence[str], seconds: Mapping[str, Mapping[str, float]]) 
         return None
     total = {end: sum(took_it for link, took_it in took.items() if end in link) for end in ends}
     return max(ends, key=lambda end: (total[end], members.index(end)))
+
+
+def slow(seconds: Iterable[float]) -> bool:
+    """Whether one of these links is slow."""
+    return max(seconds, default=0.0) >= SLOW
 
 
 def quick(seconds: Sequence[float]) -> bool:
