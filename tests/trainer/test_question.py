@@ -82,6 +82,16 @@ def together(one: "Future[Quorum]", other: "Future[Quorum]") -> float:
     return time.monotonic() - begun
 
 
+def pair(member: Make, threads: ThreadPoolExecutor) -> tuple[Elastic, Elastic]:
+    """Two that are in one group."""
+    one, other = member("one"), member("other")
+    one._heart.start()
+    other._heart.start()
+    time.sleep(0.5)  # both beat: each waits for the other
+    together(threads.submit(one.quorum, 1), threads.submit(other.quorum, 1))
+    return one, other
+
+
 def test_a_question_outlives_a_frozen_coordinator(
     coordinator: tuple[int, int], member: Make, threads: ThreadPoolExecutor
 ) -> None:
@@ -144,11 +154,7 @@ def test_who_is_counted_twice_asks_again(
 def test_who_sat_out_is_back_when_its_links_are_quick(
     member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = member("one"), member("other")
-    one._heart.start()
-    other._heart.start()
-    time.sleep(0.5)
-    together(threads.submit(one.quorum, 1), threads.submit(other.quorum, 1))
+    one, other = pair(member, threads)
     takes = iter([2.0, 0.01])
     trained = threading.Event()
 
@@ -173,11 +179,7 @@ def test_who_sat_out_is_back_when_its_links_are_quick(
 def test_who_sat_out_while_all_others_went_does_not_go_on_from_what_it_knows(
     member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = member("one"), member("other")
-    one._heart.start()
-    other._heart.start()
-    time.sleep(0.5)
-    together(threads.submit(one.quorum, 1), threads.submit(other.quorum, 1))
+    _, other = pair(member, threads)
     monkeypatch.setattr(elastic, "fetch", lambda _address: None)
     with pytest.raises(TryAgain):
         other._sit_out("other")

@@ -124,7 +124,7 @@ class Elastic:
             if len(set(ids)) < len(ids):
                 continue  # one that was given up was counted, too; it has no beats any more
             self._stores = dict(zip(ids, (member.store_address for member in members), strict=True))
-            if out := outcast(ids, {fact["id"]: fact["links"] for fact in facts}):
+            if out := outcast(ids, {fact["id"]: fact.get("links", {}) for fact in facts}):
                 self._sit_out(out)
                 continue
             formed = {fact["formed"] for fact in facts}
