@@ -71,15 +71,17 @@ class Links:
             with self._lock:
                 if self._looks.get(id) is not look:
                     return
-                if seconds is not None:
-                    self._seconds[id] = seconds
-                if seconds is None or seconds < SLOW:
+                if seconds is None:
+                    break
+                self._seconds[id] = seconds
+                if seconds < SLOW:
                     del self._looks[id]
                     return
             time.sleep(EVERY)
         with self._lock:  # it is gone, or far, for longer than that; another failure looks again
             if self._looks.get(id) is look:
-                del self._looks[id], self._seconds[id]
+                del self._looks[id]
+                self._seconds.pop(id, None)  # another look may have forgotten it
 
 
 def fetch(address: str) -> float | None:
