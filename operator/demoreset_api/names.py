@@ -35,6 +35,13 @@ LABEL_GENERATION = "demoreset.dev/generation"  # of the run's spec, when a pod w
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_VERSION = "app.kubernetes.io/version"  # of the operator that made a pod
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+
+# Phases of a worker's loop that others know, too.
+STARTING = "starting"
+QUORUM = "quorum"  # waits for the others
+CONFIRM = "confirm"  # plays the goal's episodes, for as long as they take; the others wait
+ASIDE = "aside"  # sits out while its network is too slow; the others train
+
 ANNOTATION_HASH = "demoreset.dev/hash"  # of what an object was made from
 ANNOTATION_CONFIG = "demoreset.dev/config"  # of what a worker was told to learn
 OUT_OF_MEMORY = "OutOfMemory"  # begins the last words of a worker that the kernel killed for it

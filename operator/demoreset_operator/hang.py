@@ -7,6 +7,7 @@ cannot reach, an emulator that never ends an episode, a fault of ours.
 
 from datetime import datetime, timedelta
 
+from demoreset_api.names import CONFIRM, QUORUM, STARTING
 from demoreset_operator.ending import HOPELESS, NO_ROOM
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.said import Told
@@ -58,16 +59,16 @@ def _waits(seen: Observation, heard: list[Pod], now: datetime) -> bool:
     """Whether the others may be waiting for somebody who comes, goes, or confirms the goal."""
     comes = [pod for pod in seen.workers if pod.live and pod.reason not in NOT_COMING]
     goes = any(pod.deleting and pod.present(now) for pod in seen.workers)
-    confirms = any(seen.told[pod.name].said.phase == "confirm" for pod in heard)
+    confirms = any(seen.told[pod.name].said.phase == CONFIRM for pod in heard)
     return len(comes) > len(heard) or goes or confirms
 
 
 def _patience(told: list[Told]) -> timedelta:
     """How long the group may stand."""
-    loads = any(not one.said.update or one.said.phase == "starting" for one in told)
+    loads = any(not one.said.update or one.said.phase == STARTING for one in told)
     return LOAD if loads else max(one.patience for one in told)
 
 
 def _suspicion(pod: Pod, told: Told) -> tuple[bool, int, int]:
     """Who waits for the others in a quorum comes last; then who is ahead, or was there first."""
-    return told.said.phase == "quorum", told.said.update or 0, -(pod.worker or 0)
+    return told.said.phase == QUORUM, told.said.update or 0, -(pod.worker or 0)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from demoreset_api import pace
+from demoreset_api.names import ASIDE, CONFIRM
 from demoreset_api.status import StatusModel
 
 Text = Annotated[str, Field(max_length=100_000)]
@@ -94,7 +95,8 @@ class Told:
 
     def trains(self, now: datetime) -> bool:
         """Whether the worker learns: it says so, and its updates go on."""
-        return bool(self.said.update) and now <= self.until and self.stood <= self.patience
+        learns = bool(self.said.update) and self.said.phase != ASIDE
+        return learns and now <= self.until and self.stood <= self.patience
 
     @property
     def stood(self) -> timedelta:
@@ -135,9 +137,10 @@ def told(before: Told | None, said: Said, at: datetime, holds: timedelta) -> Tol
         at: When they came.
         holds: For how long they are believed.
     """
-    # The goal's episodes are played between two updates, and may take as long as they like; and
-    # whoever was not heard for long may have been cut off, or all of us stopped.
-    busy = said.phase == "confirm"
+    # The goal's episodes are played between two updates, and may take as long as they like; so may
+    # a network that is slow; and who was not heard for long may have been cut off, or all of us
+    # stopped.
+    busy = said.phase in (CONFIRM, ASIDE)
     if before is None:
         return Told(at, at + holds, at, said)
     if before.said.update != said.update:

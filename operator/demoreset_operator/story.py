@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from demoreset_api.errors import ExitCode
+from demoreset_api.names import ASIDE
 from demoreset_api.status import (
     CheckpointStatus,
     Condition,
@@ -164,7 +165,7 @@ def _running(
 ) -> tuple[str, str]:
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
-    trouble = seen.refused or next(map(named, lacking), "")
+    trouble = seen.refused or next(map(named, lacking), "") or _aside(seen, now)
     wanted = seen.run.spec.workers.max
     if len(ready) == wanted:
         return "Training", "all workers train"
@@ -185,6 +186,14 @@ def _running(
     if any(pod.started and pod.live for pod in seen.workers):
         return "Starting", "workers load the demonstration and meet one another"
     return "Creating", waiting(seen)
+
+
+def _aside(seen: Observation, now: datetime) -> str:
+    """Which workers sit out."""
+    heard = seen.heard(now)
+    out = [pod for pod in seen.workers if pod.name in heard and heard[pod.name].said.phase == ASIDE]
+    said = ", ".join(f"worker {pod.worker} on {pod.node} sits out" for pod in out)
+    return said and f"{said}: the network to the others is too slow"
 
 
 def not_understood(status: RunStatus, said: str, now: datetime, generation: int) -> RunStatus:

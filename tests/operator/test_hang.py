@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from demoreset_api.status import Cause, Phase
-from demoreset_operator import said
+from demoreset_api.status import Cause, ConditionType, Phase
+from demoreset_operator import said, story
 from world import World, told, training
 
 STAND = 150  # seconds: more than what a run of one update a second is given
@@ -44,6 +44,23 @@ def test_the_one_furthest_behind_goes_first_and_who_waits_for_others_last() -> N
         world.say("key-worker-2-1", 3, phase="quorum")
         world.settle()
     assert [one.pod for one in world.recorded] == ["key-worker-0-1"]
+
+
+def test_one_that_sits_out_is_told_of_and_not_replaced() -> None:
+    world = training(3)
+    for update in range(2, 400):
+        world.tick(5)
+        world.say("key-worker-0-1", update)
+        world.say("key-worker-1-1", update)
+        back = update % 60 == 0  # for a moment: it tries again
+        world.say("key-worker-2-1", 1, phase="quorum" if back else "aside")
+        world.settle()
+    assert world.recorded == []
+    assert world.status.workers.ready == 2
+    running = story.find(world.status, ConditionType.RUNNING)
+    assert running is not None
+    assert "2 of 3 workers train; worker 2 on " in running.message
+    assert "sits out" in running.message
 
 
 def test_a_crash_between_record_and_deletion_replaces_it_once() -> None:

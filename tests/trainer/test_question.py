@@ -18,9 +18,11 @@ pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
 from torchft.coordination import LighthouseClient
 
 from demoreset_api.errors import TryAgain
+from demoreset_api.names import ASIDE, QUORUM
 from demoreset_trainer import elastic
-from demoreset_trainer.elastic import BROKEN, Elastic
+from demoreset_trainer.elastic import Elastic
 from demoreset_trainer.group import Quorum
+from demoreset_trainer.question import BROKEN
 
 PATIENCE = 30.0  # seconds for anything; never what is measured
 SOON = 3.0  # seconds; a group with who does not come costs 5
@@ -72,6 +74,7 @@ def _member(id: str, port: int) -> Elastic:
         begun=lambda: False,
         note=lambda _text: None,
         beat=lambda: None,
+        phase=lambda _name: None,
     )
 
 
@@ -125,8 +128,8 @@ def test_nobody_is_grouped_with_who_has_given_its_question_up(
     other._heart.start()  # it plays
     time.sleep(0.5)
     with monkeypatch.context() as harm:
-        harm.setattr(one, "_waiting", give_up)
-        harm.setattr(one, "_sleep", sleep)  # it comes back late
+        harm.setattr(one._question, "_waiting", give_up)
+        harm.setattr(one._waits, "sleep", sleep)  # it comes back late
         first = threads.submit(one.quorum, 1)
         time.sleep(2)  # what beats no longer is out after 0.7 s
         other.alive()
@@ -164,6 +167,8 @@ def test_who_sat_out_is_back_when_its_links_are_quick(
 
     monkeypatch.setattr(elastic, "fetch", fetch)
     monkeypatch.setattr(elastic, "LEAST_REST", 0.1)
+    phases: list[str] = []
+    monkeypatch.setattr(other, "_phase", phases.append)
     one._links._seconds["other"] = 2.0
     first, second = threads.submit(one.quorum, 1), threads.submit(other.quorum, 1)
     assert first.result(PATIENCE).members == ("one",)
@@ -174,6 +179,7 @@ def test_who_sat_out_is_back_when_its_links_are_quick(
     time.sleep(0.5)  # it beats: `one` waits for it
     together(threads.submit(one.quorum, 2), second)
     assert next(takes, None) is None
+    assert phases == [ASIDE, QUORUM]
 
 
 def test_who_sat_out_while_all_others_went_does_not_go_on_from_what_it_knows(

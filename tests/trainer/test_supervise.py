@@ -288,6 +288,30 @@ stand()
     assert any("stood still: where, is in hangs/" in note for note in group.heard.notes) == kept
 
 
+@pytest.mark.parametrize(("update", "others"), [(0, "aside"), (3, "rollout")])
+def test_one_that_sits_out_is_told_of_and_the_group_speaks_through_the_others(
+    tmp_path: Path, update: int, others: str
+) -> None:
+    group = Group(
+        tmp_path,
+        f"""
+drain()
+if {update}: progress({update}, rank=index)
+while True:
+    beat({update}, "aside" if index == 0 else {others!r}); time.sleep(0.02)
+""",
+        members=2 if update else 1,
+    )
+
+    def told(group: Group) -> bool:
+        states = list(group.heard.seen[-1].values()) if group.heard.seen else []
+        return states == ["aside", "training"][: len(states)] and group.heard.phases[-1:] == [
+            others
+        ]
+
+    assert group.run(told) == 143
+
+
 def test_before_its_first_beat_a_member_has_more_time(tmp_path: Path) -> None:
     group = Group(tmp_path, "drain(); time.sleep(1.2); progress(1); live()")
     assert group.run(lambda group: group.updated(1)) == 143

@@ -104,6 +104,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         begun=lambda: checkpoint.begun(checkpoints),
         note=wire.note,
         beat=wire.beat,
+        phase=wire.phase,
         nccl=spec.workers.collectives is Collectives.NCCL,
     )
     writer = CheckpointWriter(

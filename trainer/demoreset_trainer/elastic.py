@@ -6,12 +6,10 @@ the sums of one of them failed, a new process group is formed, over the store of
 States and results travel as bytes on the group: no pickle, no shared file.
 """
 
-import itertools
 import json
 import math
 import os
 import queue
-import random
 import threading
 import time
 from collections import deque
@@ -24,26 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import AllreduceOptions, BroadcastOptions, TCPStore  # type: ignore[attr-defined]
-from torchft.coordination import LighthouseClient
 from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL
 
 from demoreset_api.errors import ExitCode, TryAgain
+from demoreset_api.names import ASIDE, QUORUM
 from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
 from demoreset_trainer.heart import Heart
 from demoreset_trainer.links import GIVEN_UP, KEY, Links, fetch, outcast, quick, slow
+from demoreset_trainer.question import Question, first_line
+from demoreset_trainer.waits import POLL, Waits
 
-SLICE = 20.0  # seconds of one question for a quorum; then it is asked again
 LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
 STATE_TIMEOUT = 60.0  # seconds until a state that is handed over begins to come
 PIECE, PIECE_TIMEOUT = 4 << 20, 10.0  # bytes of it that go over at once, and their seconds
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
-FAREWELL = 5.0  # seconds that who is told to stop waits for one more update with the others
-BROKEN = 2.0  # seconds without an answered beat, after which no question is asked
-SILENT = "no beat is answered"
-POLL = 0.05  # seconds between looks at a wish to stop while others are waited for
-TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
 LEAST_REST, MOST_REST = 5.0, 300.0  # seconds of sitting out; longer each time
 MOST_FAILURES = 3  # to form the group, in a row, before a person is told
@@ -61,6 +55,8 @@ class Elastic:
         begun: Whether the run has begun, so that others may have its state.
         note: Told what a person wants to know.
         beat: Called a few times a second while the loop moves.
+        phase: Told when the loop is in another phase: while this member sits out.
+        nccl: Whether tensors are summed by NCCL, on the GPU.
     """
 
     def __init__(
@@ -74,12 +70,15 @@ class Elastic:
         begun: Callable[[], bool],
         note: Callable[[str], None],
         beat: Callable[[], None],
+        phase: Callable[[str], None],
         nccl: bool = False,
     ) -> None:
-        self._id, self._host, self._stopping, self._note = id, host, stopping, note
-        self._begun, self._hurry = begun, hurry
-        self._url = f"http://{coordinator}"
+        self._id, self._host, self._begun, self._note, self._phase = id, host, begun, note, phase
         self._events = Events(id)
+        url = f"http://{coordinator}"
+        self._heart = Heart(url, id, beat)
+        self._waits = Waits(self._heart, stopping, hurry)
+        self._question = Question(url, self._heart, self._waits, note)
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._links = Links(self._store)
         self._stores: dict[str, str] = {}  # of the members of the latest quorum
@@ -101,13 +100,6 @@ class Elastic:
         self._gaps: deque[float] = deque(maxlen=100)  # seconds from a sum to the next, here
         self._summed = 0.0  # when the latest of this update ended
         self._handed = False  # the state went over, and nothing was summed since
-        self._answered: float | None = None  # since when the coordinator answers without a break
-        self._away: float | None = None  # since when the coordinator does not answer
-        self._told = self._told_away = False  # that it waits; that the coordinator is away
-        self._asked_to_stop: float | None = None  # when it noticed
-        self._asker = _Asker(self._url)
-        self._heart = Heart(self._url, id, beat)
-        self._names = itertools.count(2)
 
     # Agreeing
 
@@ -116,7 +108,12 @@ class Elastic:
         outage, failures = 0.0, 0
         self._summed = 0.0
         while True:
-            answer, away = self._ask(step)
+            answer, away = self._question.ask(
+                step,
+                lambda: self._facts(step),
+                address=self._host,
+                store_address=f"{self._host}:{self._store.port}",
+            )
             outage += away
             members = sorted(answer.participants, key=_seniority)
             facts = [member.data or {} for member in members]
@@ -134,7 +131,7 @@ class Elastic:
             # A coordinator that was away knows first who asks first: perhaps a member that has just
             # been started, while those that have the run's state still try to reach it.
             if not best and max(fact["waited"] for fact in facts) < SETTLE:
-                self._sleep(POLL)
+                self._waits.sleep(POLL)
                 continue
             if ids != self._members or formed != {self._formed} or not self._formed:
                 generation = 1 + max(fact["generation"] for fact in facts)
@@ -148,7 +145,7 @@ class Elastic:
                     if failures % MOST_FAILURES == 0:
                         self._note(
                             f"the group of {len(ids)} could not be formed {failures} times: "
-                            f"{_first(error)}"
+                            f"{first_line(error)}"
                         )
                     continue
             roster = [
@@ -170,54 +167,19 @@ class Elastic:
                 outage=outage,
             )
 
-    def _ask(self, step: int) -> tuple[Any, float]:
-        """The coordinator's answer, and for how many seconds it was away."""
-        begun = time.monotonic()
-        self._away, self._told, self._told_away = None, False, False
-        self._heart.start()
-        pause = 0.05
-        while True:
-            asked = time.monotonic()
-            try:
-                self._reach()
-                answer = self._wait_for(
-                    self._asker.ask(
-                        self._heart.name,
-                        timeout=timedelta(seconds=SLICE),
-                        address=self._host,
-                        store_address=f"{self._host}:{self._store.port}",
-                        step=step,
-                        world_size=1,
-                        shrink_only=False,
-                        data={
-                            "id": self._id,
-                            "formed": self._formed,
-                            "generation": self._generation,
-                            "joined": self._joined,
-                            "waited": self._waited(step),
-                            "links": self._links.seconds,
-                            "pid": os.getpid(),
-                            "host": self._host,
-                        },
-                    ),
-                    partial(self._waiting, begun, asked),
-                )
-            except TimeoutError:
-                self._asker = self._asker.successor()
-                continue
-            except (RuntimeError, ConnectionError, OSError) as error:
-                self._forget_question()
-                self._answered = None
-                self._unanswered(_first(error))
-                self._sleep(pause * (0.5 + random.random()))
-                pause = min(2 * pause, 1.0)
-                continue
-            if self._heart.name not in {member.replica_id for member in answer.participants}:
-                continue  # an answer to others: ask again
-            self._answered = self._answered or time.monotonic()
-            if self._told_away:
-                self._note("the coordinator answers again")
-            return answer, time.monotonic() - self._away if self._away else 0.0
+    def _facts(self, step: int) -> dict[str, Any]:
+        """What the other members are to know of this one."""
+        nobody = step or not self._begun()  # can come back with the run's state, and be waited for
+        return {
+            "id": self._id,
+            "formed": self._formed,
+            "generation": self._generation,
+            "joined": self._joined,
+            "waited": SETTLE if nobody else self._question.answered,
+            "links": self._links.seconds,
+            "pid": os.getpid(),
+            "host": self._host,
+        }
 
     def _sit_out(self, out: str) -> None:
         """A member whose links are slow waits until they are quick; the others train without it.
@@ -232,10 +194,11 @@ class Elastic:
                 self._note(f"{out} sits out until data comes quickly from it")
             return
         self._note("sits out until data comes quickly from the others")
+        self._phase(ASIDE)
         self._heart.stop()
         if time.monotonic() - self._back > MOST_REST:
             self._rest = 0.0
-        self._pause(self._rest)
+        self._waits.sleep(self._rest)
         self._rest = min(max(LEAST_REST, 2 * self._rest), MOST_REST)
         others = [address for id, address in self._stores.items() if id != self._id]
         begun = time.monotonic()
@@ -243,100 +206,15 @@ class Elastic:
             self._heart.moved(GIVEN_UP * len(others))
             took = [seconds for address in others if (seconds := fetch(address)) is not None]
             if quick(took):
-                self._answered, self._back = None, time.monotonic()
+                self._question.pause()
+                self._back = time.monotonic()
+                self._phase(QUORUM)
                 return
             if not took:
                 break
-            self._pause(LEAST_REST)
+            self._waits.sleep(LEAST_REST)
         # What it knows is old, and those who know better may all have died: the disk is newer.
         raise TryAgain("sat out, and the others are not to be reached")
-
-    def _pause(self, seconds: float) -> None:
-        begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
-            self._sleep(POLL)
-
-    def _unanswered(self, why: str) -> None:
-        self._away = self._away or time.monotonic()
-        if not self._told_away and time.monotonic() - self._away > 1:
-            self._told_away = True
-            self._note(f"the coordinator at {self._url} does not answer ({why})")
-
-    def _waited(self, step: int) -> float:
-        """Seconds for which others could have come back; enough where nobody can be there."""
-        if step or not self._begun():
-            return SETTLE
-        return time.monotonic() - self._answered if self._answered else 0.0
-
-    def _reach(self) -> None:
-        """Beats have a new connection as soon as there can be one; a question's would wait.
-
-        A connection that was cut off stands still for as long again after it was healed; what
-        came through it then would be a quorum that is long over.
-
-        Raises:
-            ConnectionError: the coordinator cannot be reached.
-        """
-        if self._heart.unheard > BROKEN:
-            raise ConnectionError(SILENT)
-
-    def _forget_question(self) -> None:
-        """Nobody will hear its answer, so it must not count as this member's.
-
-        The coordinator keeps a question for as long as its member beats, or gets it late: TCP may
-        send it again half a minute after a network was healed. It would make a group of it and of
-        who has asked, and they would wait 5 s for a member that knows nothing. So this member
-        beats, and asks, by another name from now on: a name without beats is soon out.
-        """
-        if self._asker.asked:
-            self._asker = self._asker.successor()
-            self._heart.name = f"{self._id}~{next(self._names)}"
-
-    def _waiting(self, begun: float, asked: float) -> None:
-        """Waiting for others is life, too.
-
-        A question is not given up as soon as it was asked, though no beat was answered before: the
-        coordinator may know of it, and the others would wait for who does not hear the answer. Nor
-        while connections can be made: then the coordinator is frozen, and answers when it thaws.
-        """
-        self._heart.moved()
-        if time.monotonic() - asked > BROKEN:
-            if not self._heart.connects:
-                self._reach()
-            elif self._heart.unheard > BROKEN:
-                self._unanswered(SILENT)
-        if not self._told and time.monotonic() - begun > TOLD_AFTER:
-            self._told = True
-            self._note("waiting for the other members, or for enough of them")
-
-    def _wait_for(self, answer: "queue.Queue[Any]", waiting: Callable[[], None]) -> Any:
-        begun = time.monotonic()
-        while True:
-            told = self._told_to_stop()
-            if told > self._hurry or min(told, time.monotonic() - begun) > FAREWELL:
-                raise Leaving("told to stop while it waited for the others")
-            try:
-                result = answer.get(timeout=POLL)
-            except queue.Empty:
-                waiting()
-                continue
-            if isinstance(result, BaseException):
-                raise result
-            return result
-
-    def _told_to_stop(self) -> float:
-        """Seconds for which it has known that it is to leave; 0 where it is to stay."""
-        if not self._stopping():
-            return 0.0
-        now = time.monotonic()
-        self._asked_to_stop = self._asked_to_stop or now
-        return now - self._asked_to_stop
-
-    def _sleep(self, seconds: float) -> None:
-        self._heart.moved()
-        if self._stopping():
-            raise Leaving("told to stop while it waited")
-        time.sleep(seconds)
 
     def _form(self, answer: Any, members: list[Any], ids: tuple[str, ...], generation: int) -> None:
         begun = time.monotonic()
@@ -373,12 +251,11 @@ class Elastic:
         begun = time.monotonic()
 
         def waiting() -> None:
-            self._heart.moved()
             if time.monotonic() - begun > LEAST_TIMEOUT:
                 raise TimeoutError("not formed in time")
 
         threading.Thread(target=configure, daemon=True, name="form").start()
-        self._wait_for(done, waiting)
+        self._waits.wait_for(done, waiting)
         self._pg = group
 
     def _forget_keys(self, key: str) -> None:
@@ -442,7 +319,7 @@ class Elastic:
                 raise RuntimeError("not done in time")
         except Exception as error:  # gloo's and NCCL's errors are RuntimeErrors of many texts
             self._give_up()
-            raise MemberLost(f"a member was lost: {_first(error)}") from error
+            raise MemberLost(f"a member was lost: {first_line(error)}") from error
         self._heart.moved()
         tensor.copy_(there)
 
@@ -514,9 +391,7 @@ class Elastic:
         Raises:
             Leaving: the end of the update would be too late for a last checkpoint.
         """
-        self._heart.moved(patience)
-        if self._told_to_stop() > self._hurry:
-            raise Leaving("told to stop, and the update takes too long")
+        self._waits.alive(patience)
 
     def event(self, name: str, **facts: Any) -> None:
         """Write it down, if anybody measures."""
@@ -530,44 +405,6 @@ class Elastic:
             self._begin_abort()
 
 
-class _Asker:
-    """Asks in a thread of its own, so that the member can be told to stop meanwhile."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.asked = False
-        self._client: LighthouseClient | None = None
-        self._questions: queue.Queue[Any] = queue.Queue()
-        threading.Thread(target=self._run, daemon=True, name="quorum").start()
-
-    def ask(self, id: str, **facts: Any) -> "queue.Queue[Any]":
-        """Where the answer, or the error, will be."""
-        answer: queue.Queue[Any] = queue.Queue()
-        self.asked = True
-        self._questions.put((answer, id, facts))
-        return answer
-
-    def successor(self) -> "_Asker":
-        """One with a connection of its own; this one asks nothing more."""
-        self._questions.put(None)
-        return _Asker(self._url)
-
-    def _run(self) -> None:
-        while question := self._questions.get():
-            answer, id, facts = question
-            try:
-                if self._client is None:
-                    self._client = LighthouseClient(self._url, timedelta(seconds=2))
-                answer.put(self._client.quorum(id, **facts))
-            except BaseException as error:
-                answer.put(error)
-                return  # who asks makes another one
-
-
 def _seniority(member: Any) -> tuple[float, str]:
     """Who has been in the group for longest comes first; then by name."""
     return (member.data or {}).get("joined") or math.inf, member.replica_id
-
-
-def _first(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

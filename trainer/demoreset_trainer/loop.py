@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from demoreset_api.errors import NoProgress
+from demoreset_api.names import CONFIRM, QUORUM
 from demoreset_api.spec import After, RunSpec
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot, pack, unpack
@@ -135,7 +136,7 @@ class Loop:
             episodes=spec.goal.episodes,
             seed=spec.seed,
             alive=group.alive,
-            watch=lambda: watch.phase("confirm"),  # a sign of life
+            watch=lambda: watch.phase(CONFIRM),  # a sign of life
         )
         self._members: tuple[str, ...] = ()  # of the latest quorum
         self._rank = 0
@@ -292,7 +293,7 @@ class Loop:
         state = self.state
         if not state.goal.promising or state.curriculum.frontier or state.playing_on:
             return []
-        with self._telling.phase("confirm"):
+        with self._telling.phase(CONFIRM):
             return self._confirmation.share(state.counters.update, quorum, self._stopping)
 
     # One update
@@ -304,7 +305,7 @@ class Loop:
         """
         rejected = failures = 0
         while rejected < MOST_ATTEMPTS:
-            with self._telling.phase("quorum"):
+            with self._telling.phase(QUORUM):
                 quorum, ahead = self._agree()
             counters = self.state.counters
             if not ahead:  # what was played belongs to a state that is gone

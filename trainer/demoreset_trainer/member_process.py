@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from demoreset_api.names import ENV_WIRE
+from demoreset_api.names import CONFIRM, ENV_WIRE
 from demoreset_api.pace import QUIET, patience
 from demoreset_trainer import restart, wire
 from demoreset_trainer.progress import Progress
@@ -195,7 +195,7 @@ class MemberProcess:
 
         The goal's episodes are played between two updates, and may take as long as they like.
         """
-        if self.phase == "confirm":
+        if self.phase == CONFIRM:
             return False
         done = self.progress
         return now - self.moved > (patience(done.update, done.seconds) if done else QUIET)

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from demoreset_api.errors import UserError
+from demoreset_api.names import STARTING
 from demoreset_trainer.progress import Progress
 
 PATIENCE = 300.0  # seconds without a phase or update until the process counts as hung
@@ -102,7 +103,7 @@ class Report(Collector):
     def __init__(self, port: int, host: str = "") -> None:
         self._lock = threading.Lock()
         self._progress: Progress | None = None
-        self._phase = "starting"
+        self._phase = STARTING
         self._heartbeat = time.time()
         self._told = time.monotonic()
         self._episodes: dict[str, float] = {}  # by outcome
@@ -206,7 +207,7 @@ class Report(Collector):
                 silent = time.time() - self._heartbeat
                 if silent > PATIENCE:
                     return 503, "text/plain", f"no sign of life for {silent:.0f} s\n".encode()
-                starting = self._progress is None and self._phase == "starting"
+                starting = self._progress is None and self._phase == STARTING
                 return 200, "text/plain", b"starting\n" if starting else b"ok\n"
             case _:
                 return 404, "text/plain", b"there are /metrics, /status and /healthz\n"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
 from demoreset_api.errors import ExitCode
-from demoreset_api.names import ENV_CORES, OUT_OF_MEMORY
+from demoreset_api.names import ASIDE, CONFIRM, ENV_CORES, OUT_OF_MEMORY, STARTING
 from demoreset_trainer import restart
 from demoreset_trainer.machine import cores, devices, oom_kills
 from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
@@ -218,10 +218,11 @@ class Supervisor:
         ranked = [
             (member.progress.rank, member.index, member.phase)
             for member in self.members
-            if member.progress is not None
+            if member.progress is not None and member.phase != ASIDE
         ]
-        phases = [phase for _, _, phase in sorted(ranked)] or ["starting"]
-        return "confirm" if "confirm" in phases else phases[0]
+        aside = [ASIDE for member in self.members if member.phase == ASIDE]
+        phases = [phase for _, _, phase in sorted(ranked)] or aside or [STARTING]
+        return CONFIRM if CONFIRM in phases else phases[0]
 
     def _note(self, member: MemberProcess, note: Note) -> None:
         """Tell it once, whoever of the group says it."""
@@ -378,8 +379,10 @@ class Supervisor:
         for member in self.members:
             if member.asked:
                 states[member.name] = "stopping"
+            elif member.phase == ASIDE:
+                states[member.name] = ASIDE
             else:
-                states[member.name] = "training" if member.progress is not None else "starting"
+                states[member.name] = "training" if member.progress is not None else STARTING
         if states != self._states:
             self._states = states
             self._watch.states(states)

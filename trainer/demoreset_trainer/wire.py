@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from demoreset_api.names import STARTING
 from demoreset_trainer.progress import Progress
 
 ASK_WHERE = signal.SIGUSR1  # has a member write where its threads stand, and go on
@@ -49,7 +50,7 @@ class Wire:
         os.set_inheritable(descriptor, False)
         self._file = os.fdopen(descriptor, "wb")
         self._lock = threading.Lock()
-        self._beat = Beat(0, "starting")
+        self._beat = Beat(0, STARTING)
         self._hung_up = hung_up
 
     def phase(self, name: str) -> None:
