@@ -6,7 +6,6 @@ GROUP, VERSION = API_VERSION.split("/")
 PLURAL, SINGULAR, SHORT = "demoresetruns", "demoresetrun", "drr"
 MANAGER = "demoreset.dev/operator"  # who manages a run where spec.managedBy does not say
 METRICS_PORT = 9400
-METRIC_PREFIX = "demoreset_"
 COORDINATOR_PORT = 29510
 TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes reads a container's last words
 
@@ -24,6 +23,12 @@ ENV_WIRE = "DEMORESET_WIRE"  # file descriptor on which a member tells its super
 ENV_EVENTS = "DEMORESET_EVENTS"  # file that members append their events to, for measurements
 ENV_TERMINATION_LOG = "DEMORESET_TERMINATION_LOG"  # instead of Kubernetes' own place
 
+# Phases of a worker's loop that others know, too.
+STARTING = "starting"
+QUORUM = "quorum"  # waits for the others
+CONFIRM = "confirm"  # plays the goal's episodes, for as long as they take; the others wait
+ASIDE = "aside"  # sits out while its network is too slow; the others train
+
 # On every object that the operator makes. A run's are found by its UID, never by its name: another
 # run of this name may have been there before.
 OPERATOR_NAME = "demoreset-operator"  # app.kubernetes.io/managed-by, and who applies
@@ -35,13 +40,6 @@ LABEL_GENERATION = "demoreset.dev/generation"  # of the run's spec, when a pod w
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_VERSION = "app.kubernetes.io/version"  # of the operator that made a pod
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
-
-# Phases of a worker's loop that others know, too.
-STARTING = "starting"
-QUORUM = "quorum"  # waits for the others
-CONFIRM = "confirm"  # plays the goal's episodes, for as long as they take; the others wait
-ASIDE = "aside"  # sits out while its network is too slow; the others train
-
 ANNOTATION_HASH = "demoreset.dev/hash"  # of what an object was made from
 ANNOTATION_CONFIG = "demoreset.dev/config"  # of what a worker was told to learn
 OUT_OF_MEMORY = "OutOfMemory"  # begins the last words of a worker that the kernel killed for it

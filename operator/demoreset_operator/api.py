@@ -94,7 +94,7 @@ class Api:
         """Make an object; None where it is there already."""
         path = _path(body["kind"], body["metadata"]["namespace"])
         try:
-            return await self._request("POST", path, body)
+            return await self._request("POST", path, body, query=_STRICT)
         except ApiError as error:
             if error.code == 409 and "already exists" in str(error):
                 return None
@@ -119,16 +119,22 @@ class Api:
         """Change some of an object (merge patch)."""
         return await self._request("PATCH", _path(kind, namespace, name), change, content=MERGE)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
-        """Delete an object, if it still is the one with this UID; none is there, so be it."""
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> Json | None:
+        """Delete an object, if it still is the one with this UID; none is there, so be it.
+
+        Returns:
+            The object, where it is to end before it is gone.
+        """
         body: Json = {"propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
         try:
-            await self._request("DELETE", _path(kind, namespace, name), body)
+            answer = await self._request("DELETE", _path(kind, namespace, name), body)
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
+            return None
+        return answer if "deletionTimestamp" in answer.get("metadata", {}) else None
 
     async def _request(
         self,
@@ -170,6 +176,7 @@ class Api:
         raise AssertionError("not reached")
 
 
+_STRICT = (("fieldValidation", "Strict"),)  # else what a run misspells for its pods is left out
 _FIELDS = (("fieldManager", OPERATOR_NAME), ("force", "true"))
 
 

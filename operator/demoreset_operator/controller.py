@@ -36,7 +36,7 @@ AT_ONCE = 16  # runs that are worked on
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone
-REFUSED = (403, 422)  # what a person may have to mend
+REFUSED = (400, 403, 422)  # what a person may have to mend
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Controller:
                 self._busy.discard(uid)
                 if uid in self._again:
                     self._again.discard(uid)
-                    self.queue.add(uid)
+                    self.wake(uid)
 
     def _failed(self, uid: str, error: Exception) -> None:
         """Try again later."""
@@ -330,13 +330,15 @@ class Controller:
         return await self._api.patch(*where, change)
 
     def _put(self, answer: Json, body: Json) -> None:
-        """What was made is known at once, before the watch tells of it."""
+        """What was made, or deleted, is known at once, before the watch tells of it."""
         self.cache.put({**answer, "kind": body["kind"]})
 
     async def _delete(self, run: Run, kind: str, name: str, uid: str) -> None:
         if kind == "Pod":
             self.cache.deleted(run.uid, name)
-        await self._api.delete(kind, run.namespace, name, uid)
+        answer = await self._api.delete(kind, run.namespace, name, uid)
+        if answer is not None:
+            self._put(answer, {"kind": kind})
 
 
 def _back_off(failures: int, longest: float) -> float:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from demoreset_api.names import ANNOTATION_HASH, MANAGER
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
+from demoreset_operator.causes import FINAL
 from demoreset_operator.ending import Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, give_back, outdated
 from demoreset_operator.hang import hung
@@ -181,7 +182,8 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
         attempt = loss.attempt
         if attempt.cause is Cause.DONE:
             continue
-        then = f"; the next one in {loss.wait:g} s" if loss.wait else ""
+        goes_on = loss.wait and attempt.cause not in FINAL
+        then = f"; the next one in {loss.wait:g} s" if goes_on else ""
         said = f"worker {attempt.worker} ({attempt.pod}): {attempt.message or attempt.cause}{then}"
         kind = "Warning" if attempt.counts else "Normal"
         told.append(Event(kind, f"Worker{attempt.cause}", said))

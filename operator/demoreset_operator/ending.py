@@ -73,8 +73,8 @@ def ending(
         name = claim_name(seen.run)
         return _failed(
             "VolumeLost",
-            f"the claim {name} is gone, and with it the checkpoints: apply the run anew to begin "
-            "from the start, or bring the claim back under its name first",
+            f"the claim {name} is gone, and with it the checkpoints: delete the run and apply it "
+            "anew, to begin from the start",
         )
     for pod in seen.pods:
         if (until := _hope(pod, status)) is not None and now >= until:

@@ -105,11 +105,13 @@ def _roll(
     stale = [index for index, pod in live.items() if pod.hash != wanted.worker]
     heard = seen.heard(now)
     told = {index: heard[pod.name] for index, pod in live.items() if pod.name in heard}
-    # Who does not run, or has loaded nothing yet, has nothing to lose.
+    # Who does not run, has loaded nothing yet, or sits out, has nothing to lose.
     idle = [
         index
         for index in stale
-        if live[index].phase != "Running" or (index in told and not told[index].said.update)
+        if live[index].phase != "Running"
+        or (index in told and not told[index].said.update)
+        or seen.aside(live[index])
     ]
     # Nor have those who all answer, and all stand still; with one of the new template among them
     # they may be waiting for it, and hold what was learned.
@@ -124,12 +126,13 @@ def _roll(
         replaced = before is not None and before.cause is Cause.REPLACED
         if pod is not None and pod.name in training:
             gained += number == 0 and pod.hash == wanted.worker
-        elif seen.refused if pod is None else pod.reason in NO_ROOM:
+        elif seen.refused if pod is None else pod.reason in NO_ROOM or seen.aside(pod):
             lost += replaced
         elif replaced or _comes(pod, now):
             return []
     # Where there is room for some, another may have taken the place of the one that was replaced.
-    # Where there is none for this template, it costs no second worker, however often it is changed.
+    # Where there is none for this template, it costs no second worker, however often it is changed;
+    # nor where those of this template sit out.
     return [] if lost > gained else [max(stale)]  # the first worker, which writes, comes last
 
 

@@ -20,16 +20,17 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
     """The pod that is to be replaced, with why; nothing where none is.
 
     Nobody is, while there is another reason to wait: for a pod that comes or goes, for a
-    coordinator, for as many as train at least, for the goal's episodes. When such a reason is over
+    coordinator, for as many as train at least, for the goal's episodes. Who sits out is none of the
+    group, and knows by itself when to come back. When such a reason is over
     the time begins anew, and so it does after every loss: one is replaced at a time, for the others
     hold what was learned.
     """
-    workers = [pod for pod in seen.workers if pod.live]
+    workers = [pod for pod in seen.workers if pod.live and not seen.aside(pod)]
     told = {pod.name: seen.told[pod.name] for pod in workers if pod.name in seen.told}
     holds = seen.heard(now)
     heard = [pod for pod in workers if pod.name in holds]
     since = _since(seen, heard)
-    if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, heard, now):
+    if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, workers, heard, now):
         return {}
     still = [pod for pod in heard if not told[pod.name].trains(now)]
     patience = LOAD if len(still) < len(heard) else _patience(list(told.values()))
@@ -55,9 +56,9 @@ def _since(seen: Observation, heard: list[Pod]) -> datetime | None:
     return max([*begun, *(attempt.ended for attempt in seen.run.status.attempts)])
 
 
-def _waits(seen: Observation, heard: list[Pod], now: datetime) -> bool:
+def _waits(seen: Observation, workers: list[Pod], heard: list[Pod], now: datetime) -> bool:
     """Whether the others may be waiting for somebody who comes, goes, or confirms the goal."""
-    comes = [pod for pod in seen.workers if pod.live and pod.reason not in NOT_COMING]
+    comes = [pod for pod in workers if pod.reason not in NOT_COMING]
     goes = any(pod.deleting and pod.present(now) for pod in seen.workers)
     confirms = any(seen.told[pod.name].said.phase == CONFIRM for pod in heard)
     return len(comes) > len(heard) or goes or confirms

@@ -118,9 +118,7 @@ async def operate(options: argparse.Namespace) -> int:
     await api.connect()
     settings = Settings(options.trainer_image, options.trainer_pull_policy, own)
     controller = Controller(api, cache, settings, metrics)
-    watched = not options.namespaces or own in options.namespaces
-    where = own if watched else options.namespaces[0]  # of the heartbeat: one that is watched
-    watch = Watch(api, cache, controller.wake, options.namespaces, where, listen)
+    watch = Watch(api, cache, controller.wake, options.namespaces, own, listen)
     poll = Poll(cache, controller.wake)
     post = Api(metrics.requested)  # its connection is its own: a renewal waits for nothing
     await post.connect()
@@ -132,7 +130,7 @@ async def operate(options: argparse.Namespace) -> int:
         await watch.fill()
         log.info(
             "watching %s; %d runs",
-            ", ".join(options.namespaces) or "all namespaces",
+            ", ".join(watch.namespaces) or "all namespaces",
             len(cache.runs),
         )
         await poll.begin()

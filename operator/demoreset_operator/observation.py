@@ -10,6 +10,7 @@ from demoreset_api.names import (
     ANNOTATION_CONFIG,
     ANNOTATION_HASH,
     API_VERSION,
+    ASIDE,
     COMPONENT_COORDINATOR,
     KIND,
     LABEL_ATTEMPT,
@@ -156,6 +157,10 @@ class Observation:
             for pod in self.workers
             if pod.live and pod.name in self.told and now <= self.told[pod.name].until
         }
+
+    def aside(self, pod: Pod) -> bool:
+        """Whether a pod's worker sits out, by its latest words."""
+        return pod.name in self.told and self.told[pod.name].said.phase == ASIDE
 
     @property
     def unasked(self) -> bool:

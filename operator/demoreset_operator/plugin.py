@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from demoreset_api import changes
 from demoreset_api.errors import UserError
 from demoreset_api.names import GROUP, PLURAL
-from demoreset_api.spec import Retention
+from demoreset_api.spec import ApiModel, Retention, RunSpec
 from demoreset_operator import render
 from demoreset_operator.observation import Json, Run, not_understood, parse_run
 from demoreset_operator.render import DATA, Settings, claim_name, selector
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, func: Any, text: str, *, run: bool = True) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
+        for flag in (("-n", "--namespace"), ("--context",)):  # as kubectl, before and after
+            made.add_argument(*flag, default=argparse.SUPPRESS, help="default: kubectl's")
         if run:
             made.add_argument("run", metavar="RUN")
         made.set_defaults(func=func)
@@ -83,12 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--pod", help="of one pod, also of one that has ended")
     command("suspend", lambda options: _suspend(options, True), "save, and give all pods back")
     command("resume", lambda options: _suspend(options, False), "go on from there")
-    command("checkpoints", _checkpoints, "what is on its volume")
+    checkpoints = command("checkpoints", _checkpoints, "what is on its volume")
     fetch = command("fetch", _fetch, "its folder to this machine, for `demoreset evaluate`")
     fetch.add_argument("--out", type=Path, help="a new folder; default runs/RUN")
     fetch.add_argument("--best", action="store_true", help="of its checkpoints only the best")
     branch = command("branch", _branch, "a new run that goes on from this one's checkpoint")
     branch.add_argument("new", metavar="NEW", help="the new run's name")
+    for reads in (checkpoints, fetch, branch):
+        reads.add_argument(
+            "--image", help="a trainer's, to read the volume with; needed where no pod is left"
+        )
     branch.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="spec.a.b=value"
     )
@@ -189,12 +195,37 @@ def _branch(options: argparse.Namespace) -> None:
     }
     for change in options.set:
         changes.apply(made, f"spec.{change.removeprefix('spec.')}")
+    _same_to_learn(run, made)
     text = json.dumps(made)
     _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
     with _Reader(options, run) as reader:
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
         reader.run("sh", "-c", COPY, old, new)
     print(_kubectl(options, "create", "-f", "-", given=text), end="")
+
+
+def _same_to_learn(run: Run, made: Json) -> None:
+    """Refuse a new run that the old one's checkpoints are of no use to."""
+    try:
+        new = RunSpec.model_validate(made["spec"])
+    except ValidationError:
+        return  # the API server says it better
+    for field in _changed(run.spec, new, "spec"):
+        if field not in ("spec.managedBy", "spec.checkpoint.volume"):
+            raise PluginError(
+                f"{field}: {run.name}'s checkpoints are of no use with another one; make a new run "
+                "with `kubectl apply`"
+            )
+
+
+def _changed(old: ApiModel, new: ApiModel, place: str) -> Iterator[str]:
+    """Fields that never change in a run, and differ."""
+    for name, field in type(old).model_fields.items():
+        before, now, shown = getattr(old, name), getattr(new, name), field.alias or name
+        if shown in old.fixed and before != now:
+            yield f"{place}.{shown}"
+        elif isinstance(before, ApiModel):
+            yield from _changed(before, now, f"{place}.{shown}")
 
 
 # Reaching what there is
@@ -244,13 +275,14 @@ class _Reader:
             if body["status"]["phase"] == "Running" and not gone:
                 self._pod = body["metadata"]["name"]
                 return self
-        if not pods and (image := self._run.spec.workers.image) is not None:
+        image = self._options.image or self._run.spec.workers.image
+        if image is not None and (self._options.image or not pods):
             pods = [render.worker(self._run, Settings(image), 0, 0)]
         if not pods:
             raise PluginError(
                 f"{self._run.name} has no pod now, and so no image is known that could read its "
-                f"volume. Resume it (`kubectl demoreset resume {self._run.name}`), or mount the "
-                f"claim {claim_name(self._run)} in a pod of your own: its folder there is "
+                f"volume: name a trainer's with --image, or mount the claim "
+                f"{claim_name(self._run)} in a pod of your own; its folder there is "
                 f"{self._run.name}"
             )
         self._pod, self._made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True

@@ -276,6 +276,11 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
         "name": "coordinator",
         "args": ["coordinator", "--min", str(least)],
         "ports": [{"name": "coordinator", "containerPort": COORDINATOR_PORT}],
+        "startupProbe": {
+            "httpGet": {"path": "/status", "port": "coordinator"},
+            "periodSeconds": 1,
+            "failureThreshold": 60,  # a busy node gives it little of a core
+        },
         # One that is stopped and not dead would keep all of the group waiting, for ever.
         "livenessProbe": {
             "httpGet": {"path": "/status", "port": "coordinator"},

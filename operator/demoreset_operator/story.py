@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from demoreset_api.errors import ExitCode
-from demoreset_api.names import ASIDE
 from demoreset_api.status import (
     CheckpointStatus,
     Condition,
@@ -166,6 +165,7 @@ def _running(
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
     trouble = seen.refused or next(map(named, lacking), "") or _aside(seen, now)
+    trouble = trouble or _begins(seen, ready)
     wanted = seen.run.spec.workers.max
     if len(ready) == wanted:
         return "Training", "all workers train"
@@ -182,16 +182,24 @@ def _running(
         return "BackOff", f"waiting before the next try; {said}"[:MOST_TEXT]
     still = [pod for pod in seen.workers if pod.live and seen.told.get(pod.name)]
     if any(seen.told[pod.name].said.update for pod in still):
-        return "NoUpdates", "workers answer, and have done no update for a while"
+        said = "workers answer, and have done no update for a while"
+        return "NoUpdates", _aside(seen, now) or said
     if any(pod.started and pod.live for pod in seen.workers):
         return "Starting", "workers load the demonstration and meet one another"
     return "Creating", waiting(seen)
 
 
+def _begins(seen: Observation, ready: set[str]) -> str:
+    """Which workers have done no update yet."""
+    told = {name for name, told in seen.told.items() if told.said.update}
+    new = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in told | ready]
+    return ", ".join(f"worker {pod.worker} loads" for pod in new)
+
+
 def _aside(seen: Observation, now: datetime) -> str:
     """Which workers sit out."""
     heard = seen.heard(now)
-    out = [pod for pod in seen.workers if pod.name in heard and heard[pod.name].said.phase == ASIDE]
+    out = [pod for pod in seen.workers if pod.name in heard and seen.aside(pod)]
     said = ", ".join(f"worker {pod.worker} on {pod.node} sits out" for pod in out)
     return said and f"{said}: the network to the others is too slow"
 

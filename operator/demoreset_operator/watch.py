@@ -66,7 +66,7 @@ class Watch:
         cache: What is fed.
         changed: Told the run of every change.
         namespaces: That are watched; none: all.
-        home: Namespace of the heartbeat; one that is watched.
+        own: The operator's namespace; of the heartbeat, if it is watched.
         listen: Takes the signals back that kopf has taken.
     """
 
@@ -76,11 +76,11 @@ class Watch:
         cache: Cache,
         changed: Callable[[str], None],
         namespaces: Sequence[str],
-        home: str,
+        own: str,
         listen: Callable[[], None],
     ) -> None:
         self._api, self._cache, self._changed, self._listen = api, cache, changed, listen
-        self._namespaces, self._home = list(namespaces), home
+        self.namespaces, self._own = list(namespaces), own
         self._heard = time.monotonic()
         self._kinds: set[str] = set()  # of which a watch has told
         self._told: dict[str, int] = {}  # by a watch: the version of each object, by its UID
@@ -111,9 +111,7 @@ class Watch:
             )
         for login in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
             kopf.on.login(registry=registry)(login)
-        where: Json = (
-            {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
-        )
+        where: Json = {"namespaces": self.namespaces} if self.namespaces else {"clusterwide": True}
         where["identity"] = OPERATOR_NAME  # else it asks for the user's name, which need not exist
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
@@ -152,19 +150,22 @@ class Watch:
         return gone
 
     async def fill(self) -> None:
-        """List everything: what is not there any more is forgotten."""
+        """List everything: what is not there any more is forgotten.
+
+        A namespace that was deleted, and our Role with it, is left out from then on: the others'
+        runs need an operator.
+        """
         self._heard = time.monotonic() if not self._listed else self._heard
         known = self._cache.identities()
         listed: dict[str, tuple[str, int]] = {}
-        for kind in (KIND, *CHILDREN):
-            for namespace in self._namespaces or [""]:
-                selector = OURS if kind != KIND else ""
-                async for body in self._api.list(kind, namespace, selector):
-                    meta = body["metadata"]
-                    listed[meta["uid"]] = kind, int(meta["resourceVersion"])
-                    put = self._cache.put_run if kind == KIND else self._cache.put
-                    if (run := put({**body, "kind": kind})) is not None:
-                        self._changed(run)
+        for namespace in self.namespaces.copy() or [""]:
+            try:
+                await self._list(namespace, listed)
+            except ApiError as error:
+                if error.code not in (403, 404) or len(self.namespaces) < 2:
+                    raise
+                log.warning("namespace %s is not served any more: %s", namespace, error)
+                self.namespaces.remove(namespace)
         for uid in known - listed.keys():
             self._told.pop(uid, None)
             if (run := self._cache.forget(uid)) is not None:
@@ -179,6 +180,16 @@ class Watch:
             if late or kind not in self._kinds
         }
         self._listed, self._filled = listed, time.monotonic()
+
+    async def _list(self, namespace: str, listed: dict[str, tuple[str, int]]) -> None:
+        for kind in (KIND, *CHILDREN):
+            selector = OURS if kind != KIND else ""
+            async for body in self._api.list(kind, namespace, selector):
+                meta = body["metadata"]
+                listed[meta["uid"]] = kind, int(meta["resourceVersion"])
+                put = self._cache.put_run if kind == KIND else self._cache.put
+                if (run := put({**body, "kind": kind})) is not None:
+                    self._changed(run)
 
     def _untold(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """What of a list is still there, and no watch has told of it as it was then, or later."""
@@ -203,12 +214,13 @@ class Watch:
     async def beat(self) -> None:
         """Write a heartbeat that is to come back through a watch."""
         while True:
+            watched = not self.namespaces or self._own in self.namespaces
             body = {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {
                     "name": HEARTBEAT,
-                    "namespace": self._home,
+                    "namespace": self._own if watched else self.namespaces[0],
                     "labels": {LABEL_MANAGED_BY: OPERATOR_NAME},
                 },
                 "data": {"time": str(time.time())},

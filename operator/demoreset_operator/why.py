@@ -11,7 +11,7 @@ IMAGE = "Correct spec.workers.image or imagePullSecrets."
 CONTAINER = "The node cannot begin the container: mend what the message names."
 DO = {
     "RestartLimit": "Read the log of that pod (`kubectl demoreset logs {name} --pod POD`); mend "
-    "it, and apply the run anew under this name: its volume has the checkpoints.",
+    "it; `kubectl demoreset branch {name} NEW` goes on from its checkpoints.",
     "WrongRun": "Correct what the message names, delete the run and apply it anew.",
     "BudgetSpent": "Go on with more: `kubectl demoreset branch {name} NEW --set "
     "spec.budget.frames=...`.",
@@ -36,10 +36,11 @@ DO = {
     "ErrImageNeverPull": "The image must be on the nodes, or imagePullPolicy another one.",
     "Refused": "Mend what the message names; the operator tries again by itself.",
     "NotUnderstood": "Upgrade the operator, or leave that field out.",
-    "VolumeLost": "Apply it anew to begin from the start.",
+    "VolumeLost": "Delete it and apply it anew, to begin from the start.",
     "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). Where nothing else is waited "
     "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
-    "volume.",
+    "volume. One that sits out comes back when data reaches it quickly; keep the run to nodes that "
+    "are near one another (spec.workers.nodeSelector), or lower spec.workers.min.",
     "Plateau": "Film it where it stands (`demoreset video --from FRAME`), then branch from a "
     "checkpoint with other settings.",
     "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",

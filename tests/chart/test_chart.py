@@ -99,7 +99,8 @@ def test_every_value_may_be_left_out_and_no_other_one_is_known() -> None:
         assert "required" not in node, path
         if "properties" in node:
             assert node["additionalProperties"] is False, path
-            known = set(node["properties"]) - {"global", "claims"}  # Helm's, and Kubernetes' own
+            others = {"claims"} if path else {"global", "enabled"}  # Kubernetes', and Helm's own
+            known = set(node["properties"]) - others
             assert known == set(value), path
             for name in known:
                 compare(node["properties"][name], value[name], f"{path}.{name}")
@@ -149,18 +150,20 @@ def test_an_account_that_exists_is_not_made(render: Render) -> None:
     assert pod["serviceAccountName"] == "theirs"
 
 
-def test_one_operator_is_recreated(render: Render) -> None:
-    spec = the(render(), "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
-
-
-def test_of_two_operators_one_is_always_there(render: Render) -> None:
-    spec = the(render("replicas=2"), "Deployment")["spec"]
-    assert spec["replicas"] == 2
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_operators_go_one_by_one_and_need_no_room_for_one_more(
+    render: Render, replicas: int
+) -> None:
+    spec = the(render(f"replicas={replicas}"), "Deployment")["spec"]
+    assert spec["replicas"] == replicas
     assert spec["strategy"] == {
         "type": "RollingUpdate",
-        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
     }
+
+
+def test_two_operators_are_on_two_nodes_where_there_are_two(render: Render) -> None:
+    spec = the(render("replicas=2"), "Deployment")["spec"]
     (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
     assert spread["labelSelector"] == spec["selector"]
 

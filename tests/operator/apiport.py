@@ -44,6 +44,7 @@ class Port:
         self.asked: Counter[tuple[str, str]] = Counter()
         self.refused: list[str] = []
         self.away = ""  # why nothing can be written
+        self.forbidden: set[str] = set()  # namespaces that cannot be listed any more
         self._forgotten = 0  # versions that no watch can begin from
         self._pages: dict[str, tuple[list[Json], int]] = {}
         self._count = itertools.count()
@@ -123,6 +124,8 @@ class Port:
         self.asked[verb, kind] += 1
         if request.method == "GET" and not name:
             assert namespace in self.namespaces, "another namespace"
+            if namespace in self.forbidden:
+                raise ApiError(403, "our Role is gone")
             selector = query.pop("labelSelector", "")
             assert selector == ("" if kind == KIND else OURS), "another selector"
             if verb == "WATCH":
@@ -130,7 +133,9 @@ class Port:
             return web.json_response(self._list(kind, namespace, selector, query))
         assert not request.headers["User-Agent"].startswith("kopf/"), "kopf writes nothing"
         applied = {"fieldManager": OPERATOR_NAME, "force": "true"}
-        assert query == (applied if request.method == "PATCH" else {}), "another query"
+        strict = {"fieldValidation": "Strict"}
+        right = {"PATCH": applied, "POST": strict}.get(request.method, {})
+        assert query == right, "another query"
         if self.away:
             raise ApiError(403, self.away)
         body = await request.json()
@@ -143,8 +148,8 @@ class Port:
             case "PATCH", "/status", content if content == APPLY:
                 answer = await self.server.apply_status(body)
             case "DELETE", "", "application/json":
-                await self.server.delete(kind, namespace, name, body["preconditions"]["uid"])
-                answer = {}
+                uid = body["preconditions"]["uid"]
+                answer = await self.server.delete(kind, namespace, name, uid) or {}
             case _:
                 raise AssertionError("nobody asks for this")
         return web.json_response(answer)

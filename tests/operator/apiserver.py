@@ -134,13 +134,17 @@ class Server:
 
         return await self._serve("apply status", body["kind"], take)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
-        def take() -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> Json | None:
+        def take() -> Json | None:
             body = self.objects().get((kind, namespace, name))
             if body is not None and uid in ("", body["metadata"]["uid"]):
                 self._drop((kind, namespace, name))
+            self.notice()
+            left = self.objects().get((kind, namespace, name))
+            ends = left is not None and "deletionTimestamp" in left["metadata"]
+            return copied(left) if left is not None and ends else None
 
-        await self._serve("delete", kind, take)
+        return await self._serve("delete", kind, take)
 
     async def _serve(self, verb: str, kind: str, take: Callable[[], T]) -> T:
         fate = next(self.fate, "")

@@ -60,7 +60,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_that_is_busy_or_hangs_up_is_asked_again(trouble: Any) -> None:
     found, asked = asyncio.run(served([trouble, trouble, (200, POD)], lambda api: api.create(POD)))
     assert found == POD
-    assert asked == ["POST /api/v1/namespaces/ns/pods"] * 3
+    assert asked == ["POST /api/v1/namespaces/ns/pods?fieldValidation=Strict"] * 3
 
 
 def test_a_server_that_stays_away_is_an_error_of_ours() -> None:

@@ -63,6 +63,56 @@ def test_one_that_sits_out_is_told_of_and_not_replaced() -> None:
     assert "sits out" in running.message
 
 
+def test_who_waits_for_one_that_sits_out_is_not_replaced() -> None:
+    world = training(2)
+    world.change(workers={"min": 2, "max": 2})
+    for _ in range(STAND):
+        world.tick(5)
+        world.say("key-worker-0-1", 1, phase="quorum")
+        world.say("key-worker-1-1", 1, phase="aside")
+        world.settle()
+    assert world.recorded == []
+    running = story.find(world.status, ConditionType.RUNNING)
+    assert running is not None
+    assert "worker 1 on " in running.message
+    assert running.message.endswith("sits out: the network to the others is too slow")
+
+
+def test_the_others_are_not_spared_by_one_that_sits_out() -> None:
+    world = training(3)
+    for _ in range(STAND // 5):
+        world.tick(5)
+        world.say("key-worker-0-1", 1)
+        world.say("key-worker-1-1", 1)
+        world.say("key-worker-2-1", 1, phase="aside")
+        world.settle()
+    assert [one.pod for one in world.recorded] == ["key-worker-1-1"]
+
+
+def test_one_that_sits_out_goes_first_where_another_template_may_help() -> None:
+    world = training(3)
+
+    def say(*names: str, aside: str) -> None:
+        for update in range(2, 20):
+            world.tick(5)
+            for name in names:
+                world.say(name, update)
+            world.say(aside, 1, phase="aside")
+            world.settle()
+            world.vanish()
+            world.start()
+
+    say("key-worker-0-1", "key-worker-2-1", aside="key-worker-1-1")
+    world.change(workers={"min": 1, "max": 3, "image": "next"})
+    world.settle()
+    world.vanish()
+    world.start()
+    assert world.live()[1] == "key-worker-1-2"
+    # The new one sits out as well: the others, which train, are left as they are.
+    say("key-worker-0-1", "key-worker-2-1", aside="key-worker-1-2")
+    assert world.live() == {0: "key-worker-0-1", 1: "key-worker-1-2", 2: "key-worker-2-1"}
+
+
 def test_a_crash_between_record_and_deletion_replaces_it_once() -> None:
     world = training(2)
     for _ in range(STAND // 5):

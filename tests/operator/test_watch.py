@@ -16,7 +16,7 @@ from apiserver import Server, key
 from demoreset_api.names import KIND, LABEL_MANAGED_BY
 from demoreset_operator import api as apis
 from demoreset_operator import watch as watches
-from demoreset_operator.api import Api
+from demoreset_operator.api import Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller
 from demoreset_operator.metrics import Metrics
@@ -226,6 +226,25 @@ def test_an_operator_of_some_namespaces_asks_for_nothing_else(kubeconfig: Path) 
             assert set(it.cache.runs) == {UID, "of other"}
             await it.watch.fill()
             assert it.port.asked["GET", "Pod"] == 4
+
+    asyncio.run(story())
+
+
+def test_a_namespace_that_was_deleted_does_not_cost_the_others_their_operator(
+    kubeconfig: Path,
+) -> None:
+    async def story() -> None:
+        given = another(KIND, "arcade", "other")
+        async with watching(kubeconfig, "games", "arcade", given=given) as it:
+            it.port.forbidden.add("arcade")
+            await it.watch.fill()
+            assert set(it.cache.runs) == {UID}
+            assert it.watch.namespaces == ["games"]
+            it.port.forbidden.add("games")
+            with pytest.raises(ApiError):  # that is another trouble
+                await it.watch.fill()
+            assert it.watch.namespaces == ["games"]
+            it.port.forbidden.clear()
 
     asyncio.run(story())
 

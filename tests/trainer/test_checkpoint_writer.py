@@ -1,5 +1,6 @@
 """Saving while training goes on: no disk, however bad, stops the training or loses what was."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -69,8 +70,25 @@ def test_what_was_offered_is_on_the_disk_in_the_end(
     assert checkpoint.read(path).model["w"].eq(7).all()
     assert writer.facts()["checkpoint_update"] == 7
     assert writer.facts()["checkpoint_bytes"] == sum(file.stat().st_size for file in path.iterdir())
-    assert writer.blocked_seconds > 0
     assert notes == []
+
+
+def test_what_could_not_be_marked_as_the_best_is_not_taken_for_kept(
+    writer: CheckpointWriter, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "mark_best", full)
+        assert not writer.finish(snapshot(7), best=True)
+        assert writer.error is not None
+    assert writer.finish(snapshot(8), best=True)
+    assert (tmp_path / checkpoint.BEST).read_text().strip().endswith("8")
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "prune", full)
+        assert writer.finish(snapshot(9))
+    assert notes[-1].startswith("old checkpoints not deleted ([Errno 28] No space left")
 
 
 def test_training_goes_on_while_the_disk_is_slow(

@@ -1,8 +1,12 @@
 """The goal's episodes are the same, whoever plays them."""
 
+from typing import cast
+
+import pytest
 import torch
 
 from demoreset_api.spec import PolicySpec
+from demoreset_trainer import confirm
 from demoreset_trainer.confirm import Confirmation
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv, Rules
@@ -54,3 +58,27 @@ def test_members_share_the_episodes_that_one_would_play(assault: Demo) -> None:
         some = play(slots, policy, begins, numbers=[0, 1, 2, 3], seed=3)
         assert len(set(some)) > 1
         assert play(slots, policy, begins, numbers=[3, 2, 1, 0], seed=3) == some[::-1]
+
+
+def test_what_met_the_goal_is_not_what_an_evaluation_plays(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def play(*_: object, seed: int, **__: object) -> list[object]:
+        seeds.append(seed)
+        return []
+
+    monkeypatch.setattr(confirm, "play", play)
+    confirmation = Confirmation(
+        Policy(architecture(PolicySpec()), 3),
+        lambda count: cast("Slots", None),
+        episodes=EPISODES,
+        seed=3,
+        alive=lambda: None,
+        watch=lambda: None,
+    )
+    for update in (5, 6, 5):
+        for rank in range(2):
+            confirmation.share(update, Quorum(1, rank, ("a", "b")), lambda: False)
+    assert len({3, *seeds}) == 3
+    assert seeds[:2] == seeds[4:]  # all members, whenever they play it
+    assert seeds[0] == seeds[1]

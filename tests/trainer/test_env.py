@@ -15,7 +15,7 @@ from demoreset_api.errors import UserError
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.emulator import Emulator
 from demoreset_trainer.env import DemoResetEnv, End, Judge, Rules
-from demoreset_trainer.states import Camera, View
+from demoreset_trainer.states import Camera, View, start_states
 
 NOTHING, FIRE, UP = 0, 1, 2  # joystick codes
 
@@ -32,6 +32,39 @@ def play_on(env: DemoResetEnv, code: int, most: int = 200) -> float:
 
 def test_gymnasium_finds_nothing_to_complain_about(freeway: Demo) -> None:
     check_env(DemoResetEnv(freeway, max_frames=40, render_mode="rgb_array"), skip_render_check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"frame_skip": 0}, "frame_skip: received 0; it is a whole number from 1 on"),
+        ({"no_ops": -1}, "no_ops: received -1"),
+        ({"max_frames": 0}, "max_frames: received 0"),
+        ({"sticky_probability": 2}, "sticky_probability: received 2; it is from 0 to 1"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(
+    freeway: Demo, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        DemoResetEnv(freeway, **settings)
+
+
+def test_actions_and_options_that_there_are_not_are_named(freeway: Demo) -> None:
+    env = DemoResetEnv(freeway)
+    with pytest.raises(UserError, match="options: received strat; known are start and limits"):
+        env.reset(options={"strat": 4})
+    with pytest.raises(UserError, match=r"start: received 1\.5"):
+        env.reset(options={"start": 1.5})
+    env.reset()
+    for action in (-1, 3):
+        with pytest.raises(UserError, match=f"action: received {action}; this game's are 0 to 2"):
+            env.step(action)
+
+
+def test_single_fields_of_given_rules_can_be_others(freeway: Demo) -> None:
+    rules = Rules(max_frames=40)
+    assert DemoResetEnv(freeway, rules=rules, no_ops=30).rules == replace(rules, no_ops=30)
 
 
 def test_gymnasium_makes_it_by_name() -> None:
@@ -107,9 +140,10 @@ def deadly(assault: Demo) -> Demo:
     ],
 )
 def test_a_life_ends_it_unless_the_demo_loses_one_there(
-    deadly: Demo, lag: int, ends: bool, end: tuple[End, int]
+    assault: Demo, deadly: Demo, lag: int, ends: bool, end: tuple[End, int]
 ) -> None:
-    env = DemoResetEnv(deadly, lag_frames=lag, life_loss_ends=ends)
+    states = start_states(assault, View(), 4)
+    env = DemoResetEnv(deadly, states=states, lag_frames=lag, life_loss_ends=ends)
     env.reset(options={"start": 0})
     play_on(env, FIRE)
     assert (env.end, env.frame) == end
@@ -251,7 +285,8 @@ def test_rewards_are_signs_or_scaled_by_the_demo(assault: Demo) -> None:
         assert play_on(env, UP) == pytest.approx(total)
         assert env.score == 84
     uneven = replace(assault.prefix(228), rewards=assault.prefix(228).rewards * 4)
-    env = DemoResetEnv(uneven, scaled_reward=True)
+    states = start_states(assault.prefix(228), View(), 4)
+    env = DemoResetEnv(uneven, states=states, scaled_reward=True)
     env.reset(options={"start": 52})
     assert env.play(env.action_codes.index(UP)) == pytest.approx(21 / 84)
 

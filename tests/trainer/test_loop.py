@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from demoreset_api.errors import NoProgress
+from demoreset_api.errors import NoProgress, TryAgain
 from demoreset_api.spec import Goal
 from demoreset_trainer import runfile
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.episode import last_start
-from demoreset_trainer.group import Alone, MemberLost
+from demoreset_trainer.group import Alone, MemberLost, Quorum, update_of
 from demoreset_trainer.loop import Loop
 from small_run import make, weights
 
@@ -192,6 +192,31 @@ def test_members_that_play_other_slots_do_not_have_the_same_digest(crossing: Dem
         loop.state.owners = list(owners)
         digests.add(loop.state.digest(1))
     assert len(digests) == 2
+
+
+class Outcast(Alone):
+    """A group that this member sits out of, after some updates, until it is to begin anew."""
+
+    def quorum(self, step: int) -> Quorum:
+        if update_of(step) == 2:
+            raise TryAgain("sat out")
+        return super().quorum(step)
+
+
+def test_what_one_that_sat_out_knows_is_not_the_best_of_the_run(crossing: Demo) -> None:
+    loop, _, _ = make(crossing, group=Outcast())
+    with pytest.raises(TryAgain):
+        loop.run(lambda: False)
+    assert loop.saves
+    assert not loop.at_best()
+
+
+def test_a_state_that_is_known_to_be_wrong_is_none(crossing: Demo) -> None:
+    loop, _, _ = make(crossing)
+    loop.run(after(loop, 2))
+    assert loop.state.step > 0
+    loop.state.life = 0
+    assert loop.state.step == 0
 
 
 def test_the_budget_ends_the_run(crossing: Demo) -> None:

@@ -3,13 +3,14 @@
 import os
 import resource
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from demoreset_api.errors import TryAgain
-from demoreset_trainer.demo import Demo, record
+from demoreset_api.errors import TryAgain, UserError
+from demoreset_trainer.demo import Demo, record, verify
 from demoreset_trainer.emulator import Emulator
 from demoreset_trainer.env import DemoResetEnv
 from demoreset_trainer.states import View, start_states
@@ -34,6 +35,18 @@ def test_a_start_sees_what_a_player_who_came_there_sees(freeway: Demo, view: Vie
         observation = env.step(up)[0]
     np.testing.assert_array_equal(states.observation(43, view), observation)
     assert len(states) == 44
+
+
+def test_a_demo_that_does_not_replay_is_refused(freeway: Demo) -> None:
+    actions = freeway.actions.copy()
+    actions[60:100] = 0
+    other = replace(freeway, actions=actions)
+    difference = verify(other)
+    assert difference is not None
+    for _ in range(2):  # nothing of the first time is taken for whole
+        with pytest.raises(UserError, match="does not replay here") as refused:
+            start_states(other, GREY, 4)
+        assert str(difference) in str(refused.value)
 
 
 def test_many_starts_at_once_are_the_single_ones(freeway: Demo) -> None:

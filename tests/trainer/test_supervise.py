@@ -261,7 +261,9 @@ def test_one_that_stands_still_is_killed_and_started_anew(tmp_path: Path, stands
         assert any("most recent call first" in said for said in group.stood[group.names()[0]])
 
 
-@pytest.mark.parametrize(("phase", "kept"), [("quorum", True), ("confirm", False)])
+@pytest.mark.parametrize(
+    ("phase", "kept"), [("quorum", True), ("confirm", False), ("aside", False)]
+)
 def test_one_that_beats_without_an_update_says_where_it_stands_when_asked_to_stop(
     tmp_path: Path, phase: str, kept: bool
 ) -> None:

@@ -1,6 +1,8 @@
 """The vector environment: gymnasium's own semantics over our slots."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +99,10 @@ def test_gymnasium_makes_it(freeway: Demo) -> None:
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-def test_the_documentations_examples_run(block: str) -> None:
+def test_the_documentations_examples_run(tmp_path: Path, block: str) -> None:
     if "stable_baselines3" in block:
         pytest.importorskip("stable_baselines3")
-    exec(block.replace("1_000_000", "256"), {"__name__": "__main__"})
+    script = tmp_path / "example.py"  # processes of environments import it, which `exec` would hide
+    script.write_text(block.replace("1_000_000", "256"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -46,7 +46,6 @@ class CheckpointWriter:
         self._offered = time.monotonic()
         self._blocked = 0.0  # seconds that the latest copy took
         self._failed: Exception | None = None
-        self.blocked_seconds = 0.0  # that all copies took
         self.saved: Saved | None = None
 
     @property
@@ -79,7 +78,6 @@ class CheckpointWriter:
         copied = snapshot.copy()
         self._offered = time.monotonic()
         self._blocked = self._offered - begun
-        self.blocked_seconds += self._blocked
         self._thread = threading.Thread(
             target=self._write, args=(copied, best), name="checkpoint", daemon=True
         )
@@ -106,19 +104,21 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, best: bool) -> None:
         begun = time.monotonic()
+        failed = "checkpoint not written"
         try:
             path = checkpoint.write(self._folder, snapshot)
             size = sum(file.stat().st_size for file in path.iterdir())
-            now = time.monotonic()
-            self.saved = Saved(snapshot.update, now, size, now - begun)
             if best:
                 checkpoint.mark_best(self._folder, path)
+            now = time.monotonic()
+            self.saved = Saved(snapshot.update, now, size, now - begun)
+            failed = "old checkpoints not deleted"
             checkpoint.prune(self._folder, self._keep)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
             if self._failed is None:
                 goes_on = not isinstance(error, TakenOver)
                 then = "; training goes on, tried again later" if goes_on else ""
-                self._note(f"checkpoint not written ({error}){then}")
+                self._note(f"{failed} ({error}){then}")
             self._failed = error
             return
         if self._failed is not None:

@@ -33,7 +33,12 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("policy", metavar="POLICY")
-    parser.add_argument("--episodes", type=int, default=100, help="per cell; default 100")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=100,
+        help="per cell; default 100 (1 where nothing is random)",
+    )
     parser.add_argument(
         "--noise",
         default="none,no-ops,sticky,sticky+no-ops,epsilon",

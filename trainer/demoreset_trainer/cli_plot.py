@@ -21,7 +21,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder")
-    parser.add_argument("--out", type=Path, help="a PNG; default RUN/plot.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a PNG; default RUN/plot.png, of several runs comparison.png in the first one",
+    )
     parser.set_defaults(func=run)
 
 
@@ -29,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import plot
 
-    out = options.out or options.runs[0] / "plot.png"
+    several = len(options.runs) > 1
+    out = options.out or options.runs[0] / ("comparison.png" if several else "plot.png")
     if out.suffix != ".png":
         raise UserError(f"--out: received {out}; it must end in .png")
     try:

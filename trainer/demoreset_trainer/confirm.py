@@ -50,12 +50,14 @@ class Confirmation:
         """Play this member's share; which of its episodes tied the demo.
 
         Each episode draws from the stream of its number, so that all of them are the same for any
-        number of members. None of them where it is alone and told to stop meanwhile: they may be
-        long. Others would have played theirs in vain.
+        number of members; every confirmation, and every evaluation, has streams of its own. None
+        of them where it is alone and told to stop meanwhile: they may be long. Others would have
+        played theirs in vain.
         """
         alone = len(quorum.members) == 1
         random = np.random.default_rng([self._seed, update])
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(self._episodes)]
+        seed = int(random.integers(2**62))
         mine = range(quorum.rank, self._episodes, len(quorum.members))
         if not mine or (alone and stopping()):
             return []
@@ -73,7 +75,7 @@ class Confirmation:
                 self._policy,
                 [begins[number] for number in mine],
                 numbers=mine,
-                seed=self._seed,
+                seed=seed,
                 watch=lambda _: self._watch(),
                 alive=alive,
             )

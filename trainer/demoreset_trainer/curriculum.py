@@ -255,7 +255,7 @@ class Original:
 def make_curriculum(
     spec: CurriculumSpec, *, last_start: int, frame_skip: int, slots: int, rollout_length: int
 ) -> Curriculum:
-    """The curriculum of a spec; `last_start` is the last frame before the demo's final reward."""
+    """The curriculum of a spec; `last_start`: the latest frame that an episode may begin at."""
     if spec.mode is CurriculumMode.ORIGINAL:
         return Original(
             spec,

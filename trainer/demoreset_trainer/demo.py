@@ -12,7 +12,6 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from demoreset_api.errors import UserError
-from demoreset_trainer.disk import write_flushed
+from demoreset_trainer.disk import write_whole
 from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, emulator_version, rom_md5
 
 SUFFIX = ".demo.safetensors"
@@ -104,13 +103,9 @@ class Demo:
         Raises:
             UserError: the place cannot be written to.
         """
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            write_flushed(partial, self.to_bytes())
-            partial.replace(path)
+            write_whole(path, self.to_bytes())
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
     def prefix(self, end: int) -> "Demo":
@@ -184,6 +179,10 @@ def from_bytes(content: bytes, name: str) -> Demo:
         frame_skip = int(header["frame_skip"])
         origin = {str(key): str(value) for key, value in json.loads(header["origin"]).items()}
     except (*_DAMAGED, SafetensorError) as error:
+        if b'"__metadata__":{"card":' in content[:64]:
+            raise UserError(
+                f"{name}: this is a policy, not a demo; `demoreset evaluate {shlex.quote(name)}`"
+            ) from error
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{name}: not a demo, or a damaged one ({reason})") from error
     if kind != FORMAT:
@@ -324,23 +323,31 @@ class Difference:
 
 def verify(demo: Demo, emulator: Emulator | None = None) -> Difference | None:
     """Replay every frame; return the first difference in reward, lives or RAM, or None."""
-    emulator = emulator or Emulator(demo.game)
+    return next(filter(None, compared(demo, emulator or Emulator(demo.game))), None)
+
+
+def compared(demo: Demo, emulator: Emulator) -> Iterator[Difference | None]:
+    """Replay the demo; yields with the emulator at each frame from 0 on, and in what it differs.
+
+    Frame 0 is the game's own start, whatever the demo patches there.
+    """
     emulator.reset()
-    recorded, replayed = int(demo.ram_hashes[0]), ram_hash(emulator.ram())
-    if recorded != replayed:
-        return Difference(0, "RAM hash", recorded, replayed)
+    yield _compared_ram(demo, 0, emulator)
     lives = demo.lives.tolist()
     for frame, reward in replay(demo, emulator):
         if reward != demo.rewards[frame]:
-            return Difference(frame, "reward", int(demo.rewards[frame]), reward)
-        if lives[frame] not in (UNKNOWN_LIVES, emulator.lives()):
-            return Difference(frame, "lives", lives[frame], emulator.lives())
-        if (frame + 1) % HASH_EVERY == 0:
-            recorded = int(demo.ram_hashes[(frame + 1) // HASH_EVERY])
-            replayed = ram_hash(emulator.ram())
-            if recorded != replayed:
-                return Difference(frame + 1, "RAM hash", recorded, replayed)
-    return None
+            yield Difference(frame, "reward", int(demo.rewards[frame]), reward)
+        elif lives[frame] not in (UNKNOWN_LIVES, emulator.lives()):
+            yield Difference(frame, "lives", lives[frame], emulator.lives())
+        else:
+            yield _compared_ram(demo, frame + 1, emulator)
+
+
+def _compared_ram(demo: Demo, frame: int, emulator: Emulator) -> Difference | None:
+    if frame % HASH_EVERY:
+        return None
+    recorded, replayed = int(demo.ram_hashes[frame // HASH_EVERY]), ram_hash(emulator.ram())
+    return Difference(frame, "RAM hash", recorded, replayed) if recorded != replayed else None
 
 
 def record(

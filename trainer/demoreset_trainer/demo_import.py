@@ -213,7 +213,7 @@ def _not_exact(
 def _frame_skip(actions: npt.NDArray[np.uint8]) -> int:
     """Frames per action of the recording: the widest grid, up to 8, that all changes lie on."""
     grid = math.gcd(*(np.flatnonzero(np.diff(actions)) + 1).tolist())
-    return grid if 1 <= grid <= 8 else 1
+    return max(frames for frames in range(1, 9) if grid % frames == 0) if grid else 1
 
 
 def _rows(patches: list[tuple[int, int, int]]) -> npt.NDArray[np.int32]:

@@ -1,6 +1,6 @@
 """The picture of a demo: score, rewards and lives over its frames."""
 
-from contextlib import suppress
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from demoreset_api.errors import UserError
 from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
+from demoreset_trainer.disk import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +22,11 @@ def plot(demo: Demo, title: str, out: Path) -> None:
     Raises:
         UserError: the place cannot be written to.
     """
-    figure = draw(demo, title)
-    partial = out.with_name(f".{out.name}.partial")
+    content = io.BytesIO()
+    draw(demo, title).savefig(content, format="png", dpi=110)
     try:
-        figure.savefig(partial, format="png", dpi=110)
-        partial.replace(out)
+        write_whole(out, content.getvalue())
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
 
 

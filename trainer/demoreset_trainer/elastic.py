@@ -28,10 +28,10 @@ from demoreset_api.errors import ExitCode, TryAgain
 from demoreset_api.names import ASIDE, QUORUM
 from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
-from demoreset_trainer.group import Leaving, MemberLost, Quorum, update_of
+from demoreset_trainer.group import Leaving, MemberLost, Quorum, first_line, update_of
 from demoreset_trainer.heart import Heart
 from demoreset_trainer.links import GIVEN_UP, KEY, Links, fetch, outcast, quick, slow
-from demoreset_trainer.question import Question, first_line
+from demoreset_trainer.question import Question
 from demoreset_trainer.waits import POLL, Waits
 
 LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
@@ -206,7 +206,7 @@ class Elastic:
             self._heart.moved(GIVEN_UP * len(others))
             took = [seconds for address in others if (seconds := fetch(address)) is not None]
             if quick(took):
-                self._question.pause()
+                self._question.forget_answers()
                 self._back = time.monotonic()
                 self._phase(QUORUM)
                 return

@@ -8,7 +8,7 @@ own: it starts at `start` and is at `start` + frames played afterwards.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, SupportsInt
@@ -40,6 +40,14 @@ class End(IntEnum):
 
 
 TRUNCATED = frozenset({End.HORIZON, End.FRAMES})
+LEAST = {  # of the whole numbers among `Rules`
+    "frame_skip": 1,
+    "no_ops": 0,
+    "lag_frames": 0,
+    "extra_frames": 1,
+    "horizon_frames": 1,
+    "max_frames": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,21 @@ class Rules:
     max_frames: int | None = None
     full_action_space: bool = False
     scaled_reward: bool = False  # divide by the demo's mean absolute reward, instead of the sign
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UserError: names the field.
+        """
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise UserError(f"{name}: received {value!r}; it is a whole number from {least} on")
+        if not 0 <= self.sticky_probability <= 1:
+            raise UserError(
+                f"sticky_probability: received {self.sticky_probability!r}; it is from 0 to 1"
+            )
 
 
 class Judge:
@@ -133,7 +156,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         if isinstance(demo, str):
             demo = demos.locate(demo)
         self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
-        self.rules = rules or Rules(**settings)
+        self.rules = replace(rules or Rules(), **settings)
         self.view = view or View()
         self.states = states or start_states(self.demo, self.view, self.rules.frame_skip)
         self.render_mode = render_mode
@@ -159,11 +182,13 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         `options["limits"]` False: only the emulator and `max_frames` end the episode.
 
         Raises:
-            UserError: the start is not a decision boundary inside the demo.
+            UserError: the start is not a decision boundary inside the demo, or an option is none.
         """
         super().reset(seed=seed)
         options = options or {}
-        self.begin(int(options.get("start", 0)), bool(options.get("limits", True)))
+        if unknown := options.keys() - {"start", "limits"}:
+            raise UserError(f"options: received {', '.join(unknown)}; known are start and limits")
+        self.begin(options.get("start", 0), bool(options.get("limits", True)))
         return self._stack.copy(), self._info()
 
     def reseed(self, seed: int) -> None:
@@ -208,7 +233,14 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         return self._stack
 
     def step(self, action: SupportsInt) -> tuple[Image, float, bool, bool, dict[str, Any]]:
-        """Play one decision."""
+        """Play one decision.
+
+        Raises:
+            UserError: there is no such action.
+        """
+        if not 0 <= int(action) < len(self.action_codes):
+            last = len(self.action_codes) - 1
+            raise UserError(f"action: received {action}; this game's are 0 to {last}")
         reward = self.play(int(action))
         truncated = self.end in TRUNCATED
         terminated = bool(self.end) and not truncated

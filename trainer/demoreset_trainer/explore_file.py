@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from demoreset_api.errors import UserError
+from demoreset_trainer.disk import write_whole
 from demoreset_trainer.emulator import emulator_version
 from demoreset_trainer.explore import Archive, Cell, Grid
 
@@ -44,9 +45,7 @@ def write(archive: Archive, path: Path) -> None:
     for name, pieces in lists.items():
         tensors[name] = np.frombuffer(b"".join(pieces), np.uint8)
         tensors[f"{name}_ends"] = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save(tensors, metadata={"archive": json.dumps(header)}))
-    partial.replace(path)
+    write_whole(path, save(tensors, metadata={"archive": json.dumps(header)}))
 
 
 def read(path: Path) -> Archive:

@@ -28,6 +28,11 @@ class Leaving(DemoResetError):
     """This member was told to stop, and the end of its update would be too late."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, for a note: others' errors may have many lines."""
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
 @dataclass(frozen=True)
 class Quorum:
     """Who trains now. Every change of members makes a new generation.

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from demoreset_api.errors import NoProgress
+from demoreset_api.errors import NoProgress, TryAgain
 from demoreset_api.names import CONFIRM, QUORUM
 from demoreset_api.spec import After, RunSpec
 from demoreset_trainer.burn_in import BurnIn
@@ -142,7 +142,7 @@ class Loop:
         self._rank = 0
         self._leaving: set[str] = set()  # members that have said so
         self._lost_at: float | None = None  # when what a lost member interrupted began
-        self._deserted = False  # told to stop while the others did not answer
+        self._deserted = False  # it leaves while the others may know better
         self._results: list[Result] = []  # of the latest update, as are the statistics
         self._statistics = Statistics()
         self._explore_frames = spec.curriculum.explore_frames
@@ -190,6 +190,7 @@ class Loop:
 
         Raises:
             NoProgress: the same update failed three times.
+            TryAgain: it is to begin anew.
             SlotsDied: a process of environments is gone.
         """
         with ExitStack() as self._open:
@@ -198,6 +199,9 @@ class Loop:
             except Leaving:
                 self._deserted = True
                 return Stopped(goal_met=self._over)
+            except TryAgain:  # it sat out: what it knows is old
+                self._deserted = True
+                raise
             finally:
                 self._group.event("left", update=self.state.counters.update)
 
@@ -357,19 +361,26 @@ class Loop:
         while True:
             begun = time.monotonic()
             quorum = self._group.quorum(self.state.step)
+            cause = self._cause(quorum)
             try:
                 if quorum.source is not None:
-                    stayed = self._share(quorum) and stayed
+                    own, cause = self._share(quorum, cause)
+                    stayed = own and stayed
             except MemberLost as error:
                 self._lost_at = self._lost_at or begun
                 update = self.state.counters.update
                 self._group.event("lost", update=update, reason=str(error))
                 continue
-            self._regained(quorum, begun)
+            if cause is not None:
+                self.state.counters.recovered(cause, self._lost_at or begun)
+            self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
             return quorum, stayed
 
-    def _share(self, quorum: Quorum) -> bool:
-        """All take the state of one member; whether it was this one's own."""
+    def _share(self, quorum: Quorum, cause: str | None) -> tuple[bool, str | None]:
+        """All take the state of one member; whether it was this one's own.
+
+        And why the group has changed, which who is new cannot know: it counts as all the others.
+        """
         state, own = self.state, quorum.rank == quorum.source
         if own and not state.life:  # all are new: only the first may look at the disk
             self._group.alive(DISK)
@@ -378,32 +389,30 @@ class Loop:
                 self.load(snapshot)
             state.life = life
         if len(quorum.members) == 1:
-            return own
-        sent = pack(self.snapshot(), {"owners": state.owners}) if own else b""
+            return own, cause
+        sent = pack(self.snapshot(), {"owners": state.owners, "cause": cause}) if own else b""
         received = self._group.hand_over(quorum, sent)
         if not own:
             snapshot, extra = unpack(received)
             if (snapshot.life, snapshot.update) == (state.life, state.counters.update):
-                return True  # another was behind
+                return True, cause  # another was behind
             self.ppo.load(snapshot.model, snapshot.optimizer)
             state.load(snapshot.state)
             state.life, state.owners = snapshot.life, list(extra["owners"])
             self._burn_in.refresh()
-        return own
+            cause = extra.get("cause")
+        return own, cause
 
-    def _regained(self, quorum: Quorum, asked: float) -> None:
-        """Count, by cause, what was lost or joined since the latest quorum."""
+    def _cause(self, quorum: Quorum) -> str | None:
+        """What was lost or joined since the latest quorum, in a word of `recoveries`."""
         before, now = set(self._members), set(quorum.members)
-        recovered = self.state.counters.recovered
         if self._lost_at is not None:
-            recovered("collective", self._lost_at)
-        elif before - now:
-            recovered("left", asked)
-        elif quorum.outage:
-            recovered("coordinator", asked)
-        elif before and now - before:
-            recovered("joined", asked)
-        self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
+            return "collective"
+        if before - now:
+            return "left"
+        if quorum.outage:
+            return "coordinator"
+        return "joined" if before and now - before else None
 
     def _gather(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
         """What every member brings to this update.

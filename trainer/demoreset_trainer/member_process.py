@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from demoreset_api.names import CONFIRM, ENV_WIRE
+from demoreset_api.names import ASIDE, CONFIRM, ENV_WIRE
 from demoreset_api.pace import QUIET, patience
 from demoreset_trainer import restart, wire
 from demoreset_trainer.progress import Progress
@@ -27,6 +27,7 @@ MOST_STACKS = 2000  # lines
 SETTINGS = {
     "RUST_LOG": "warn",
     "PYTHONFAULTHANDLER": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # else 40 lines of C++ for every member that is lost
     "RES_OPTIONS": "timeout:1 attempts:3",
 }
 
@@ -193,9 +194,10 @@ class MemberProcess:
     def stands(self, now: float) -> bool:
         """Whether it has done no update for long, though its loop may move.
 
-        The goal's episodes are played between two updates, and may take as long as they like.
+        The goal's episodes are played between two updates, and may take as long as they like; so
+        may a slow network.
         """
-        if self.phase == CONFIRM:
+        if self.phase in (CONFIRM, ASIDE):
             return False
         done = self.progress
         return now - self.moved > (patience(done.update, done.seconds) if done else QUIET)

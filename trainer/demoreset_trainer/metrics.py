@@ -24,7 +24,7 @@ class MetricsFile:
     A run that goes back to a checkpoint does updates again, and their old lines were lost with the
     process that made them. They are cut when this process appends its first line, or one that is
     not later than its own latest: from there on the run is told anew. A line that merely comes
-    late, from a process that was frozen while others went on, cuts nothing.
+    late, from a process that has written before and was frozen while others went on, cuts nothing.
 
     Args:
         path: The file.

@@ -122,7 +122,7 @@ class Nursery:
                     self._groups.discard(group)
 
     def _hear(self) -> None:
-        """Who was born; False when the nursery has hung up."""
+        """Who was born."""
         while self._unborn and self._link is not None:
             try:
                 answer = self._link.recv(64)

@@ -5,6 +5,8 @@ it comes from: spec, demo's hash, results. It is in the file's header, and besid
 """
 
 import json
+import logging
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import checkpoint, runfile
 from demoreset_trainer import demo as demos
+from demoreset_trainer.demo import SUFFIX as DEMO_SUFFIX
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.disk import write_flushed
 from demoreset_trainer.emulator import ALL_ACTIONS, Emulator, rom_md5
@@ -169,6 +172,10 @@ def _load_file(path: Path) -> Trained:
         # What is asked for later must not be found missing then.
         int(card["frameSkip"]), int(card["demo"]["score"]), str(card["name"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if path.name.endswith(DEMO_SUFFIX):
+            raise UserError(
+                f"{path}: this is a demo, not a policy; `demoreset demo info {path}`"
+            ) from error
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: not a policy that `demoreset export` wrote, or damaged ({first})"
@@ -240,7 +247,8 @@ def export_onnx(trained: Trained, path: Path) -> None:
     images = torch.zeros(2, *view.shape, dtype=torch.uint8)
     batch = torch.export.Dim("batch")
     policy.exact = True
-    with torch.no_grad():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of what we do not need
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             policy,
             (images, policy.initial_state(2)),

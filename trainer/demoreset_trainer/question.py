@@ -12,6 +12,7 @@ from typing import Any
 
 from torchft.coordination import LighthouseClient
 
+from demoreset_trainer.group import first_line
 from demoreset_trainer.heart import Heart
 from demoreset_trainer.waits import Waits
 
@@ -44,8 +45,8 @@ class Question:
         """Seconds for which the coordinator has answered without a break."""
         return time.monotonic() - self._answered if self._answered else 0.0
 
-    def pause(self) -> None:
-        """This member asks nothing for a while; what was heard before counts no more."""
+    def forget_answers(self) -> None:
+        """This member has asked nothing for a while: what was heard before counts no more."""
         self._answered = None
 
     def ask(self, step: int, data: Callable[[], dict[str, Any]], **where: str) -> tuple[Any, float]:
@@ -83,7 +84,7 @@ class Question:
                 self._asker = self._asker.successor()
                 continue
             except (RuntimeError, ConnectionError, OSError) as error:
-                self._forget()
+                self._give_up()
                 self._answered = None
                 self._unanswered(first_line(error))
                 self._waits.sleep(pause * (0.5 + random.random()))
@@ -114,7 +115,7 @@ class Question:
         if self._heart.unheard > BROKEN:
             raise ConnectionError(SILENT)
 
-    def _forget(self) -> None:
+    def _give_up(self) -> None:
         """Nobody will hear its answer, so it must not count as this member's.
 
         The coordinator keeps a question for as long as its member beats, or gets it late: TCP may
@@ -175,8 +176,3 @@ class _Asker:
             except BaseException as error:
                 answer.put(error)
                 return  # who asks makes another one
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, for a note."""
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -46,7 +46,7 @@ class RunState:
     @property
     def step(self) -> int:
         """What orders it among the states of other members; 0: this one has none yet."""
-        return step_of(self.life, self.counters.update)
+        return step_of(self.life, self.counters.update) if self.life else 0
 
     def state(self) -> dict[str, Any]:
         """All of it but the life and the owners, as JSON."""

@@ -19,10 +19,14 @@ from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import After, Collectives, DemoResetRun, RunSpec, Workers
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.disk import fault
+from demoreset_trainer.disk import fault, write_whole
 from demoreset_trainer.machine import gpus
 
 MAX_BYTES = 1 << 20
+RIGHT = {  # what would be right, where pydantic speaks of its own things
+    "model_type": "it is a mapping of fields",
+    "model_attributes_type": "it is a mapping of fields",
+}
 SPEC, DEMO = "run.json", "demo" + demos.SUFFIX  # in a run's folder
 
 
@@ -70,7 +74,7 @@ def explain(error: ValidationError, model: type[BaseModel] = DemoResetRun) -> st
         else:
             received = mistake["input"]
             shown = "" if isinstance(received, dict) else f"received {received!r}; "
-            message = mistake["msg"].removeprefix("Value error, ")
+            message = RIGHT.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
             lines.append(f"{field}: {shown}{message[:1].lower()}{message[1:]}")
     return "; ".join(lines)
 
@@ -172,7 +176,10 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
     Raises:
         UserError: names what differs.
     """
-    advice = "choose another --dir, or --fresh to begin anew (the old folder is kept)"
+    advice = (
+        "choose another --dir, or --fresh to begin anew (the old folder is kept); on a cluster, "
+        "another name"
+    )
     if state["demo"]["sha256"] != demo.sha256:
         theirs = state["demo"]
         raise UserError(
@@ -272,14 +279,12 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         TryAgain: the disk is full, read-only, or away.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         # As it is, for YAML's sake: it does not know JSON's pairs of surrogates.
         text = json.dumps(content, indent=2, ensure_ascii=False)
         if path.exists() and not path.is_file():  # a device, or a pipe
             path.write_text(text + "\n", encoding="utf-8")
             return
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, f"{text}\n".encode())
     except OSError as error:
         raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error

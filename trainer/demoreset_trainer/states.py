@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from demoreset_api.errors import TryAgain
-from demoreset_trainer.demo import Demo, replay
+from demoreset_api.errors import TryAgain, UserError
+from demoreset_trainer.demo import Demo, compared
 from demoreset_trainer.emulator import Emulator, emulator_version
 
 Image = npt.NDArray[np.uint8]
@@ -135,6 +135,7 @@ def start_states(demo: Demo, view: View, frame_skip: int) -> StartStates:
     """Load the start states of a demo from the cache, making them first if need be.
 
     Raises:
+        UserError: the demo does not replay as it was recorded.
         TryAgain: the cache cannot be written, or read.
     """
     folder = _cache() / _key(demo, view, frame_skip)
@@ -215,6 +216,7 @@ def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
     """Replay the demo into `folder`: whole, or not there.
 
     Raises:
+        UserError: the demo does not replay as it was recorded.
         TryAgain: the disk is full, read-only, or away.
     """
     emulator = Emulator(demo.game)
@@ -234,12 +236,14 @@ def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
                     images.write(image.data)
                     states.append(emulator.save())
 
-                emulator.reset()  # start 0 is the game's own start, whatever the demo patches there
-                camera.fill()
-                keep()
-                for frame, _ in replay(demo, emulator):
-                    camera.take()
-                    if (frame + 1) % frame_skip == 0:
+                for frame, difference in enumerate(compared(demo, emulator)):
+                    if difference is not None:  # nobody could learn from there
+                        raise UserError(
+                            f"this demo of {demo.game} does not replay here ({difference}): it is "
+                            f"damaged, or not of {emulator_version()}; `demoreset demo verify`"
+                        )
+                    (camera.take if frame else camera.fill)()
+                    if frame % frame_skip == 0:
                         keep()
             offsets = np.cumsum([0] + [len(state) for state in states], dtype=np.int64)
             with _array(partial / "offsets.npy", "<i8", offsets.shape) as file:

@@ -19,6 +19,7 @@ from demoreset_trainer import restart
 from demoreset_trainer.machine import cores, devices, oom_kills
 from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
 from demoreset_trainer.progress import Progress
+from demoreset_trainer.progress import Watch as LoopWatch
 from demoreset_trainer.restart import Ending, LastError, Limits, Record
 from demoreset_trainer.wire import Beat, Note
 
@@ -30,17 +31,8 @@ STARVED = "the kernel has killed a process of this worker: its memory limit is n
 MOST_NOTES = 1000  # remembered, so as not to tell them twice
 
 
-class Watch(Protocol):
+class Watch(LoopWatch, Protocol):
     """Who wants to know; `watch.Watchers` is one."""
-
-    def phase(self, name: str) -> None:
-        """The loop has entered a phase."""
-
-    def update(self, progress: Progress) -> None:
-        """An update is done."""
-
-    def note(self, text: str) -> None:
-        """Something happened that a person wants to know."""
 
     def states(self, states: Mapping[str, str]) -> None:
         """How the members of this supervisor are, by their ids."""
@@ -220,8 +212,9 @@ class Supervisor:
             for member in self.members
             if member.progress is not None and member.phase != ASIDE
         ]
-        aside = [ASIDE for member in self.members if member.phase == ASIDE]
-        phases = [phase for _, _, phase in sorted(ranked)] or aside or [STARTING]
+        phases = [phase for _, _, phase in sorted(ranked)]
+        if not phases:
+            return ASIDE if {member.phase for member in self.members} == {ASIDE} else STARTING
         return CONFIRM if CONFIRM in phases else phases[0]
 
     def _note(self, member: MemberProcess, note: Note) -> None:

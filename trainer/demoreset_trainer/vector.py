@@ -7,6 +7,7 @@ envs = gymnasium.make_vec(
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         if isinstance(demo, str):
             demo = demos.locate(demo)
         self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
-        rules, view = rules or Rules(**settings), view or View()
+        rules, view = replace(rules or Rules(), **settings), view or View()
         one = DemoResetEnv(self.demo, rules=rules, view=view)
         self.metadata = {**one.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = num_envs
