@@ -107,8 +107,9 @@ def _stands(run: Run, status: RunStatus) -> str:
     }
     said = parts[status.phase]
     if where is not None and how is not None:
-        at = "the game's own start" if not where.start_frame else f"frame {where.start_frame}"
-        said += f"; the start stands at {at} of {where.demo_frames} after {how.frames:,} frames"
+        at = f"frame {where.start_frame} of {where.demo_frames}"
+        at = at if where.start_frame else "the game's own start"
+        said += f"; the start stands at {at} after {how.frames:,} frames"
         if status.phase is Phase.RUNNING and how.frames_per_second:
             said += f", {how.frames_per_second:,.0f} a second"
     return said + "."

@@ -2,13 +2,14 @@
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from demoreset_api.errors import TryAgain, UserError
-from demoreset_api.spec import Collectives, RunSpec, Workers
+from demoreset_api.spec import ApiModel, Collectives, RunSpec, Workers
 from demoreset_trainer import runfile
 from demoreset_trainer.demo import Demo, record
 
@@ -235,3 +236,21 @@ def test_nccl_needs_a_gpu_for_each_member(
         return
     with pytest.raises(UserError, match=f"a GPU for each of 2 members, and here are {there}; take"):
         runfile.members(wanted, workers)
+
+
+def test_what_a_checkpoint_depends_on_never_changes_on_a_cluster() -> None:
+    def fixed(model: type[ApiModel], place: str = "") -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            shown = place + (field.alias or name)
+            if shown.rpartition(".")[2] in model.fixed:
+                yield shown
+            elif isinstance(field.annotation, type) and issubclass(field.annotation, ApiModel):
+                yield from fixed(field.annotation, f"{shown}.")
+
+    there = set(fixed(RunSpec))
+    for field in runfile._FIXED:
+        assert {field, field.partition(".")[0]} & there, field
+    # And the other way round, but for what has nothing to do with learning.
+    assert {one.partition(".")[0] for one in there} - {"managedBy", "checkpoint"} == {
+        field.partition(".")[0] for field in runfile._FIXED
+    }
