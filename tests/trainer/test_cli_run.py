@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,10 @@ def test_help_teaches(tmp_path: Path) -> None:
     assert "demoreset run -f demos/freeway-crossing.yaml" in demoreset("--help")
     for command in ("run", "evaluate", "video", "export", "plot", "demo"):
         assert "usage: demoreset" in demoreset(command, "--help")
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_a_package_that_is_missing_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    said = demoreset("run", "-f", CROSSING, "--dir", tmp_path / "run", "--tensorboard", expect=64)
+    assert "--tensorboard needs one more package" in said
+    assert not (tmp_path / "run").exists()

@@ -73,9 +73,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     signals = Signals()
-    from demoreset_trainer import runfile
+    from demoreset_trainer import runfile, tensorboard
     from demoreset_trainer.claim import claimed
 
+    tensorboard.check(options.tensorboard)
     wanted = runfile.read(options.file, options.set)
     folder: Path = options.dir or Path("runs") / wanted.metadata.name
     members = runfile.members(options.members, wanted.spec.workers)

@@ -107,13 +107,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
-    from demoreset_trainer import hangs, runfile
+    from demoreset_trainer import hangs, runfile, tensorboard
     from demoreset_trainer.cli_group import GOOD, all_kept, met, on_screen, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.report import stands
     from demoreset_trainer.summary import NOT_KEPT
     from demoreset_trainer.watch import Watchers
 
+    tensorboard.check(options.tensorboard)
     wanted = runfile.read(options.file, options.set)
     members = runfile.members(options.members, wanted.spec.workers)
     demo = runfile.load_demo(wanted.spec, options.file)

@@ -3,27 +3,31 @@
 import math
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from demoreset_api.errors import UserError
 from demoreset_trainer.progress import Progress
 
 
-class TensorBoardFile:
-    """Writes every number of an update over the run's frames.
+def check(wanted: bool) -> None:
+    """Look before anything is made whether event files can be written.
 
     Raises:
         UserError: the package is not installed.
     """
+    if wanted and find_spec("tensorboard") is None:
+        raise UserError(
+            "--tensorboard needs one more package: in the clone, pip install -e '.[tensorboard]'"
+        )
+
+
+class TensorBoardFile:
+    """Writes every number of an update over the run's frames."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "--tensorboard needs one more package: in the clone, "
-                "pip install -e '.[tensorboard]'"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._make = partial(SummaryWriter, str(folder / "tensorboard"))
         self._writer: SummaryWriter | None = None
 
