@@ -158,6 +158,10 @@ def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
     assert story.loops["a"].state.counters.frames == 8 * 8 * 8 * 4
     assert story.loops["a"].state.counters.frames_discarded == 0
     assert weights(story.loops["a"]).equal(weights(story.loops["c"]))
+    # Who has joined counts as the others do, so that a total never falls when another one tells it.
+    counted = [story.loops[id].state.counters.recoveries for id in "ac"]
+    assert counted[0] == counted[1]
+    assert {"joined", "left"} <= set(counted[0])
     assert [update for _, update, _, _ in story.citizens["b"].commits][-1] == 5
 
 
