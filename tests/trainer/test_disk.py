@@ -49,7 +49,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_stops_nothing(tmp_path: Path) ->
         writer.save(snapshot(2))
         assert writer.finish(snapshot(3))
     assert [note.split(" (")[0] for note in notes] == [
-        "checkpoint not written",
+        "old checkpoints not deleted",
         "checkpoints are written again",
     ]
     assert "training goes on" in notes[0]
