@@ -263,7 +263,7 @@ class Controller:
         try:
             for body in plan.apply:
                 if (body["kind"], body["metadata"]["name"]) in known:
-                    self._put(await self._api.apply(body), body)
+                    self._put(await self._api.apply(body), body["kind"])
                 else:
                     await self._create(run, body)
             await self._all([self._create(run, body) for body in plan.create])
@@ -306,7 +306,7 @@ class Controller:
         answer = await self._api.create(body)
         if answer is None:
             answer = await self._adopt(run, body)
-        self._put(answer, body)
+        self._put(answer, body["kind"])
 
     async def _adopt(self, run: Run, body: Json) -> Json:
         kind, meta = body["kind"], body["metadata"]
@@ -329,16 +329,16 @@ class Controller:
         change = {"metadata": {key: meta[key] for key in kept if key in meta}}
         return await self._api.patch(*where, change)
 
-    def _put(self, answer: Json, body: Json) -> None:
+    def _put(self, answer: Json, kind: str) -> None:
         """What was made, or deleted, is known at once, before the watch tells of it."""
-        self.cache.put({**answer, "kind": body["kind"]})
+        self.cache.put({**answer, "kind": kind})
 
     async def _delete(self, run: Run, kind: str, name: str, uid: str) -> None:
         if kind == "Pod":
             self.cache.deleted(run.uid, name)
         answer = await self._api.delete(kind, run.namespace, name, uid)
         if answer is not None:
-            self._put(answer, {"kind": kind})
+            self._put(answer, kind)
 
 
 def _back_off(failures: int, longest: float) -> float:

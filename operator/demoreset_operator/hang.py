@@ -21,9 +21,9 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
 
     Nobody is, while there is another reason to wait: for a pod that comes or goes, for a
     coordinator, for as many as train at least, for the goal's episodes. Who sits out is none of the
-    group, and knows by itself when to come back. When such a reason is over
-    the time begins anew, and so it does after every loss: one is replaced at a time, for the others
-    hold what was learned.
+    group, and knows by itself when to come back. When such a reason is over the time begins anew,
+    and so it does after every loss: one is replaced at a time, for the others hold what was
+    learned.
     """
     workers = [pod for pod in seen.workers if pod.live and not seen.aside(pod)]
     told = {pod.name: seen.told[pod.name] for pod in workers if pod.name in seen.told}

@@ -164,8 +164,8 @@ def _running(
 ) -> tuple[str, str]:
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
-    trouble = seen.refused or next(map(named, lacking), "") or _aside(seen, now)
-    trouble = trouble or _begins(seen, ready)
+    trouble = seen.refused or next(map(named, lacking), "")
+    trouble = trouble or _aside(seen, now) or _begins(seen, ready)
     wanted = seen.run.spec.workers.max
     if len(ready) == wanted:
         return "Training", "all workers train"
