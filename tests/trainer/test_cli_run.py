@@ -135,6 +135,8 @@ def test_its_film_shows_the_crossing(trained: Path, tmp_path: Path) -> None:
     with av.open(str(out)) as film:
         pictures = sum(1 for _ in film.decode(video=0))
     assert 40 < pictures < 200  # at 15 a second
+    said = demoreset("video", trained, "--frames", "40", "--out", out)
+    assert "score 0, which does not tie the demo's 1; it ends at --frames)" in said
 
 
 def test_an_exported_policy_plays_as_the_checkpoint_does(trained: Path, tmp_path: Path) -> None:

@@ -58,9 +58,12 @@ def run(options: argparse.Namespace) -> int:
         sticky_probability=options.sticky,
         seed=options.seed,
     )
-    tie = "ties" if filmed.score >= trained.demo_score else "does not tie"
+    tied = filmed.score >= trained.demo_score
+    cut = filmed.frames >= options.frames and not tied
+    tie = "ties" if tied else "does not tie"
     print(
         f"written: {out} ({filmed.frames / 60:.0f} s of play, score {filmed.score:,}, "
-        f"which {tie} the demo's {trained.demo_score:,})"
+        f"which {tie} the demo's {trained.demo_score:,}"
+        f"{'; it ends at --frames' if cut else ''})"
     )
     return 0

@@ -61,8 +61,9 @@ class Confirmation:
         mine = range(quorum.rank, self._episodes, len(quorum.members))
         if not mine or (alone and stopping()):
             return []
-        if self._slots is None:
-            self._slots = self._make_slots(min(len(mine), MOST_SLOTS))
+        if self._slots is None:  # as few as make as many rounds: the last is as full as the others
+            rounds = -(-len(mine) // MOST_SLOTS)
+            self._slots = self._make_slots(-(-len(mine) // rounds))
 
         def alive() -> None:
             self._alive()
