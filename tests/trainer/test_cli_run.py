@@ -209,7 +209,10 @@ def test_fresh_keeps_the_old_folder(torn: Path) -> None:
             ["run", "-f", CROSSING, "--set", "spec.sed=1"],
             "spec.sed: unknown field; did you mean seed?",
         ),
-        (["run", "-f", CROSSING, "--set", "spec.demo.name=nope"], "no bundled demo 'nope'"),
+        (
+            ["run", "-f", CROSSING, "--set", "spec.demo.name=nope"],
+            "spec.demo.name: no bundled demo 'nope'",
+        ),
         (["run", "-f", CROSSING, "--dir", "/proc/x"], "cannot be written"),
         (["run"], "required: -f/--file"),
         (["evaluate", "nowhere"], "nowhere: not there"),

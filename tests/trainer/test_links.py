@@ -99,6 +99,19 @@ def test_what_was_under_way_says_nothing_after_all_is_forgotten(
     assert mine.seconds == {"far": 0.25}
 
 
+def test_what_is_known_of_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "EVERY", 0.01)
+    monkeypatch.setattr(links, "LOOKS", 10**9)
+    takes = {"host:1": 2.0, "host:2": 1.5}
+    monkeypatch.setattr(links, "fetch", takes.get)
+    mine = Links(store())
+    mine.look({"cut": "host:1", "far": "host:2"})
+    until(mine, lambda seconds: seconds == {"cut": 2.0, "far": 1.5})
+    mine.forget({"cut", "unknown"})
+    takes["host:2"] = 0.5  # the other is looked at still
+    until(mine, lambda seconds: seconds == {"far": 0.5})
+
+
 def test_whose_links_take_longest_sits_out_and_all_agree() -> None:
     assert outcast(ALL, {}) is None
     assert outcast(ALL, {"a": {"gone": 2.0, "b": 0.9}, "gone": {"c": 2.0}}) is None
@@ -111,6 +124,11 @@ def test_whose_links_take_longest_sits_out_and_all_agree() -> None:
         # One, where the other found it not quite so slow.
         one, other = others[:2]
         assert outcast(ALL, {one: {culprit: 1.1, other: 0.01}, other: {culprit: 0.9}}) == culprit
+    # Who was cut off a moment ago has found everybody slow, and they have found it so.
+    cut = {"d": dict.fromkeys("abc", GIVEN_UP), "a": {"d": GIVEN_UP}, "b": {"d": GIVEN_UP}}
+    assert outcast(ALL, cut) == "d"
+    assert outcast(ALL, cut, back={"d"}) is None
+    assert outcast(ALL, {**cut, "c": {"b": 1.5}}, back={"d"}) == "c"
     for one, other in permutations("ab"):  # of one bad link the later member, whoever told it
         assert outcast(("a", "b"), {one: {other: 1.5}}) == "b"
         assert outcast(("a", "b"), {one: {other: 1.5}, other: {one: 2.0}}) == "b"

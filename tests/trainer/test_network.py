@@ -42,6 +42,8 @@ def test_a_host_that_is_cut_off_waits_and_comes_back() -> None:
     assert [parting.failures for parting in partings] == [[]] * len(cuts)
     found = check(watched.events)
     assert (found["updatesLost"], found["forks"]) == (0, 0)
+    # What others had found of its network meanwhile is no reason to sit out.
+    assert outcasts(watched.events) == set()
 
 
 def test_with_a_host_that_is_far_away_no_update_is_lost() -> None:

@@ -115,7 +115,9 @@ class Demo:
             UserError: `end` is not inside the demo.
         """
         if not 1 <= end <= len(self):
-            raise UserError(f"endFrame: received {end}; the demo has frames 1 to {len(self)}")
+            raise UserError(
+                f"spec.demo.endFrame: received {end}; the demo has frames 1 to {len(self)}"
+            )
         if end == len(self):
             return self
         return replace(
@@ -257,7 +259,7 @@ def find(name: str) -> Path:
         if path.exists():
             return path
     known = ", ".join(bundled()) or "none"
-    raise UserError(f"demo.name: no bundled demo {name!r}; there are: {known}")
+    raise UserError(f"spec.demo.name: no bundled demo {name!r}; there are: {known}")
 
 
 def locate(name: str) -> Path:

@@ -30,7 +30,7 @@ from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, first_line, update_of
 from demoreset_trainer.heart import Heart
-from demoreset_trainer.links import GIVEN_UP, KEY, Links, fetch, outcast, quick, slow
+from demoreset_trainer.links import EVERY, GIVEN_UP, KEY, Links, fetch, outcast, quick, slow
 from demoreset_trainer.question import Question
 from demoreset_trainer.waits import POLL, Waits
 
@@ -118,10 +118,12 @@ class Elastic:
             members = sorted(answer.participants, key=_seniority)
             facts = [member.data or {} for member in members]
             ids = tuple(fact["id"] for fact in facts)
+            back = {fact["id"] for fact in facts if fact.get("back")}
+            self._links.forget(ids if self._id in back else back)
             if len(set(ids)) < len(ids):
                 continue  # one that was given up was counted, too; it has no beats any more
             self._stores = dict(zip(ids, (member.store_address for member in members), strict=True))
-            if out := outcast(ids, {fact["id"]: fact.get("links", {}) for fact in facts}):
+            if out := outcast(ids, {fact["id"]: fact.get("links", {}) for fact in facts}, back):
                 self._sit_out(out)
                 continue
             formed = {fact["formed"] for fact in facts}
@@ -176,6 +178,7 @@ class Elastic:
             "generation": self._generation,
             "joined": self._joined,
             "waited": SETTLE if nobody else self._question.answered,
+            "back": self._heart.back < EVERY + GIVEN_UP,  # the latest looks were before
             "links": self._links.seconds,
             "pid": os.getpid(),
             "host": self._host,

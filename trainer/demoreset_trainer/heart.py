@@ -12,6 +12,7 @@ from torchft.coordination import LighthouseClient
 
 EVERY = 0.1  # seconds between beats
 TELL_EVERY = 0.5  # seconds between those for the supervisor
+CUT_OFF = 4.0  # seconds without an answered beat: that host was cut off, and is not only far away
 STANDSTILL, PACES = 5.0, 20.0  # seconds, or usual gaps, after which the loop stands still
 
 
@@ -30,6 +31,7 @@ class Heart:
         self._moved = self._excused = time.monotonic()
         self._gaps: deque[float] = deque([0.0], maxlen=200)
         self._failing: float | None = None  # since when beats fail
+        self._back = float("-inf")  # when they were answered again after it was cut off
         self.connects = True  # the coordinator's machine takes connections, as far as is known
         self._started, self._stopped = threading.Event(), threading.Event()
         self._stopped.set()
@@ -66,6 +68,11 @@ class Heart:
         since = self._failing
         return time.monotonic() - since if since is not None else 0.0
 
+    @property
+    def back(self) -> float:
+        """Seconds since beats are answered again after this member was cut off."""
+        return time.monotonic() - self._back
+
     def _run(self, stopped: threading.Event) -> None:
         client: LighthouseClient | None = None
         while not stopped.wait(EVERY):
@@ -76,6 +83,8 @@ class Heart:
                 if client is None:
                     client = LighthouseClient(self._url, timedelta(seconds=2))
                 client.heartbeat(self.name, timeout=timedelta(seconds=1))
+                if self.unheard > CUT_OFF:
+                    self._back = time.monotonic()
                 self._failing, self.connects = None, True
             except (RuntimeError, TimeoutError, OSError) as error:
                 # Silence on a connection is a frozen coordinator, unless no other can be made.

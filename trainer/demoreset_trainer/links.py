@@ -13,7 +13,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import permutations
@@ -59,11 +59,12 @@ class Links:
                 watch = partial(self._watch, id, others[id], look)
                 threading.Thread(target=watch, daemon=True, name="link").start()
 
-    def forget(self) -> None:
-        """All that is known; what is under way says nothing any more."""
+    def forget(self, others: Iterable[str] | None = None) -> None:
+        """What is known of the links to these, or of all; looks under way say nothing any more."""
         with self._lock:
-            self._looks.clear()
-            self._seconds.clear()
+            for id in {*self._looks, *self._seconds} if others is None else others:
+                self._looks.pop(id, None)
+                self._seconds.pop(id, None)
 
     def _watch(self, id: str, address: str, look: object) -> None:
         for _ in range(LOOKS):
@@ -108,15 +109,20 @@ def fetch(address: str) -> float | None:
         return GIVEN_UP
 
 
-def outcast(members: Sequence[str], seconds: Mapping[str, Mapping[str, float]]) -> str | None:
+def outcast(
+    members: Sequence[str],
+    seconds: Mapping[str, Mapping[str, float]],
+    back: Collection[str] = (),
+) -> str | None:
     """Who is to sit out: at an end of a slow link, the one whose links take longest altogether.
 
     Args:
         members: Those that would train together, the most senior first; of equals the last is out.
         seconds: Of each of them, what its links to others take.
+        back: Those that were cut off a moment ago: what was found meanwhile says nothing.
     """
     took: dict[tuple[str, str], float] = {}
-    for one, other in permutations(members, 2):
+    for one, other in permutations([member for member in members if member not in back], 2):
         link = min(one, other), max(one, other)
         took[link] = max(took.get(link, 0.0), seconds.get(one, {}).get(other, 0.0))
     ends = {member for link, took_it in took.items() if took_it >= SLOW for member in link}
