@@ -2,6 +2,8 @@
 
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
@@ -11,6 +13,8 @@ if sys.platform != "linux":
 
 from demoreset_trainer import heart
 from demoreset_trainer.heart import Heart
+
+PATIENCE = 30.0
 
 
 def nobody(*_: object) -> NoReturn:
@@ -52,3 +56,43 @@ def test_who_has_left_the_group_is_still_heard_by_its_supervisor(
     mine.moved(60)
     for _ in range(100):
         assert beats.acquire(timeout=10)
+
+
+def test_who_was_cut_off_is_back_when_a_beat_is_answered(
+    beats: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heart, "CUT_OFF", PATIENCE)
+    answers = threading.Event()
+    answered = threading.Semaphore(0)
+
+    class Coordinator:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def heartbeat(self, *_: object, **__: object) -> None:
+            if not answers.is_set():
+                raise OSError
+            answered.release()
+
+    def until(met: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not met():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    monkeypatch.setattr(heart, "LighthouseClient", Coordinator)
+    mine = Heart("http://127.0.0.1:1", "me", beats.release)
+    mine.moved(PATIENCE)
+    mine.start()
+    until(lambda: mine.unheard > 0)
+    answers.set()
+    assert answered.acquire(timeout=PATIENCE)
+    until(lambda: not mine.unheard)
+    assert mine.back == float("inf")  # a moment of silence is none
+    monkeypatch.setattr(heart, "CUT_OFF", 0.3)
+    answers.clear()
+    until(lambda: mine.unheard > 0.6)
+    answers.set()
+    until(lambda: not mine.unheard)
+    assert 0 <= mine.back < PATIENCE
+    mine.stop()
