@@ -28,6 +28,16 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.fixture
+def takes(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What a look at each address takes; one that is slow is looked at again soon, for ever."""
+    seconds: dict[str, float] = {}
+    monkeypatch.setattr(links, "EVERY", 0.05)
+    monkeypatch.setattr(links, "LOOKS", 10**9)
+    monkeypatch.setattr(links, "fetch", seconds.get)
+    return seconds
+
+
 def store() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
@@ -51,11 +61,8 @@ def test_a_link_is_quick_or_slow_or_has_no_end(silent: str) -> None:
     assert fetch(address) is None  # a member that has died is no slow link
 
 
-def test_a_link_is_looked_at_until_it_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "EVERY", 0.05)
-    monkeypatch.setattr(links, "LOOKS", 10**9)
-    takes = {"host:1": 2.0, "host:2": 0.01}
-    monkeypatch.setattr(links, "fetch", takes.get)
+def test_a_link_is_looked_at_until_it_is_quick(takes: dict[str, float]) -> None:
+    takes |= {"host:1": 2.0, "host:2": 0.01}
     mine = Links(store())
     mine.look({"far": "host:1", "near": "host:2", "dead": "host:3"})
     until(mine, lambda seconds: seconds == {"far": 2.0, "near": 0.01})
@@ -99,11 +106,8 @@ def test_what_was_under_way_says_nothing_after_all_is_forgotten(
     assert mine.seconds == {"far": 0.25}
 
 
-def test_what_is_known_of_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "EVERY", 0.01)
-    monkeypatch.setattr(links, "LOOKS", 10**9)
-    takes = {"host:1": 2.0, "host:2": 1.5}
-    monkeypatch.setattr(links, "fetch", takes.get)
+def test_what_is_known_of_one_is_forgotten(takes: dict[str, float]) -> None:
+    takes |= {"host:1": 2.0, "host:2": 1.5}
     mine = Links(store())
     mine.look({"cut": "host:1", "far": "host:2"})
     until(mine, lambda seconds: seconds == {"cut": 2.0, "far": 1.5})

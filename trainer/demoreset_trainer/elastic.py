@@ -30,7 +30,7 @@ from demoreset_trainer.checkpoint_writer import PATIENCE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, first_line, update_of
 from demoreset_trainer.heart import Heart
-from demoreset_trainer.links import EVERY, GIVEN_UP, KEY, Links, fetch, outcast, quick, slow
+from demoreset_trainer.links import GIVEN_UP, KEY, OLDEST, Links, fetch, outcast, quick, slow
 from demoreset_trainer.question import Question
 from demoreset_trainer.waits import POLL, Waits
 
@@ -178,7 +178,7 @@ class Elastic:
             "generation": self._generation,
             "joined": self._joined,
             "waited": SETTLE if nobody else self._question.answered,
-            "back": self._heart.back < EVERY + GIVEN_UP,  # the latest looks were before
+            "back": self._heart.back < OLDEST,
             "links": self._links.seconds,
             "pid": os.getpid(),
             "host": self._host,

@@ -24,6 +24,7 @@ SIZE = 256 << 10  # bytes that are fetched
 SLOW = 1.0  # seconds for them, with which a link is slow: sums of 1 MB would take too long
 GIVEN_UP = 2.0  # seconds after which they are not waited for
 EVERY, LOOKS = 5.0, 12  # seconds between looks at a link that is slow, and how many
+OLDEST = EVERY + GIVEN_UP  # seconds since what is known of a slow link was looked at, at most
 KEY = "/link"
 
 
