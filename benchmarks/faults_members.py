@@ -4,13 +4,16 @@ import itertools
 import os
 import random
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 from injured import Event, Injured, Outcome, Row, alive, check, group
 
-CALM_MINUTES = 3.0  # of the undisturbed group that a goodput compares with
+TOGETHER = 10  # kills, between two times without
+
+_Span = tuple[float, float]  # seconds of the clock of events: from, to
 
 
 # One trial each: seconds
@@ -104,35 +107,59 @@ def repeated(trial: Callable[[Injured], float]) -> Callable[[int], Outcome]:
 
 
 def flapping(every: float) -> Callable[[int], Outcome]:
-    """A kill of any member every so many seconds, `trials` of them: what is learned meanwhile."""
+    """A kill of any member every so many seconds, `trials` of them: what is learned meanwhile.
+
+    In one run, ten kills at a time and half as long without, before and after: a shared host's
+    speed changes from minute to minute, and only what is close together compares.
+    """
 
     def measure(trials: int) -> Outcome:
-        paces: dict[str, float] = {}
-        sizes: dict[str, float] = {}
         outcome = Outcome()
-        for kind in ("undisturbed", "killed"):
-            with group(changes=()) as injured:
+        disturbed: list[_Span] = []
+        calm: list[_Span] = []
+
+        def spend(kills: int, seconds: float) -> _Span:
+            begun = time.monotonic()
+            for _ in range(kills):
+                outcome.n += injured.kill_any()
+                time.sleep(every)
+            time.sleep(seconds)
+            return begun, time.monotonic()
+
+        with group(changes=()) as injured:
+            while outcome.n < trials:
                 injured.whole()
-                begun = time.monotonic()
-                span = (
-                    trials * every if kind == "killed" else min(trials * every, CALM_MINUTES * 60)
-                )
-                while time.monotonic() - begun < span:
-                    time.sleep(every)
-                    if kind == "killed":
-                        outcome.n += injured.kill_any()
-                ended = time.monotonic()
-            paces[kind], sizes[kind] = _pace(injured.events, begun, ended)
+                calm.append(spend(0, every * TOGETHER / 2))
+                disturbed.append(spend(min(TOGETHER, trials - outcome.n), 0))
+                print(f"  {outcome.n}/{trials}", flush=True)
+            injured.whole()
+            calm.append(spend(0, every * TOGETHER / 2))
+        paces, sizes = _paces(injured.events, disturbed)
+        quiet, whole = _paces(injured.events, calm)
+        expected = [(before + after) / 2 for before, after in itertools.pairwise(quiet)]
         outcome.facts = {
             **check(injured.events),
-            "goodput": round(paces["killed"] / paces["undisturbed"], 3),
-            "framesPerSecond": {kind: round(pace) for kind, pace in paces.items()},
-            "membersOnAverage": {kind: round(size, 2) for kind, size in sizes.items()},
+            "goodput": round(sum(paces) / sum(expected), 3),
+            "goodputs": [round(a / b, 2) for a, b in zip(paces, expected, strict=True)],
+            "framesPerSecond": {
+                "undisturbed": round(statistics.mean(expected)),
+                "killed": round(statistics.mean(paces)),
+            },
+            "membersOnAverage": {
+                "undisturbed": round(statistics.mean(whole), 2),
+                "killed": round(statistics.mean(sizes), 2),
+            },
         }
         outcome.events = injured.events
         return outcome
 
     return measure
+
+
+def _paces(events: list[Event], spans: list[_Span]) -> tuple[list[float], list[float]]:
+    """Frames per second that were committed in each span, and the group's size over its time."""
+    paces, sizes = zip(*(_pace(events, *span) for span in spans), strict=True)
+    return list(paces), list(sizes)
 
 
 def _pace(events: list[Event], begun: float, ended: float) -> tuple[float, float]:
