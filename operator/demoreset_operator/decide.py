@@ -170,6 +170,7 @@ def _after(seen: Observation, now: datetime) -> Plan:
     return Plan(
         status=told,
         delete=changes.delete,
+        events=[_in_vain(run)] if run.generation > status.observed_generation else [],
         delete_run=due is not None and now >= due,
         again=min(times, default=None),
     )
@@ -197,6 +198,15 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
         kind = "Warning" if one.type in (ConditionType.FAILED, ConditionType.STALLED) else "Normal"
         told.append(Event(kind, reasons.get(one.type, one.reason), one.message))
     return told
+
+
+def _in_vain(run: Run) -> Event:
+    """That a change to a run that is over changes nothing."""
+    said = (
+        "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts; "
+        f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
+    )
+    return Event("Warning", "RunIsOver", said)
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:

@@ -365,6 +365,20 @@ def test_a_run_that_ended_is_deleted_when_its_time_has_come() -> None:
     assert world.deleted
 
 
+def test_a_change_to_a_run_that_is_over_is_answered_once() -> None:
+    world = training()
+    world.end("key-worker-0-1", 0)
+    world.settle()
+    world.tick(60)
+    world.settle()
+    assert "RunIsOver" not in [event.reason for event in world.events]
+    world.change(workers={"max": 5})
+    world.settle()
+    assert [event.reason for event in world.events].count("RunIsOver") == 1
+    assert "branch key NEW" in world.events[-1].message
+    assert not world.live()
+
+
 def test_suspending_gives_the_pods_back_and_the_coordinator_last() -> None:
     world = training()
     world.change(suspend=True)
