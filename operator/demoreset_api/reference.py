@@ -20,7 +20,7 @@ explain drr.spec` tells the same). Only `demo` must be said.
 ```yaml
 apiVersion: demoreset.dev/v1alpha1
 kind: DemoResetRun
-metadata: {name: my-run}        # at most 51 of a-z, 0-9 and -
+metadata: {name: my-run}        # at most 51 of a-z, 0-9 and -, a letter first
 spec:
   demo: {name: montezuma-first-key}
   workers: {min: 1, max: 4, gpus: 1}
@@ -29,7 +29,8 @@ spec:
 *Fixed* fields cannot be changed once a run is on a cluster, for its checkpoints depend on them. Of
 the others, `workers.max` resizes the group without restarting those who stay; what concerns pods
 (image, resources, placement) is rolled through the group, one worker at a time; what concerns the
-learning lets all workers save, leave and come back.
+learning, and `workers.gpus`, `membersPerWorker` and `collectives`, lets all workers save, leave and
+come back.
 """
 
 
@@ -38,7 +39,7 @@ def reference() -> str:
     spec = model_schema(RunSpec)
     lines = [HEAD, "## spec", ""]
     simple = {name: one for name, one in spec["properties"].items() if not _topic(one)}
-    lines += _table(simple, _fixed(spec))
+    lines += _table(simple, _fixed(spec)) + _rules(spec)
     for name, one in spec["properties"].items():
         if _topic(one):
             lines += _section(f"spec.{name}", one, fixed=name in _fixed(spec))
@@ -63,12 +64,18 @@ def _section(path: str, node: dict[str, Any], *, fixed: bool) -> list[str]:
     own = set(node["properties"]) if fixed else _fixed(node)
     simple = {name: one for name, one in node["properties"].items() if not _topic(one)}
     lines += _table(simple, own)
-    for rule in node.get("x-kubernetes-validations", []):
-        if "oldSelf" not in rule["rule"]:
-            lines += [f"Rule: {rule['message']}.", ""]
+    lines += _rules(node)
     for name, one in node["properties"].items():
         if _topic(one):
             lines += _section(f"{path}.{name}", one, fixed=name in own)
+    return lines
+
+
+def _rules(node: dict[str, Any]) -> list[str]:
+    lines = []
+    for rule in node.get("x-kubernetes-validations", []):
+        if "oldSelf" not in rule["rule"]:
+            lines += [f"Rule: {rule['message']}.", ""]
     return lines
 
 

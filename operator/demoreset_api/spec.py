@@ -178,7 +178,7 @@ class CurriculumSpec(ApiModel):
     horizon_frames: int | None = Field(
         default=None,
         ge=4,
-        description="Adaptive: judge a start by the demo's score this many frames later and "
+        description="Judge a start by the demo's score this many frames later and "
         "bootstrap there, instead of playing to the demo's end; from the game's own start all of "
         "it counts. For long demos.",
     )

@@ -41,8 +41,8 @@ DO = {
     "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
     "volume. One that sits out comes back when data reaches it quickly; keep the run to nodes that "
     "are near one another (spec.workers.nodeSelector), or lower spec.workers.min.",
-    "Plateau": "Film it where it stands (`demoreset video --from FRAME`), then branch from a "
-    "checkpoint with other settings.",
+    "Plateau": "Film it where it stands (`kubectl demoreset fetch {name}`, then `demoreset video "
+    "runs/{name} --from FRAME`), then branch from a checkpoint with other settings.",
     "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",
 }
 
