@@ -15,6 +15,7 @@ ENV_ADDRESS = "DEMORESET_ADDRESS"  # where other members reach this one: the pod
 ENV_ID = "DEMORESET_ID"  # the worker's name; its members are called after it
 ENV_CUDA_GRAPHS = "DEMORESET_CUDA_GRAPHS"  # 0: nothing is recorded for a GPU
 ENV_CORES = "DEMORESET_CORES"  # cores that a process may use; members share their worker's
+ENV_CACHE = "DEMORESET_CACHE"  # folder of the start states of demos
 ENV_GRACE = "DEMORESET_GRACE_SECONDS"  # from SIGTERM until the cluster kills a worker
 ENV_HANG = "DEMORESET_HANG_SECONDS"  # without a beat, after which a worker kills a member
 ENV_START = "DEMORESET_START_SECONDS"  # that a member has until it is in the group

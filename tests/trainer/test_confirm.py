@@ -10,7 +10,6 @@ from demoreset_trainer import confirm
 from demoreset_trainer.confirm import Confirmation
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv, Rules
-from demoreset_trainer.group import Quorum
 from demoreset_trainer.play import play
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.slots import Begin, Slots
@@ -37,8 +36,10 @@ def test_members_share_the_episodes_that_one_would_play(assault: Demo) -> None:
         def shares(members: int) -> list[bool]:
             found: list[bool | None] = [None] * EPISODES
             for rank in range(members):
-                quorum = Quorum(1, rank, tuple("abc"[:members]))
-                found[rank::members] = confirmation.share(5, quorum, lambda: False)
+                all_of_them = "abc"[:members]
+                found[rank::members] = confirmation.share(
+                    5, all_of_them[rank], all_of_them, lambda: False
+                )
             return [bool(one) for one in found]
 
         alone = shares(1)
@@ -48,10 +49,10 @@ def test_members_share_the_episodes_that_one_would_play(assault: Demo) -> None:
         # Told to stop, it does not play to the end; and it can begin anew.
         for steps in (0, 5):
             told = iter([False] * steps + [True])
-            assert confirmation.share(5, Quorum(1, 0, ("a",)), told.__next__) == []
+            assert confirmation.share(5, "a", "a", told.__next__) == []
         assert shares(1) == alone
         # With others it plays its share: they have played theirs.
-        assert confirmation.share(5, Quorum(1, 0, ("a", "b")), lambda: True) == alone[::2]
+        assert confirmation.share(5, "a", "ab", lambda: True) == alone[::2]
 
         # Their noise is their own: the same start played under two numbers differs.
         begins = [Begin(0, 1)] * 4
@@ -77,8 +78,8 @@ def test_what_met_the_goal_is_not_what_an_evaluation_plays(monkeypatch: pytest.M
         watch=lambda: None,
     )
     for update in (5, 6, 5):
-        for rank in range(2):
-            confirmation.share(update, Quorum(1, rank, ("a", "b")), lambda: False)
+        for me in "ab":
+            confirmation.share(update, me, "ab", lambda: False)
     assert len({3, *seeds}) == 3
     assert seeds[:2] == seeds[4:]  # all members, whenever they play it
     assert seeds[0] == seeds[1]

@@ -117,9 +117,10 @@ def test_it_ends_with_its_parent_where_it_was_told_so(image: Path) -> None:
     parent = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))",
+            "import os, subprocess, sys; "
+            "sys.exit(subprocess.call([*sys.argv[1:], '--parent', str(os.getpid())]))",
             *(sys.executable, "-S", "-m", "demoreset_trainer.cli"),
-            *("coordinator", "--port", "0", "--with-parent"),
+            *("coordinator", "--port", "0"),
         ],
         env=os.environ | {"PYTHONPATH": str(image)},
         stderr=subprocess.PIPE,

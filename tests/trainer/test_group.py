@@ -2,8 +2,10 @@
 
 import itertools
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from demoreset_api.errors import TryAgain
 from demoreset_trainer.checkpoint import pack, unpack
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.group import deal
@@ -70,10 +73,17 @@ class Story:
         *,
         until: int,
         doom: Callable[[str, int], bool] = lambda what, count: False,
+        teaches: Demo | None = None,
+        **changes: dict[str, Any],
     ) -> None:
         citizen = self.town.enter(id)
         citizen.doom = doom
-        loop, _, _ = make(self._demo, group=citizen, find=lambda: (next(self._lives), None))
+        loop, _, _ = make(
+            teaches or self._demo,
+            group=citizen,
+            find=lambda: (next(self._lives), None),
+            **changes,
+        )
         self.loops[id], self.citizens[id] = loop, citizen
 
         def body() -> None:
@@ -89,6 +99,13 @@ class Story:
         thread = threading.Thread(target=body, name=id, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def wait(self, id: str, updates: int) -> None:
+        """Until one has committed so many."""
+        deadline = time.monotonic() + 60
+        while len(self.citizens[id].commits) < updates:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def end(self) -> None:
         for thread in self._threads:
@@ -254,6 +271,38 @@ def test_a_state_goes_to_another_member_as_it_is(crossing: Demo) -> None:
 
 
 # What is wrong with one is the business of all
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ppo": {"epochs": 1}}, "spec.ppo.epochs = 2, this one 1"),
+        ({"curriculum": {"memory": 0.5}}, r"spec.curriculum.memory = 0.93, this one 0.5"),
+        ({"goal": {"successRate": 0.5}}, "spec.goal.successRate = 0.9, this one 0.5"),
+        ({}, "spec.demo.sha256 = "),
+    ],
+    ids=["ppo", "curriculum", "goal", "demo"],
+)
+def test_who_was_given_another_run_file_is_told_so_and_costs_the_others_nothing(
+    crossing: Demo, changes: dict[str, Any], said: str
+) -> None:
+    story = Story(crossing)
+    story.start("a", until=6)
+    story.wait("a", 2)
+    story.start("b", until=6, teaches=crossing if changes else crossing.prefix(168), **changes)
+    with pytest.raises(TryAgain, match=f"other members of this group have {said}"):
+        story.end()
+    story.check()
+    assert len(story.citizens["a"].commits) >= 5
+    assert not story.citizens["b"].commits
+
+
+def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) -> None:
+    loop, _, _ = make(crossing)
+    state = loop.state.state()
+    state["spec"]["ppo"]["later"] = 1
+    del state["spec"]["ppo"]["clip"]
+    loop.state.check_alike(state)
 
 
 def test_a_gradient_that_is_not_finite_is_rejected_by_all(crossing: Demo) -> None:

@@ -4,6 +4,8 @@ import argparse
 import io
 import json
 import re
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ from rich.console import Console
 
 from demoreset_api import names
 from demoreset_api.errors import ExitCode
-from demoreset_trainer import metrics, plot
+from demoreset_trainer import metrics, plot, watch
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import CAUSES, Report
@@ -187,6 +189,17 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
+def written(folder: Path, *, last: int, count: int | None = None) -> list[int]:
+    """The updates in the metrics file, when this is the last of them, and so many are there."""
+    deadline = time.monotonic() + 10
+    while True:
+        updates = [line["update"] for line in metrics.read(folder / metrics.NAME)]
+        done = updates[-1:] == [last] and count in (None, len(updates))
+        if done or time.monotonic() > deadline:
+            return updates
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def watchers(tmp_path: Path, printed: io.StringIO) -> Iterator[Watchers]:
     options = argparse.Namespace(port=0, host="127.0.0.1", log="json", tensorboard=False)
@@ -202,7 +215,7 @@ def test_the_groups_first_is_written_and_an_update_is_told_once(
             watchers.update(replace(GROUP, update=update, rank=rank))
     watchers.update(replace(GROUP, update=9, rank=2))  # the first is another worker's now
     watchers.update(replace(GROUP, update=8, rank=1))  # read from its pipe a little later
-    assert [line["update"] for line in metrics.read(tmp_path / metrics.NAME)] == [7, 8]
+    assert written(tmp_path, last=8) == [7, 8]
     told = [json.loads(line) for line in printed.getvalue().splitlines()]
     assert [line["update"] for line in told if line["event"] == "update"] == [7, 8, 9]
 
@@ -214,7 +227,23 @@ def test_a_run_that_goes_back_to_a_checkpoint_is_told_again(
         watchers.update(replace(GROUP, update=update))
     told = [json.loads(line) for line in printed.getvalue().splitlines()]
     assert [line["update"] for line in told if line["event"] == "update"] == [7, 8, 9, 10, 6, 7]
-    assert [line["update"] for line in metrics.read(tmp_path / metrics.NAME)] == [6, 7]
+    assert written(tmp_path, last=7, count=2) == [6, 7]
+
+
+def test_a_disk_that_hangs_holds_nobody_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr(metrics.MetricsFile, "append", lambda *_: hangs.wait())
+    monkeypatch.setattr(watch._Behind, "PATIENCE", 0.1)
+    monkeypatch.setattr(watch._Behind, "MOST", 10)
+    options = argparse.Namespace(port=None, host="127.0.0.1", log="json", tensorboard=False)
+    with Watchers(tmp_path, options, None) as watchers:
+        for update in range(100):
+            watchers.update(replace(GROUP, update=update))
+    hangs.set()
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["update"] for line in told] == list(range(100))
 
 
 def test_a_supervisor_tells_of_its_members_before_any_update(

@@ -58,6 +58,13 @@ def test_who_has_left_the_group_is_still_heard_by_its_supervisor(
         assert beats.acquire(timeout=10)
 
 
+def until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_who_was_cut_off_is_back_when_a_beat_is_answered(
     beats: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,12 +81,6 @@ def test_who_was_cut_off_is_back_when_a_beat_is_answered(
                 raise OSError
             answered.release()
 
-    def until(met: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not met():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
     monkeypatch.setattr(heart, "LighthouseClient", Coordinator)
     mine = Heart("http://127.0.0.1:1", "me", beats.release)
     mine.moved(PATIENCE)
@@ -95,4 +96,41 @@ def test_who_was_cut_off_is_back_when_a_beat_is_answered(
     answers.set()
     until(lambda: not mine.unheard)
     assert 0 <= mine.back < PATIENCE
+    mine.stop()
+
+
+def test_who_was_frozen_is_back_though_no_beat_had_failed(
+    beats: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heart, "CUT_OFF", 0.5)
+    frozen, answered = threading.Event(), threading.Semaphore(0)
+
+    class Coordinator:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def heartbeat(self, *_: object, **__: object) -> None:
+            while frozen.is_set():  # as SIGSTOP does it to all of a process
+                time.sleep(0.01)
+            answered.release()
+
+    monkeypatch.setattr(heart, "LighthouseClient", Coordinator)
+    mine = Heart("http://127.0.0.1:1", "me", beats.release)
+    mine.moved(PATIENCE)
+    mine.start()
+    assert answered.acquire(timeout=PATIENCE)
+    assert mine.back == float("inf")
+    frozen.set()
+    time.sleep(1)
+    frozen.clear()
+    until(lambda: mine.back < PATIENCE)
+    assert not mine.unheard
+    mine.stop()
+    time.sleep(1)  # it sits out, say: that is no cut
+    since = time.monotonic()
+    mine.start()
+    while answered.acquire(blocking=False):
+        pass
+    assert answered.acquire(timeout=PATIENCE)
+    assert mine.back > time.monotonic() - since
     mine.stop()

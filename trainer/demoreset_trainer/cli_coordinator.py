@@ -48,7 +48,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help=f"a member that was not heard for so long is lost; default ${ENV_DEAD}, else 700",
     )
     # Of `demoreset run --members`: no coordinator is left behind.
-    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(func=run, needs_torch=False)
 
 
@@ -85,10 +85,10 @@ def _stop(number: int, _frame: object) -> NoReturn:
 def _serve(options: argparse.Namespace) -> NoReturn:
     from demoreset_trainer import coordinator
 
-    if options.with_parent:
+    if options.parent is not None:
         from demoreset_trainer.parent import end_with_parent
 
-        end_with_parent(signal.SIGTERM)
+        end_with_parent(signal.SIGTERM, options.parent)
     server = coordinator.serve(
         options.host,
         options.port,

@@ -138,7 +138,7 @@ class LocalCoordinator:
             *DEMORESET,
             "coordinator",
             *("--host", LOCALHOST, "--port", str(self.port)),
-            *("--min", str(least), "--with-parent"),
+            *("--min", str(least), "--parent", str(os.getpid())),
         ]
         self._process: MemberProcess | None = None
         self._record = Record()

@@ -1,10 +1,9 @@
 """Playing the goal's episodes, near the goal, with the policy held still."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from demoreset_trainer.group import Quorum
 from demoreset_trainer.play import play
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.slots import Begin, Slots
@@ -46,19 +45,21 @@ class Confirmation:
         self._alive, self._watch = alive, watch
         self._slots: Slots | None = None
 
-    def share(self, update: int, quorum: Quorum, stopping: Callable[[], bool]) -> list[bool]:
-        """Play this member's share; which of its episodes tied the demo.
+    def share(
+        self, update: int, me: str, members: Sequence[str], stopping: Callable[[], bool]
+    ) -> list[bool]:
+        """Play my share, as one of these members; which of its episodes tied the demo.
 
         Each episode draws from the stream of its number, so that all of them are the same for any
         number of members; every confirmation, and every evaluation, has streams of its own. None
         of them where it is alone and told to stop meanwhile: they may be long. Others would have
         played theirs in vain.
         """
-        alone = len(quorum.members) == 1
+        alone = len(members) == 1
         random = np.random.default_rng([self._seed, update])
         begins = [Begin(0, int(random.integers(2**62))) for _ in range(self._episodes)]
         seed = int(random.integers(2**62))
-        mine = range(quorum.rank, self._episodes, len(quorum.members))
+        mine = range(members.index(me), self._episodes, len(members))
         if not mine or (alone and stopping()):
             return []
         if self._slots is None:  # as few as make as many rounds: the last is as full as the others

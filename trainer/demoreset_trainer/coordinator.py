@@ -18,7 +18,7 @@ from typing import Any
 
 from demoreset_api.errors import TryAgain, UserError
 
-JOIN_MS = 60_000  # that a member which beats is waited for
+JOIN_MS = 60_000  # a member that beats is waited for; above the time between questions: for ever
 TICK_MS = 20  # between two looks at who has asked
 PATIENCE = 10.0  # seconds that a taken port is tried again
 ANY = "::"  # every address of the machine, of both kinds

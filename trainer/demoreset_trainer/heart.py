@@ -12,7 +12,7 @@ from torchft.coordination import LighthouseClient
 
 EVERY = 0.1  # seconds between beats
 TELL_EVERY = 0.5  # seconds between those for the supervisor
-CUT_OFF = 4.0  # seconds without an answered beat: that host was cut off, and is not only far away
+CUT_OFF = 4.0  # seconds without an answered beat: cut off or frozen, and not only far away
 STANDSTILL, PACES = 5.0, 20.0  # seconds, or usual gaps, after which the loop stands still
 
 
@@ -70,11 +70,12 @@ class Heart:
 
     @property
     def back(self) -> float:
-        """Seconds since beats are answered again after this member was cut off."""
+        """Seconds since beats are answered again after this member was cut off, or frozen."""
         return time.monotonic() - self._back
 
     def _run(self, stopped: threading.Event) -> None:
         client: LighthouseClient | None = None
+        answered = time.monotonic()
         while not stopped.wait(EVERY):
             if not self.beating:
                 continue
@@ -83,8 +84,9 @@ class Heart:
                 if client is None:
                     client = LighthouseClient(self._url, timedelta(seconds=2))
                 client.heartbeat(self.name, timeout=timedelta(seconds=1))
-                if self.unheard > CUT_OFF:
-                    self._back = time.monotonic()
+                before, answered = answered, time.monotonic()
+                if answered - before > CUT_OFF:
+                    self._back = answered
                 self._failing, self.connects = None, True
             except (RuntimeError, TimeoutError, OSError) as error:
                 # Silence on a connection is a frozen coordinator, unless no other can be made.

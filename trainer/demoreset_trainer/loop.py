@@ -233,8 +233,9 @@ class Loop:
                 return stopped
             if state.goal.met and not state.playing_on:
                 self._play_on(quorum)
-            state.deal([member for member in quorum.members if member not in self._leaving])
-            successes = self._confirm(quorum)
+            staying = [member for member in quorum.members if member not in self._leaving]
+            state.deal(staying)
+            successes = self._confirm(quorum.me, staying)
             with self._telling.phase("rollout"):
                 mine = [slot for slot, owner in enumerate(state.owners) if owner == quorum.me]
                 held = np.array(mine, np.int64)
@@ -292,13 +293,13 @@ class Loop:
             return Start(0, limits=False)
         return Start(self.state.curriculum.choose(slot, random))
 
-    def _confirm(self, quorum: Quorum) -> list[bool]:
-        """When the goal seems near: this member's share of its episodes, from the game's start."""
+    def _confirm(self, me: str, members: list[str]) -> list[bool]:
+        """When the goal seems near: my share of its episodes, from the game's own start."""
         state = self.state
         if not state.goal.promising or state.curriculum.frontier or state.playing_on:
             return []
         with self._telling.phase(CONFIRM):
-            return self._confirmation.share(state.counters.update, quorum, self._stopping)
+            return self._confirmation.share(state.counters.update, me, members, self._stopping)
 
     # One update
 
@@ -396,6 +397,7 @@ class Loop:
             snapshot, extra = unpack(received)
             if (snapshot.life, snapshot.update) == (state.life, state.counters.update):
                 return True, cause  # another was behind
+            state.check_alike(snapshot.state)
             self.ppo.load(snapshot.model, snapshot.optimizer)
             state.load(snapshot.state)
             state.life, state.owners = snapshot.life, list(extra["owners"])

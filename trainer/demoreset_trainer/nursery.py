@@ -214,9 +214,7 @@ class Forked:
 
 def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -> None:
     """Get ready, then start members until the supervisor, of this process id, hangs up."""
-    end_with_parent()
-    if os.getppid() != supervisor:
-        return  # it has gone already
+    end_with_parent(parent=supervisor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):  # each member will say what is wrong with it
         preload()

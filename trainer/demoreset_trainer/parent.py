@@ -7,15 +7,19 @@ import sys
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def end_with_parent(number: int = signal.SIGKILL) -> None:
+def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
     """Have the kernel send this process a signal when its parent ends, in whatever way.
 
     The parent's thread counts, not its process: children must be started by one that stays. Only
     Linux can do it; elsewhere a child notices by its pipes alone.
+
+    Args:
+        number: Of the signal.
+        parent: Its process id, for a child that was slow to come so far: it may have ended before.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it ended meanwhile
         os.kill(os.getpid(), number)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from demoreset_api.errors import TryAgain
 from demoreset_api.spec import CurriculumMode, RunSpec
 from demoreset_trainer.counters import Counters
 from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum
@@ -14,6 +15,9 @@ from demoreset_trainer.episode import last_start
 from demoreset_trainer.goal import GoalWatch
 from demoreset_trainer.group import deal, step_of
 from demoreset_trainer.stall import Ladder
+
+# Of a spec, what all members must have alike; the rest is their supervisors' and the operator's.
+LEARNED = ("seed", "goal", "curriculum", "policy", "ppo", "environment", "stall", "budget")
 
 
 class RunState:
@@ -72,6 +76,24 @@ class RunState:
         self.episodes[:kept] = state["episodes"][:kept]
         self.playing_on = bool(state["playing_on"])
 
+    def check_alike(self, state: dict[str, Any]) -> None:
+        """Refuse a group whose members learn something else.
+
+        Fields that only one of two versions knows are not compared.
+
+        Raises:
+            TryAgain: names what differs. Not a wrong run: it may be the others that must go.
+        """
+        mine = self.state()
+        for topic in ("demo", *LEARNED):
+            here, there = (
+                one["demo"] if topic == "demo" else one["spec"][topic] for one in (mine, state)
+            )
+            if (found := _difference(there, here, f"spec.{topic}")) is not None:
+                raise TryAgain(
+                    f"the other members of this group have {found}; give all of them one run file"
+                )
+
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state: every slot begins anew."""
         self.load(state)
@@ -127,3 +149,12 @@ class RunState:
     def original(self) -> bool:
         """Whether the rules are those of atari-reset."""
         return self._spec.curriculum.mode is CurriculumMode.ORIGINAL
+
+
+def _difference(theirs: Any, ours: Any, path: str) -> str | None:
+    """The first field in which two parts of a state differ, if any; in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        shared = (key for key in theirs if key in ours)
+        found = (_difference(theirs[key], ours[key], f"{path}.{key}") for key in shared)
+        return next((one for one in found if one is not None), None)
+    return None if theirs == ours else f"{path} = {theirs}, this one {ours}"

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.names import ENV_CACHE
 from demoreset_trainer.demo import Demo, compared
 from demoreset_trainer.emulator import Emulator, emulator_version
 
@@ -153,7 +154,7 @@ def start_states(demo: Demo, view: View, frame_skip: int) -> StartStates:
     if found is None:
         raise TryAgain(
             f"{folder}: these start states cannot be read, nor made anew; delete them, or "
-            "name another folder in DEMORESET_CACHE"
+            f"name another folder in {ENV_CACHE}"
         )
     return found
 
@@ -187,7 +188,7 @@ def _key(demo: Demo, view: View, frame_skip: int) -> str:
 
 def _cache() -> Path:
     """The folder of cached states: ours alone, since the emulator parses what is in it."""
-    home = os.environ.get("DEMORESET_CACHE") or os.path.join(
+    home = os.environ.get(ENV_CACHE) or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "demoreset"
     )
     path = Path(home)
@@ -208,7 +209,7 @@ def _cache() -> Path:
 def _unwritable(cache: Path, error: OSError) -> TryAgain:
     return TryAgain(
         f"{cache}: start states cannot be written there now: {error.strerror}; make room, or name "
-        "another folder in DEMORESET_CACHE"
+        f"another folder in {ENV_CACHE}"
     )
 
 

@@ -1,8 +1,12 @@
 """All that is told while a run goes on: the screen, the metrics file, /metrics, TensorBoard."""
 
 import argparse
+import queue
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +27,7 @@ class Watchers:
     """
 
     def __init__(self, folder: Path, options: argparse.Namespace, resumed: int | None) -> None:
+        self._behind = _Behind()
         self._metrics = MetricsFile(folder / "metrics.jsonl", resumed)
         self._latest: int | None = None
         self._report = Report(options.port, options.host) if options.port is not None else None
@@ -45,15 +50,15 @@ class Watchers:
         """
         known = self._latest is not None and self._latest - 1 <= progress.update <= self._latest
         if not known and self._report is not None:
-            self._report.update(progress)  # before the disk, which may keep us waiting
+            self._report.update(progress)
         if progress.rank == 0:
-            self._metrics.append(progress)
+            self._behind.do(self._metrics.append, progress)
         if known:
             return
         self._latest = progress.update
         self._screen.show(progress)
         if self._tensorboard is not None:
-            self._tensorboard.update(progress)
+            self._behind.do(self._tensorboard.update, progress)
 
     def states(self, states: Mapping[str, str]) -> None:
         """How the members of this supervisor are, by their ids."""
@@ -69,7 +74,38 @@ class Watchers:
 
     def __exit__(self, *_: Any) -> None:
         self._screen.close()
-        self._metrics.close()
-        for watcher in (self._report, self._tensorboard):
-            if watcher is not None:
-                watcher.close()
+        if self._report is not None:
+            self._report.close()
+        self._behind.do(self._metrics.close)
+        if self._tensorboard is not None:
+            self._behind.do(self._tensorboard.close)
+        self._behind.close()
+
+
+class _Behind:
+    """Does in a thread, one after the other, what a disk may keep waiting: for ever, if it hangs.
+
+    What is too much by then is left out.
+    """
+
+    MOST = 1000
+    PATIENCE = 5.0  # seconds, at the end
+
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(self.MOST)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="files")
+        self._thread.start()
+
+    def do(self, job: Callable[..., None], *arguments: Any) -> None:
+        with suppress(queue.Full):
+            self._jobs.put_nowait(partial(job, *arguments))
+
+    def close(self) -> None:
+        with suppress(queue.Full):
+            self._jobs.put(None, timeout=self.PATIENCE)
+            self._thread.join(self.PATIENCE)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            with suppress(OSError):
+                job()
