@@ -165,6 +165,8 @@ def _judge(
         why = Verdict(Cause.HUNG, hung[pod.name])
     else:
         why = verdict(pod)
+        if why.cause is Cause.NO_PROGRESS and seen.training(now):
+            why = Verdict(Cause.CRASHED, why.message)  # others go on: it is this place, or its node
     name = pod.name if pod is not None else worker_name(seen.run, place.worker, number)
     at_ease = place.model_copy(update={"failures": 0, "not_before": None})
     left = why.cause in (Cause.DELETED, Cause.DRAINED)

@@ -243,6 +243,9 @@ def test_somebody_who_ends_workers_again_and_again_is_no_hot_loop(befalls: Any) 
 )
 def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     world = training()
+    if code == 66:  # where others go on it is not the run's
+        for other in ("key-worker-0-1", "key-worker-1-1"):
+            world.end(other, 66)
     world.end("key-worker-2-1", code, words="demoreset: spec.ppo: received 3")
     world.settle()
     failed = world.condition("Failed")
@@ -254,6 +257,22 @@ def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     assert not world.live()
     assert not world.coordinators()
     assert "key-worker-2-1" in world.pods, "its log can be read"
+
+
+def test_a_place_that_makes_no_progress_while_others_do_is_tried_again_and_counted() -> None:
+    world = training()
+    world.end("key-worker-2-1", 66, words="NoProgress: update 1 failed 3 times: no GPU")
+    world.settle()
+    assert world.condition("Failed") is None
+    assert world.status.restarts.crashed == 1
+    assert "no GPU" in world.status.attempts[-1].message
+    assert world.live()[2] == "key-worker-2-2"
+    for other in ("key-worker-0-1", "key-worker-1-1"):  # one after the other: now nobody goes on
+        world.end(other, 66, words="NoProgress: update 9 failed 3 times")
+        world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[1] == "NoProgress"
 
 
 @pytest.mark.parametrize(("code", "kind"), [(0, "Complete"), (2, "Failed")])

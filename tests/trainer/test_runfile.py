@@ -1,6 +1,7 @@
 """Run files: every mistake is one line that names the field, what was received, what is right."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,10 @@ def test_members_read_the_run_file_as_it_was(tmp_path: Path) -> None:
     wanted = runfile.read(file, changes)
     with runfile.frozen(wanted, file) as copy:
         file.write_text("nonsense: [")
+        descriptor = os.open(copy.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):  # whoever tidies up old files sees that it is in use
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
         kept = runfile.read(copy)
         assert kept.spec.seed == 7
         assert len(runfile.load_demo(kept.spec, copy)) == 172

@@ -104,10 +104,23 @@ def frozen(wanted: DemoResetRun, file: Path) -> Iterator[Path]:
     content = wanted.model_dump(mode="json", by_alias=True)
     if wanted.spec.demo.path is not None:
         content["spec"]["demo"]["path"] = str((file.parent / wanted.spec.demo.path).resolve())
-    with TemporaryDirectory(prefix="demoreset-") as folder:
+    with TemporaryDirectory(prefix="demoreset-") as folder, _locked(folder):
         path = Path(folder) / SPEC
         write_json(path, content)
         yield path
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keeps systemd-tmpfiles from an old temporary folder: systemd.io/TEMPORARY_DIRECTORIES."""
+    import fcntl  # only groups come here, and they need Linux
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def load_demo(spec: RunSpec, run_file: Path) -> Demo:
