@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from demoreset_api.names import LABEL_RUN_UID
@@ -139,9 +139,14 @@ class Cache:
         self._versions[meta["uid"]] = version
         return True
 
-    def identities(self) -> set[str]:
-        """UIDs of all that is known."""
-        return set(self._versions)
+    def identities(self, namespaces: Collection[str] | None = None) -> set[str]:
+        """UIDs of all that is known; or of the runs of some namespaces, and what is theirs."""
+        if namespaces is None:
+            return set(self._versions)
+        runs = {
+            uid for uid, body in self.runs.items() if body["metadata"]["namespace"] in namespaces
+        }
+        return runs | {own for own, (uid, _, _) in self._names.items() if uid in runs}
 
     def forget(self, uid: str) -> str | None:
         """Something with this UID is gone; the run that it was, or was of."""

@@ -266,7 +266,11 @@ class Controller:
                     self._put(await self._api.apply(body), body["kind"])
                 else:
                     await self._create(run, body)
-            await self._all([self._create(run, body) for body in plan.create])
+            create = plan.create
+            if refusal is not None and create:  # one that is taken first, and then the others
+                await self._create(run, create[0])
+                create = create[1:]
+            await self._all([self._create(run, body) for body in create])
         except ApiError as error:
             if not (isinstance(error, Taken) or error.code in REFUSED):
                 raise

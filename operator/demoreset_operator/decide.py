@@ -14,7 +14,7 @@ from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL
 from demoreset_operator.ending import Ending, deadlines, ending
-from demoreset_operator.group import Changes, change, give_back, outdated
+from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
 from demoreset_operator.observation import Json, Observation, Run
@@ -109,11 +109,16 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     if seen.run.spec.suspend:
         return status.model_copy(update={"active_since": None, "begun": None})
     start = now.replace(microsecond=0)
-    begun = [pod.started for pod in seen.workers if pod.started is not None]
+    since = status.active_since or start
+    begun = [
+        pod.started
+        for pod in seen.workers
+        if pod.started is not None and (pod.live or pod.started >= since)
+    ]
     return status.model_copy(
         update={
             "started": status.started or start,
-            "active_since": status.active_since or start,
+            "active_since": since,
             "begun": status.begun or min(begun, default=None),
         }
     )
@@ -226,4 +231,6 @@ def _recovered(back: list[Attempt]) -> list[Event]:
 def _again(seen: Observation, status: RunStatus, now: datetime) -> datetime | None:
     times = [place.not_before for place in status.places if place.not_before is not None]
     times += deadlines(seen, status)
+    if (due := coordinator_due(seen)) is not None:
+        times.append(due)
     return min((time for time in times if time > now), default=None)

@@ -1,7 +1,7 @@
 """Which pods a run needs, and which it must give back."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from demoreset_api.status import Attempt, Cause, RunStatus
 from demoreset_operator import render
@@ -9,6 +9,8 @@ from demoreset_operator.ending import HOPELESS, NO_ROOM
 from demoreset_operator.hang import LOAD
 from demoreset_operator.observation import Json, Observation, Pod
 from demoreset_operator.render import Settings, Wanted
+
+COORDINATOR_REST = timedelta(seconds=10)  # at least, from one that ends to the next
 
 
 @dataclass
@@ -44,7 +46,7 @@ def change(
         training: Names of pods that train.
     """
     run, changes = seen.run, Changes()
-    _coordinate(seen, settings, wanted, changes)
+    _coordinate(seen, settings, wanted, changes, now)
     # What is learned has changed: members with different rules must not meet in one group. All
     # leave, the last one saves, and the new ones go on from there.
     others = [pod for pod in seen.workers if pod.config != wanted.config and pod.present(now)]
@@ -78,8 +80,12 @@ def change(
     return changes
 
 
-def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, changes: Changes) -> None:
+def _coordinate(
+    seen: Observation, settings: Settings, wanted: Wanted, changes: Changes, now: datetime
+) -> None:
     """One coordinator, made as the run says now; the old one goes when the new one runs."""
+    if (until := coordinator_due(seen)) is not None and now < until:
+        return
     live = [pod for pod in seen.coordinators if pod.live]
     right = max((pod for pod in live if pod.hash == wanted.coordinator), key=_attempt, default=None)
     ready = right is not None and right.phase == "Running"
@@ -91,6 +97,17 @@ def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, changes: 
     if right is None:
         attempt = max(map(_attempt, seen.coordinators), default=0) + 1
         changes.create.append(render.coordinator(seen.run, settings, attempt))
+
+
+def coordinator_due(seen: Observation) -> datetime | None:
+    """When a coordinator may take the place of one that has ended; None where that is at once.
+
+    A kubelet that refuses a pod does so within a second, and would refuse the next one.
+    """
+    newest = max(seen.coordinators, key=_attempt, default=None)
+    if newest is None or not newest.ended or newest.scheduled is None:
+        return None
+    return newest.scheduled + COORDINATOR_REST
 
 
 def _roll(
@@ -163,7 +180,8 @@ def _tidy(seen: Observation, changes: Changes) -> None:
     for pod in seen.workers:
         if not pod.ended or pod.deleting or pod.worker is None:
             continue
-        if pod.worker >= seen.run.spec.workers.max or pod.attempt < latest[pod.worker]:
+        surplus = pod.worker >= seen.run.spec.workers.max or pod.attempt < latest[pod.worker]
+        if surplus or pod.lingers:
             changes.delete.append(pod.name)
 
 
@@ -172,6 +190,7 @@ def give_back(seen: Observation, now: datetime) -> Changes:
     changes = Changes()
     workers = [pod for pod in seen.workers if pod.present(now)]
     changes.delete += [pod.name for pod in workers if not pod.deleting]
+    changes.delete += [pod.name for pod in seen.workers if pod.lingers]
     if not workers:
         changes.delete += [pod.name for pod in seen.coordinators if not pod.deleting]
     return changes

@@ -11,7 +11,7 @@ from typing import Any
 
 from demoreset_api.spec import Restart
 from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
-from demoreset_operator.causes import FINAL, NO_LOSS, Verdict, verdict
+from demoreset_operator.causes import FINAL, NO_LOSS, OWN, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 from demoreset_operator.said import Told
@@ -165,8 +165,6 @@ def _judge(
         why = Verdict(Cause.HUNG, hung[pod.name])
     else:
         why = verdict(pod)
-        if why.cause is Cause.NO_PROGRESS and seen.training(now):
-            why = Verdict(Cause.CRASHED, why.message)  # others go on: it is this place, or its node
     name = pod.name if pod is not None else worker_name(seen.run, place.worker, number)
     at_ease = place.model_copy(update={"failures": 0, "not_before": None})
     left = why.cause in (Cause.DELETED, Cause.DRAINED)
@@ -175,6 +173,8 @@ def _judge(
     past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != config
     if past or (left and name in outdated | seen.deleted):
         return Verdict(Cause.REPLACED, "replaced by one that is as the spec says now"), at_ease
+    if why.cause in OWN and seen.training(now):  # others go on: it is not the run
+        why = Verdict(Cause.CRASHED, why.message)
     calm = pod is not None and _ran(pod, now) > CALM
     failures = 1 if calm else place.failures + 1
     wait = timedelta(seconds=back_off(failures, seen.run.spec.restart))

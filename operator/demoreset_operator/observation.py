@@ -84,8 +84,14 @@ class Pod:
 
     @property
     def ended(self) -> bool:
-        """Whether its container will never run again."""
-        return self.phase in ("Succeeded", "Failed")
+        """Whether its container will never run again; a sidecar may, in a worker's pod."""
+        over = self.worker is not None and self.exit_code is not None
+        return over or self.phase in ("Succeeded", "Failed")
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it has ended, and keeps its node's room all the same."""
+        return self.ended and self.phase not in ("Succeeded", "Failed") and not self.deleting
 
     @property
     def deleting(self) -> bool:

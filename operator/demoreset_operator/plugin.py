@@ -187,10 +187,11 @@ def _branch(options: argparse.Namespace) -> None:
     spec = {key: value for key, value in body["spec"].items() if key != "suspend"}
     shared = {"claim": claim_name(run)}
     spec["checkpoint"] = {**spec.get("checkpoint", {}), "volume": shared}
+    labels = body["metadata"].get("labels") or {}  # of its queue, say
     made = {
         "apiVersion": body["apiVersion"],
         "kind": body["kind"],
-        "metadata": {"name": options.new, "namespace": run.namespace},
+        "metadata": {"name": options.new, "namespace": run.namespace, "labels": labels},
         "spec": spec,
     }
     for change in options.set:

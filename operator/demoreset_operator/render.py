@@ -463,7 +463,7 @@ def _pod_spec(run: Run, settings: Settings, container: Json) -> Json:
     }
     for key, value in (
         ("nodeSelector", workers.node_selector),
-        ("tolerations", [*workers.tolerations, *_leaves_lost_nodes(workers.tolerations)]),
+        ("tolerations", [*_leaves_lost_nodes(workers.tolerations), *workers.tolerations]),
         ("affinity", {k: v for k, v in (workers.affinity or {}).items() if k == "nodeAffinity"}),
         ("priorityClassName", workers.priority_class_name),
         ("imagePullSecrets", [{"name": name} for name in workers.image_pull_secrets]),
@@ -516,7 +516,11 @@ def _near(run: Run) -> Json:
 
 
 def _leaves_lost_nodes(tolerations: list[Opaque]) -> list[Json]:
-    """Without these a pod stays bound to a lost node for five minutes."""
+    """Without these a pod stays bound to a lost node for five minutes.
+
+    They come first: of several that match a taint the first one counts, and one that tolerates
+    everything would keep it there for ever.
+    """
     keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
     wanted = {one.get("key") for one in tolerations}
     return [

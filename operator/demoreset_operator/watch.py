@@ -86,6 +86,7 @@ class Watch:
         self._told: dict[str, int] = {}  # by a watch: the version of each object, by its UID
         self._listed: dict[str, tuple[str, int]] = {}  # by the latest list: kind and version
         self._filled = self._heard  # when that was
+        self._away: set[str] = set()  # namespaces that could not be listed then
         self._awaited: dict[str, tuple[str, int]] = {}  # of the list before, not told by then
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -111,7 +112,8 @@ class Watch:
             )
         for login in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
             kopf.on.login(registry=registry)(login)
-        where: Json = {"namespaces": self.namespaces} if self.namespaces else {"clusterwide": True}
+        served = [one for one in self.namespaces if one not in self._away]
+        where: Json = {"namespaces": served} if served else {"clusterwide": True}
         where["identity"] = OPERATOR_NAME  # else it asks for the user's name, which need not exist
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
@@ -152,21 +154,24 @@ class Watch:
     async def fill(self) -> None:
         """List everything: what is not there any more is forgotten.
 
-        A namespace that was deleted, and our Role with it, is left out from then on: the others'
-        runs need an operator.
+        A namespace that we may not list, as one that was deleted, and our Role with it, is left as
+        it is known: the others' runs need an operator, and it may come back.
         """
         self._heard = time.monotonic() if not self._listed else self._heard
         known = self._cache.identities()
         listed: dict[str, tuple[str, int]] = {}
-        for namespace in self.namespaces.copy() or [""]:
+        away: set[str] = set()
+        for namespace in self.namespaces or [""]:
             try:
                 await self._list(namespace, listed)
             except ApiError as error:
-                if error.code not in (403, 404) or len(self.namespaces) < 2:
+                away.add(namespace)
+                if error.code not in (403, 404) or len(away) == max(1, len(self.namespaces)):
                     raise
-                log.warning("namespace %s is not served any more: %s", namespace, error)
-                self.namespaces.remove(namespace)
-        for uid in known - listed.keys():
+                if namespace not in self._away:
+                    log.warning("namespace %s cannot be listed now: %s", namespace, error)
+        self._away = away
+        for uid in known - listed.keys() - self._cache.identities(away):
             self._told.pop(uid, None)
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
@@ -214,13 +219,14 @@ class Watch:
     async def beat(self) -> None:
         """Write a heartbeat that is to come back through a watch."""
         while True:
-            watched = not self.namespaces or self._own in self.namespaces
+            served = [one for one in self.namespaces if one not in self._away]
+            watched = not served or self._own in served
             body = {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {
                     "name": HEARTBEAT,
-                    "namespace": self._own if watched else self.namespaces[0],
+                    "namespace": self._own if watched else served[0],
                     "labels": {LABEL_MANAGED_BY: OPERATOR_NAME},
                 },
                 "data": {"time": str(time.time())},

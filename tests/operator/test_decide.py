@@ -8,7 +8,7 @@ import pytest
 
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, Crash, World, told, training
+from world import SETTINGS, Crash, World, told, stamp, training
 
 
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
@@ -243,9 +243,8 @@ def test_somebody_who_ends_workers_again_and_again_is_no_hot_loop(befalls: Any) 
 )
 def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     world = training()
-    if code == 66:  # where others go on it is not the run's
-        for other in ("key-worker-0-1", "key-worker-1-1"):
-            world.end(other, 66)
+    for other in ("key-worker-0-1", "key-worker-1-1"):  # where others go on it is not the run's
+        world.end(other, code)
     world.end("key-worker-2-1", code, words="demoreset: spec.ppo: received 3")
     world.settle()
     failed = world.condition("Failed")
@@ -259,20 +258,76 @@ def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     assert "key-worker-2-1" in world.pods, "its log can be read"
 
 
-def test_a_place_that_makes_no_progress_while_others_do_is_tried_again_and_counted() -> None:
+@pytest.mark.parametrize("code", [64, 65, 66])
+def test_where_others_train_on_a_worker_fails_itself_and_not_the_run(code: int) -> None:
     world = training()
-    world.end("key-worker-2-1", 66, words="NoProgress: update 1 failed 3 times: no GPU")
+    world.end("key-worker-2-1", code, words="NoProgress: update 1 failed 3 times: no GPU")
     world.settle()
     assert world.condition("Failed") is None
     assert world.status.restarts.crashed == 1
     assert "no GPU" in world.status.attempts[-1].message
     assert world.live()[2] == "key-worker-2-2"
     for other in ("key-worker-0-1", "key-worker-1-1"):  # one after the other: now nobody goes on
-        world.end(other, 66, words="NoProgress: update 9 failed 3 times")
+        world.end(other, code, words="NoProgress: update 9 failed 3 times")
         world.settle()
     failed = world.condition("Failed")
     assert failed is not None
-    assert failed[1] == "NoProgress"
+    assert failed[1] in ("WrongRun", "NoValidCheckpoint", "NoProgress")
+
+
+def test_a_worker_has_ended_though_a_sidecar_runs_on() -> None:
+    world = training()
+    world.end("key-worker-2-1", 1)
+    world.pods["key-worker-2-1"]["status"]["phase"] = "Running"
+    world.settle()
+    assert world.status.restarts.crashed == 1
+    assert world.live()[2] == "key-worker-2-2"
+    assert "deletionTimestamp" in world.pods["key-worker-2-1"]["metadata"], "it keeps its GPU"
+    for name in world.live().values():
+        world.end(name, 0)
+        world.pods[name]["status"]["phase"] = "Running"
+    world.settle()
+    world.vanish()
+    world.tick(60)
+    world.settle()
+    assert world.status.phase is Phase.COMPLETE
+    world.vanish()
+    assert not [pod for pod in world.workers() if not pod.ended or pod.lingers]
+
+
+def test_a_coordinator_that_a_node_refuses_is_no_hot_loop() -> None:
+    world = training()
+    made = []
+    for _ in range(60):
+        for name in world.coordinators():
+            bound = {"type": "PodScheduled", "status": "True"}
+            bound["lastTransitionTime"] = stamp(world.now)
+            refused = {"phase": "Failed", "reason": "Evicted", "conditions": [bound]}
+            world.pods[name]["status"] |= refused
+        world.settle()
+        world.vanish()
+        made.append(max(world.names("coordinator")))
+        assert world.coordinators() or world.decide().again is not None
+        world.tick(1)
+    assert 5 <= len(set(made)) <= 8
+
+
+def test_after_a_resume_the_deadline_counts_although_a_worker_once_crashed() -> None:
+    world = training(pendingDeadlineSeconds=100)
+    world.end("key-worker-2-1", 1)
+    world.settle()
+    world.change(suspend=True)
+    world.settle()
+    world.vanish()
+    world.tick(60)
+    world.change(suspend=False)
+    world.settle()
+    assert world.status.begun is None
+    world.tick(101)
+    world.settle()
+    failed = world.condition("Failed")
+    assert failed is not None
+    assert failed[1] == "PendingDeadlineExceeded"
 
 
 @pytest.mark.parametrize(("code", "kind"), [(0, "Complete"), (2, "Failed")])

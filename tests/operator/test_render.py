@@ -152,7 +152,7 @@ def test_gpus_and_placement_pass_through() -> None:
         "limits": {"memory": "8Gi", "nvidia.com/gpu": "2"},
     }
     assert spec["nodeSelector"] == {"disk": "fast"}
-    assert spec["tolerations"][0] == {"key": "gpu", "operator": "Exists"}
+    assert spec["tolerations"][-1] == {"key": "gpu", "operator": "Exists"}
     assert spec["affinity"] == {"nodeAffinity": {}}
     assert spec["topologySpreadConstraints"] == [{"maxSkew": 1}]
     assert spec["priorityClassName"] == "low"

@@ -181,6 +181,32 @@ def test_a_horizon_is_a_goal_nearby(
     assert (env.end, env.frame) == end
 
 
+def slow_goal(scores: list[int], start: int, horizon: int) -> int:
+    """The first frame beyond the horizon right after a gain, with more than at the start."""
+    end = len(scores) - 1
+    for frame in range(min(start + horizon, end), end + 1):
+        if frame and scores[frame] > max(scores[frame - 1], scores[start]):
+            return frame
+    return end
+
+
+@given(
+    rewards=st.lists(st.sampled_from([0, 0, 1, 5, -2]), min_size=2, max_size=30),
+    start=st.integers(1, 29),
+    horizon=st.integers(1, 40),
+)
+@settings(deadline=None)
+def test_a_goal_nearby_is_more_than_there_is_already(
+    freeway: Demo, rewards: list[int], start: int, horizon: int
+) -> None:
+    start = min(start, len(rewards) - 1)
+    demo = replace(freeway.prefix(len(rewards)), rewards=np.array(rewards, np.int32))
+    judge = Judge(demo, Rules())
+    scores = [0, *np.cumsum(rewards).tolist()]
+    assert judge.goal(start, horizon) == slow_goal(scores, start, horizon)
+    assert judge.goal(0, horizon) == judge.goal(start, None) == len(rewards)
+
+
 def test_a_horizon_truncates(assault: Demo) -> None:
     env = DemoResetEnv(assault.prefix(228), horizon_frames=2)
     env.reset(options={"start": 52})

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,30 @@ def test_a_place_that_has_room_for_a_name_alone_is_refused_before_the_play(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "x.json: cannot be written: File too large; choose another place with --out" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_measured_before_ctrl_c_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "x.json"
+
+    def play(*_: object, **__: object) -> Iterator[Cell]:
+        yield summarise("none", "sampled", [100], [77], 100)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate", play)
+    told = demoreset(
+        capsys, "evaluate", "montezuma-first-key", "--noise", "none", "--out", out, expect=130
+    )
+    assert re.search("none .* 77 ", told)
+    assert f"written: {out} (1 of 3 cells)" in told
+    assert len(json.loads(out.read_text())["cells"]) == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "video"])
+def test_a_seed_below_0_is_refused(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    told = demoreset(capsys, command, "montezuma-first-key", "--seed", -1, expect=64)
+    assert told == "demoreset: --seed: received -1; at least 0 is needed\n"
 
 
 def test_results_that_cannot_be_written_are_shown_all_the_same(

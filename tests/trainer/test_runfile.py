@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,15 @@ def test_another_demo_than_the_hash_is_refused(tmp_path: Path) -> None:
 def test_a_demo_without_a_reward_is_refused(tmp_path: Path) -> None:
     crossing(100).save(tmp_path / "x.demo.safetensors")
     with pytest.raises(UserError, match=r"nothing to learn.*endFrame"):
+        runfile.load_demo(spec(path="x.demo.safetensors"), tmp_path / "run.yaml")
+
+
+def test_a_demo_that_ends_below_its_beginning_is_refused(tmp_path: Path) -> None:
+    demo = crossing(172)
+    rewards = np.zeros(172, np.int32)
+    rewards[[50, 100]] = -5, 2
+    replace(demo, rewards=rewards).save(tmp_path / "x.demo.safetensors")
+    with pytest.raises(UserError, match=r"score at frame 172 is -3, no more than at its beginning"):
         runfile.load_demo(spec(path="x.demo.safetensors"), tmp_path / "run.yaml")
 
 

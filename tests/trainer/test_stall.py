@@ -139,6 +139,36 @@ def test_it_knows_whether_the_run_is_at_its_best(
     assert watched.at_best is at_best
 
 
+def test_the_best_is_the_best_of_all_and_not_that_of_the_latest_progress() -> None:
+    watched = ladder()
+    for rate, at_best in ((0.9, True), (0.94, True), (0.91, False), (0.94, True), (0.95, True)):
+        watched.watch(frames=0, start=0, goal_rate=rate)
+        assert watched.at_best is at_best, rate
+
+
+@pytest.mark.parametrize(
+    ("rungs", "rung", "stalled", "then"),
+    [
+        (3, 3, True, None),
+        (6, 3, False, "remedy 4 of 6"),
+        (1, 1, True, None),
+        (0, 0, False, None),
+    ],
+)
+def test_the_number_of_rungs_may_change(
+    rungs: int, rung: int, stalled: bool, then: str | None
+) -> None:
+    before = ladder(rungs=3)
+    for step in range(6):
+        before.watch(frames=step * PATIENCE, start=50, goal_rate=None)
+    assert before.stalled
+    watched = ladder(rungs=rungs)
+    watched.load(before.state())
+    assert (watched.rung, watched.stalled) == (rung, stalled)
+    note = watched.watch(frames=9 * PATIENCE, start=50, goal_rate=None)
+    assert (note is None) if then is None else (note is not None and then in note)
+
+
 def test_it_goes_on_from_its_state() -> None:
     watched, other = ladder(), ladder()
     for step in range(3):

@@ -91,6 +91,16 @@ def test_a_start_outside_the_demo_is_named(envs: DemoResetVectorEnv) -> None:
             envs.reset(options={"start": start})
 
 
+def test_an_action_that_there_is_none_of_is_named_and_nothing_is_played(
+    envs: DemoResetVectorEnv,
+) -> None:
+    before = envs.reset()[0]
+    for action in (-1, 3, 258):
+        with pytest.raises(UserError, match=f"action: received {action}; this game's are 0 to 2"):
+            envs.step(np.array([0, action]))
+    assert np.array_equal(envs.step(np.array([0, 0]))[0][:, :-1], before[:, 1:])
+
+
 def test_gymnasium_makes_it(freeway: Demo) -> None:
     envs = gymnasium.make_vec("DemoReset-v0", num_envs=2, demo=freeway, processes=1)
     assert envs.reset(seed=0)[0].shape == (2, 4, 64, 64)

@@ -82,10 +82,13 @@ def run(options: argparse.Namespace) -> int:
 
     noises = _choice("--noise", options.noise, list(evaluate.NOISES))
     acts = [Act(name) for name in _choice("--act", options.act, [str(act) for act in Act])]
-    for flag in ("episodes", "max_frames", "profile", "processes"):
+    for flag, least in (
+        ("episodes", 1), ("max_frames", 1), ("profile", 1), ("processes", 1), ("seed", 0)
+    ):  # fmt: skip
         value = getattr(options, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')}: received {value}; at least 1 is needed")
+        if value is not None and value < least:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name}: received {value}; at least {least} is needed")
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder / "evaluation.json" if trained.folder else None)
     if out is not None:
@@ -102,21 +105,26 @@ def run(options: argparse.Namespace) -> int:
             processes=processes,
             watch=watch,
         )
-    cells = evaluate.evaluate(
-        trained,
-        noises=noises,
-        acts=acts,
-        episodes=options.episodes,
-        max_frames=options.max_frames,
-        seed=options.seed,
-        processes=processes,
-        watch=watch,
-    )
-    watch.close()
-    _show(trained, cells, rates)
-    if out is not None:
-        runfile.write_json(out, evaluate.as_json(trained, cells, rates, options.seed))
-        print(f"written: {out}")
+    cells: list[Cell] = []
+    try:
+        for cell in evaluate.evaluate(
+            trained,
+            noises=noises,
+            acts=acts,
+            episodes=options.episodes,
+            max_frames=options.max_frames,
+            seed=options.seed,
+            processes=processes,
+            watch=watch,
+        ):
+            cells.append(cell)
+    finally:  # what took an hour is not lost by Ctrl-C in the next one
+        watch.close()
+        if cells:
+            _show(trained, cells, rates)
+            if out is not None:
+                runfile.write_json(out, evaluate.as_json(trained, cells, rates, options.seed))
+                print(f"written: {out} ({len(cells)} of {len(noises) * len(acts)} cells)")
     return 0
 
 

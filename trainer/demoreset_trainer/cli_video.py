@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--sticky: received {options.sticky}; a chance from 0 to 1 is needed")
     if options.frames < 1:
         raise UserError(f"--frames: received {options.frames}; at least 1 is needed")
+    if options.seed < 0:
+        raise UserError(f"--seed: received {options.seed}; at least 0 is needed")
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder or Path()) / f"{trained.name}.mp4"
     filmed = film(

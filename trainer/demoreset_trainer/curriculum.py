@@ -160,8 +160,10 @@ class Original:
     anywhere after it. Success per start is overwritten by each period's results; the new maximum
     is the first start at which the success accumulated from the demo's beginning, divided by the
     window's width, reaches the threshold; if there is none, it goes back 100 frames towards the
-    end. Mended: the width counts the points (theirs was one too small, and 0 for one slot), and
-    points that reached the start move away from it again with the others.
+    end. Mended: the width counts the points (theirs was one too small, and 0 for one slot), and of
+    them those that there are between the maximum and the game's own start: divided by all of them
+    the maximum comes no nearer to it than a fifth of the window, with every success. And points
+    that reached the start move away from it again with the others.
     """
 
     PERIOD_STEPS = 1024  # vector steps between two moves
@@ -218,7 +220,8 @@ class Original:
         window = slice(max(0, self._maximum - self._width + 1), self._maximum + 1)
         counts = self._counts[window].sum()
         self._rate = float(self._wins[window].sum() / counts) if counts else 0.0
-        reached = np.flatnonzero(np.cumsum(self._success) / self._width >= self._threshold)
+        points = min(self._width, self._maximum + 1)
+        reached = np.flatnonzero(np.cumsum(self._success) / points >= self._threshold)
         if len(reached):
             self._maximum = int(reached[0])
         else:

@@ -104,16 +104,20 @@ class Judge:
         self.lives_lost: list[int] = np.concatenate([[0], np.cumsum(drops)]).tolist()
         self._lag = lag
         self._end = end
-        self._rewarded = np.flatnonzero(demo.rewards) + 1  # frames right after a reward
+        self._gains = np.flatnonzero(demo.rewards > 0) + 1  # frames right after them
+        self._gained = scores[self._gains]
 
     def goal(self, start: int, horizon: int | None) -> int:
         """The frame whose score an episode from `start` must tie.
 
-        From the game's own start it is the demo's end: that is what a run is to learn.
+        From the game's own start it is the demo's end: that is what a run is to learn. Within a
+        horizon it is the next gain that leaves more than there was at `start`, else the demo's end:
+        a score that is there already teaches nothing.
         """
         if horizon is None or start == 0:
             return self._end
-        later = self._rewarded[self._rewarded >= min(start + horizon, self._end)]
+        near = self._gains >= min(start + horizon, self._end)
+        later = self._gains[near & (self._gained > self.scores[start])]
         return int(later[0]) if len(later) else self._end
 
     def behind(self, frame: int, score: int) -> bool:

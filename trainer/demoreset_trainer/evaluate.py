@@ -4,7 +4,7 @@ The protocol is the field's: Machado et al. 2018 (arXiv 1709.06009) for sticky a
 of 30 minutes, Agarwal et al. 2021 (arXiv 2108.13264) for the interquartile mean with an interval.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -123,7 +123,7 @@ def evaluate(
     seed: int = 0,
     processes: int,
     watch: WatchEpisodes = silent,
-) -> list[Cell]:
+) -> Iterator[Cell]:
     """Play every cell of the grid from the game's own start; `watch` is told (cell, done, total).
 
     A game without noise and a policy that takes its likeliest action always play the same episode:
@@ -135,7 +135,6 @@ def evaluate(
         full_action_space=trained.spec.environment.full_action_space,
         max_frames=max_frames,
     )
-    cells = []
     for name in noises:
         noise = NOISES[name]
         changed = replace(base, sticky_probability=noise.sticky_probability, no_ops=noise.no_ops)
@@ -159,16 +158,13 @@ def evaluate(
                     seed=seed,
                     watch=partial(watch, f"{name} / {act}", total=count),
                 )
-                cells.append(
-                    summarise(
-                        name,
-                        act,
-                        [episode.score for episode in played],
-                        [episode.frames for episode in played],
-                        trained.demo_score,
-                    )
+                yield summarise(
+                    name,
+                    act,
+                    [episode.score for episode in played],
+                    [episode.frames for episode in played],
+                    trained.demo_score,
                 )
-    return cells
 
 
 def demo_or_blank(trained: Trained) -> Demo:

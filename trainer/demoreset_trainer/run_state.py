@@ -143,7 +143,8 @@ class RunState:
         for result in results:
             self.episodes[result.slot] = result.episode + 1
             if result.start == 0:
-                counters.score_max = max(result.score, counters.score_max or result.score)
+                best = counters.score_max
+                counters.score_max = result.score if best is None else max(result.score, best)
 
     @property
     def original(self) -> bool:

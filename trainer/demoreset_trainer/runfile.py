@@ -141,9 +141,10 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
         )
     if reference.end_frame is not None:
         demo = demo.prefix(reference.end_frame)
-    if not (demo.scores[:-1] < demo.scores[-1]).any():
+    if demo.scores[-1] <= demo.scores[0]:
         raise UserError(
-            f"{path}: its score at frame {len(demo)} is {demo.scores[-1]}, no more than before: "
+            f"{path}: its score at frame {len(demo)} is {demo.scores[-1]}, no more than at its "
+            "beginning: "
             "nothing to learn; choose spec.demo.endFrame after a reward (`demoreset demo info`)"
         )
     return demo

@@ -22,7 +22,8 @@ class Remedy:
 @dataclass
 class _State:
     best_start: int | None = None  # the earliest frontier so far
-    best_goal_rate: float = 0.0  # the best success from the game's own start so far
+    best_goal_rate: float = 0.0  # success from the game's own start at the latest progress
+    highest_goal_rate: float = 0.0  # the best of it so far
     since: int = 0  # frames at the latest progress or rung
     rung: int = 0
     stalled: bool = False
@@ -59,7 +60,9 @@ class Ladder:
         state, spec = self._state, self._spec
         rate = goal_rate or 0.0
         earliest = state.best_start is None or start <= state.best_start
-        self.at_best = earliest and (start > 0 or rate >= state.best_goal_rate)
+        self.at_best = earliest and (start > 0 or rate >= state.highest_goal_rate)
+        if start == 0:
+            state.highest_goal_rate = max(state.highest_goal_rate, rate)
         if self._progressed(start, rate):
             relieved = state.rung
             state.since, state.rung, state.stalled = frames, 0, False
@@ -68,7 +71,7 @@ class Ladder:
             return None
         waited = frames - state.since
         state.since = frames
-        if state.rung == spec.rungs:
+        if state.rung >= spec.rungs:
             state.stalled = True
             return (
                 f"stalled at frame {start}: no progress after {spec.rungs} remedies, the last of "
@@ -95,5 +98,8 @@ class Ladder:
         return asdict(self._state)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        self._state = _State(**state)
+        """Go on from a `state`, perhaps with another number of rungs."""
+        kept, rungs = _State(**state), self._spec.rungs
+        kept.stalled = kept.stalled and kept.rung >= rungs > 0
+        kept.rung = min(kept.rung, rungs)
+        self._state = kept

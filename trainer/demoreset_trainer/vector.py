@@ -126,8 +126,15 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
     def step(
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[Images, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
-        """Play one decision in every slot."""
-        slots = self._slots
+        """Play one decision in every slot.
+
+        Raises:
+            UserError: there is no such action.
+        """
+        slots, last = self._slots, len(self.action_codes) - 1
+        wrong = [action for action in np.asarray(actions).tolist() if not 0 <= action <= last]
+        if wrong:
+            raise UserError(f"action: received {wrong[0]}; this game's are 0 to {last}")
         slots.action[:] = actions
         slots.send()
         slots.wait()
