@@ -113,7 +113,8 @@ class Watch:
         for login in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
             kopf.on.login(registry=registry)(login)
         served = [one for one in self.namespaces if one not in self._away]
-        where: Json = {"namespaces": served} if served else {"clusterwide": True}
+        some = {"namespaces": served or self.namespaces}
+        where: Json = some if self.namespaces else {"clusterwide": True}
         where["identity"] = OPERATOR_NAME  # else it asks for the user's name, which need not exist
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
