@@ -8,7 +8,7 @@ import pytest
 
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, Crash, World, told, stamp, training
+from world import SETTINGS, Crash, World, stamp, told, training
 
 
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
