@@ -57,8 +57,9 @@ class Pod:
 
     worker: its number; None for a coordinator. phase: Kubernetes' own. scheduled: onto a node.
     leaves_at: when a deleted pod's grace is over. reason: of the pod, or of what its container
-    waits for. disruption: why Kubernetes itself ended it. message: for people. last_words: the
-    container's termination message.
+    waits for. disruption: why Kubernetes itself ended it. outlived: a worker's container has ended
+    for good, and a sidecar that somebody put beside it runs on. message: for people. last_words:
+    the container's termination message.
     """
 
     name: str
@@ -78,20 +79,20 @@ class Pod:
     message: str = ""
     disruption: str = ""
     exit_code: int | None = None
+    outlived: bool = False
     oom_killed: bool = False
     last_words: str = ""
     memory_limit: str | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether its container will never run again; a sidecar may, in a worker's pod."""
-        over = self.worker is not None and self.exit_code is not None
-        return over or self.phase in ("Succeeded", "Failed")
+        """Whether its container will never run again."""
+        return self.phase in ("Succeeded", "Failed") or self.outlived
 
     @property
     def lingers(self) -> bool:
         """Whether it has ended, and keeps its node's room all the same."""
-        return self.ended and self.phase not in ("Succeeded", "Failed") and not self.deleting
+        return self.outlived and not self.deleting
 
     @property
     def deleting(self) -> bool:
@@ -217,7 +218,9 @@ def parse_pod(body: Json) -> Pod:
     labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
     component = labels.get(LABEL_COMPONENT)
     own = "coordinator" if component == COMPONENT_COORDINATOR else "worker"  # not a sidecar
-    container: Json = _named(own, status.get("containerStatuses") or [])
+    containers = status.get("containerStatuses") or []
+    container: Json = _named(own, containers)
+    others = [one for one in containers if "running" in (one.get("state") or {})]
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
     waiting = state.get("waiting") or {}
@@ -249,6 +252,7 @@ def parse_pod(body: Json) -> Pod:
         message=message,
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         exit_code=ended.get("exitCode"),
+        outlived=own == "worker" and bool(ended and others),
         oom_killed=ended.get("reason") == "OOMKilled",
         last_words=ended.get("message") or "",
         memory_limit=limits.get("memory"),

@@ -278,7 +278,12 @@ def test_where_others_train_on_a_worker_fails_itself_and_not_the_run(code: int) 
 def test_a_worker_has_ended_though_a_sidecar_runs_on() -> None:
     world = training()
     world.end("key-worker-2-1", 1)
-    world.pods["key-worker-2-1"]["status"]["phase"] = "Running"
+    status = world.pods["key-worker-2-1"]["status"]
+    status["phase"] = "Running"  # for a moment after every end
+    world.settle()
+    assert world.status.restarts.crashed == 0
+    sidecar = {"name": "shipper", "state": {"running": {"startedAt": stamp(world.now)}}}
+    status["containerStatuses"].append(sidecar)
     world.settle()
     assert world.status.restarts.crashed == 1
     assert world.live()[2] == "key-worker-2-2"
@@ -286,6 +291,7 @@ def test_a_worker_has_ended_though_a_sidecar_runs_on() -> None:
     for name in world.live().values():
         world.end(name, 0)
         world.pods[name]["status"]["phase"] = "Running"
+        world.pods[name]["status"]["containerStatuses"].append(sidecar)
     world.settle()
     world.vanish()
     world.tick(60)

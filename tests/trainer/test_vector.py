@@ -97,8 +97,8 @@ def test_an_action_that_there_is_none_of_is_named_and_nothing_is_played(
     before = envs.reset()[0]
     for action in (-1, 3, 258):
         with pytest.raises(UserError, match=f"action: received {action}; this game's are 0 to 2"):
-            envs.step(np.array([0, action]))
-    assert np.array_equal(envs.step(np.array([0, 0]))[0][:, :-1], before[:, 1:])
+            envs.step(np.array([0, action, 0]))
+    assert np.array_equal(envs.step(np.array([0, 0, 0]))[0][:, :-1], before[:, 1:])
 
 
 def test_gymnasium_makes_it(freeway: Demo) -> None:
