@@ -300,6 +300,7 @@ def test_who_was_given_another_run_file_is_told_so_and_costs_the_others_nothing(
 def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) -> None:
     loop, _, _ = make(crossing)
     state = loop.state.state()
+    state["spec"]["environment"]["processes"] = 64  # nor what is a host's own
     state["spec"]["ppo"]["later"] = 1
     del state["spec"]["ppo"]["clip"]
     loop.state.check_alike(state)

@@ -18,6 +18,7 @@ from demoreset_trainer.stall import Ladder
 
 # Of a spec, what all members must have alike; the rest is their supervisors' and the operator's.
 LEARNED = ("seed", "goal", "curriculum", "policy", "ppo", "environment", "stall", "budget")
+HOSTS_OWN = ("processes",)  # but for these of their fields
 
 
 class RunState:
@@ -155,7 +156,7 @@ class RunState:
 def _difference(theirs: Any, ours: Any, path: str) -> str | None:
     """The first field in which two parts of a state differ, if any; in words."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        shared = (key for key in theirs if key in ours)
+        shared = (key for key in theirs if key in ours and key not in HOSTS_OWN)
         found = (_difference(theirs[key], ours[key], f"{path}.{key}") for key in shared)
         return next((one for one in found if one is not None), None)
     return None if theirs == ours else f"{path} = {theirs}, this one {ours}"
