@@ -27,7 +27,7 @@ MOST_STACKS = 2000  # lines
 SETTINGS = {
     "RUST_LOG": "warn",
     "PYTHONFAULTHANDLER": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # else 40 lines of C++ for every member that is lost
+    "TORCH_CPP_LOG_LEVEL": "FATAL",  # else 40 lines of C++ for a member that is lost: it raises too
     "RES_OPTIONS": "timeout:1 attempts:3",
 }
 
