@@ -274,7 +274,7 @@ def test_a_group_regains_its_first_member_and_its_coordinator_and_stops_on_ctrl_
     assert summary["interrupted"]
     assert summary["recoveries"] >= 2
     assert summary["updatesLost"] == 0
-    assert 0 < summary["goodput"] <= 1
+    assert 0 <= summary["goodput"] < 1  # of its few seconds most were lost
     updates = [line["update"] for line in metrics.read(folder / metrics.NAME)]
     assert updates == list(range(1, summary["updates"] + 1))
     assert any(
