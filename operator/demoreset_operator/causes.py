@@ -17,8 +17,8 @@ BY_CODE: dict[int, Cause] = {
     ExitCode.TRY_AGAIN: Cause.TRY_AGAIN,
     ExitCode.DRAINED: Cause.DRAINED,
 }
-FINAL = (Cause.BUDGET_SPENT, Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)
 OWN = (Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)  # or its node's, or image's
+FINAL = (Cause.BUDGET_SPENT, *OWN)
 NO_LOSS = (Cause.REPLACED, Cause.DONE, *FINAL)  # nobody is started again for these
 COUNTED = (Cause.CRASHED, Cause.OUT_OF_MEMORY, Cause.HUNG)
 NODE = ("NodeLost", "NodeShutdown", "Terminated", "DeletionByTaintManager", "DeletionByPodGC")

@@ -112,8 +112,7 @@ class Watch:
             )
         for login in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
             kopf.on.login(registry=registry)(login)
-        served = [one for one in self.namespaces if one not in self._away]
-        some = {"namespaces": served or self.namespaces}
+        some = {"namespaces": self._served or self.namespaces}
         where: Json = some if self.namespaces else {"clusterwide": True}
         where["identity"] = OPERATOR_NAME  # else it asks for the user's name, which need not exist
         others = asyncio.all_tasks()
@@ -217,10 +216,15 @@ class Watch:
             except ApiError as error:
                 log.warning("not everything could be listed: %s", error)
 
+    @property
+    def _served(self) -> list[str]:
+        """The namespaces that could be listed; none where all of the cluster's are."""
+        return [one for one in self.namespaces if one not in self._away]
+
     async def beat(self) -> None:
         """Write a heartbeat that is to come back through a watch."""
         while True:
-            served = [one for one in self.namespaces if one not in self._away]
+            served = self._served
             watched = not served or self._own in served
             body = {
                 "apiVersion": "v1",

@@ -246,15 +246,17 @@ def test_it_moves_after_1024_vector_steps_and_not_before() -> None:
     assert rule.success_rate() == 1
 
 
-@pytest.mark.parametrize(("success", "last"), [(1.0, 0), (0.5, 0), (0.1, 100)])
-def test_it_reaches_the_games_own_start_where_success_is_enough(success: float, last: int) -> None:
+@pytest.mark.parametrize(("success", "reached"), [(1.0, True), (0.5, True), (0.1, False)])
+def test_it_reaches_the_games_own_start_where_success_is_enough(
+    success: float, reached: bool
+) -> None:
     rule = original(starts=200)
     random = np.random.default_rng(0)
     for _ in range(20):
         starts = [rule.choose(slot, random) for slot in range(80)] * 10
         period(rule, [result(start, number % 10 < 10 * success) for number, start in
                       enumerate(sorted(starts))])  # fmt: skip
-    assert (rule.frontier == 0) is (last == 0)
+    assert (rule.frontier == 0) is reached
 
 
 def test_success_is_overwritten_where_it_was_seen_and_kept_elsewhere() -> None:

@@ -8,6 +8,7 @@ own: it starts at `start` and is at `start` + frames played afterwards.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -129,6 +130,17 @@ class Judge:
         return self.lives_lost[min(frame + self._lag, self._end)] - self.lives_lost[start]
 
 
+def check_actions(actions: Iterable[int], count: int) -> None:
+    """Refuse actions that a game of so many has not.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for action in actions:
+        if not 0 <= action < count:
+            raise UserError(f"action: received {action}; this game's are 0 to {count - 1}")
+
+
 class DemoResetEnv(gymnasium.Env[Image, np.int64]):
     """The game of a demo; `reset(options={"start": frame})` begins inside it.
 
@@ -242,9 +254,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         Raises:
             UserError: there is no such action.
         """
-        if not 0 <= int(action) < len(self.action_codes):
-            last = len(self.action_codes) - 1
-            raise UserError(f"action: received {action}; this game's are 0 to {last}")
+        check_actions([int(action)], len(self.action_codes))
         reward = self.play(int(action))
         truncated = self.end in TRUNCATED
         terminated = bool(self.end) and not truncated

@@ -85,15 +85,11 @@ class RunState:
         Raises:
             TryAgain: names what differs. Not a wrong run: it may be the others that must go.
         """
-        mine = self.state()
-        for topic in ("demo", *LEARNED):
-            here, there = (
-                one["demo"] if topic == "demo" else one["spec"][topic] for one in (mine, state)
+        found = _difference(_learned(state), _learned(self.state()), "spec")
+        if found is not None:
+            raise TryAgain(
+                f"the other members of this group have {found}; give all of them one run file"
             )
-            if (found := _difference(there, here, f"spec.{topic}")) is not None:
-                raise TryAgain(
-                    f"the other members of this group have {found}; give all of them one run file"
-                )
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state: every slot begins anew."""
@@ -151,6 +147,11 @@ class RunState:
     def original(self) -> bool:
         """Whether the rules are those of atari-reset."""
         return self._spec.curriculum.mode is CurriculumMode.ORIGINAL
+
+
+def _learned(state: dict[str, Any]) -> dict[str, Any]:
+    """What a state's members learn, and from what."""
+    return {"demo": state["demo"], **{topic: state["spec"][topic] for topic in LEARNED}}
 
 
 def _difference(theirs: Any, ours: Any, path: str) -> str | None:

@@ -144,8 +144,8 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
     if demo.scores[-1] <= demo.scores[0]:
         raise UserError(
             f"{path}: its score at frame {len(demo)} is {demo.scores[-1]}, no more than at its "
-            "beginning: "
-            "nothing to learn; choose spec.demo.endFrame after a reward (`demoreset demo info`)"
+            "beginning: nothing to learn; choose spec.demo.endFrame after a reward "
+            "(`demoreset demo info`)"
         )
     return demo
 

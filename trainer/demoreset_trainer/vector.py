@@ -19,7 +19,7 @@ from gymnasium.vector.utils import batch_space
 from demoreset_api.errors import UserError
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules
+from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules, check_actions
 from demoreset_trainer.machine import cores
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.states import View
@@ -131,10 +131,8 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         Raises:
             UserError: there is no such action.
         """
-        slots, last = self._slots, len(self.action_codes) - 1
-        wrong = [action for action in np.asarray(actions).tolist() if not 0 <= action <= last]
-        if wrong:
-            raise UserError(f"action: received {wrong[0]}; this game's are 0 to {last}")
+        check_actions(np.asarray(actions).tolist(), len(self.action_codes))
+        slots = self._slots
         slots.action[:] = actions
         slots.send()
         slots.wait()
