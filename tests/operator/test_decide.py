@@ -258,8 +258,13 @@ def test_some_ends_are_final_and_say_why(code: int, reason: str) -> None:
     assert "key-worker-2-1" in world.pods, "its log can be read"
 
 
-@pytest.mark.parametrize("code", [64, 65, 66])
-def test_where_others_train_on_a_worker_fails_itself_and_not_the_run(code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(64, "WrongRun"), (65, "NoValidCheckpoint"), (66, "NoProgress")],
+)
+def test_where_others_train_on_a_worker_fails_itself_and_not_the_run(
+    code: int, reason: str
+) -> None:
     world = training()
     world.end("key-worker-2-1", code, words="NoProgress: update 1 failed 3 times: no GPU")
     world.settle()
@@ -272,7 +277,7 @@ def test_where_others_train_on_a_worker_fails_itself_and_not_the_run(code: int) 
         world.settle()
     failed = world.condition("Failed")
     assert failed is not None
-    assert failed[1] in ("WrongRun", "NoValidCheckpoint", "NoProgress")
+    assert failed[1] == reason
 
 
 def test_a_worker_has_ended_though_a_sidecar_runs_on() -> None:
