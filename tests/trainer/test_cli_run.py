@@ -107,7 +107,11 @@ def test_its_updates_are_all_in_the_metrics_once_over_three_lives(trained: Path)
 
 def test_a_run_that_is_done_says_so_and_does_not_train_again(trained: Path) -> None:
     before = lines(trained)
-    assert "met already" in demoreset("run", "-f", CROSSING, "--dir", trained)
+    for members in ("1", "2"):
+        again = ("run", "-f", CROSSING, "--dir", trained, "--members", members)
+        assert "met already" in demoreset(*again)
+        other = demoreset(*again, "--set", "spec.seed=1", expect=64)
+        assert "its checkpoints have spec.seed = 0, the run file 1" in other
     assert lines(trained) == before
 
 
@@ -136,7 +140,7 @@ def test_its_film_shows_the_crossing(trained: Path, tmp_path: Path) -> None:
         pictures = sum(1 for _ in film.decode(video=0))
     assert 40 < pictures < 200  # at 15 a second
     said = demoreset("video", trained, "--frames", "40", "--out", out)
-    assert "score 0, which does not tie the demo's 1; it ends at --frames)" in said
+    assert "score 0; it does not tie the demo's 1, and ends at --frames)" in said
 
 
 def test_an_exported_policy_plays_as_the_checkpoint_does(trained: Path, tmp_path: Path) -> None:
@@ -173,6 +177,27 @@ def test_a_spent_budget_ends_with_its_own_code_and_says_how_far_it_came(tmp_path
     summary = json.loads((tmp_path / "x" / "summary.json").read_text())
     assert summary["budgetSpent"]
     assert not summary["goalMet"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_run_whose_words_nobody_can_take_goes_on(tmp_path: Path, gone: bool) -> None:
+    """Its reader has gone, as that of `| head`; or the disk of `> run.log` is full."""
+    folder = tmp_path / "x"
+    command = [sys.executable, "-m", "demoreset_trainer.cli", "run", "-f", str(CROSSING)]
+    small = ["--set", "spec.environment.slots=8", "--set", "spec.budget.frames=1"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, open(writer, "w") as unread:
+        done = subprocess.run(
+            [*command, "--dir", str(folder), *small],
+            stdout=unread if gone else full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["budgetSpent"]
+    assert checkpoint.newest(folder / "checkpoints") is not None
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from demoreset_api.errors import UserError
-from demoreset_trainer import metrics, summary
+from demoreset_trainer import metrics, runfile, summary
 from demoreset_trainer.cli_group import PORTS, free_port, met
 from demoreset_trainer.cli_worker import MOST_BYTES, leave, whereabouts
 from demoreset_trainer.restart import LastError
@@ -138,15 +138,19 @@ def test_a_users_mistake_is_told_in_a_line_and_to_the_kubelet(
 )
 def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: bool) -> None:
     spec = read(CROSSING).spec
-    assert not met(tmp_path, spec)
-    goal = {"spec": {"goal": spec.goal.model_dump(mode="json", by_alias=True)}}
+    demo = runfile.load_demo(spec, CROSSING)
+    assert not met(tmp_path, spec, demo)
+    goal = {
+        "spec": spec.model_dump(mode="json", by_alias=True),
+        "demo": {"game": demo.game, "sha256": demo.sha256},
+    }
     for name, content in (("u0000000007", None), ("u0000000008", state)):
         folder = tmp_path / "checkpoints" / f"ckpt-l000001-{name}"
         folder.mkdir(parents=True)
         (folder / "state.json").write_text(
             "torn" if content is None else json.dumps(goal | content)
         )
-    assert met(tmp_path, spec) is expected
+    assert met(tmp_path, spec, demo) is expected
 
 
 def test_what_keeps_members_running_needs_no_torch() -> None:

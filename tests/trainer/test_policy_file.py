@@ -207,6 +207,30 @@ def test_the_best_checkpoint_has_a_name(run: Path, capsys: pytest.CaptureFixture
     )
 
 
+def test_a_folder_may_be_elsewhere(run: Path, tmp_path: Path) -> None:
+    """A run's checkpoints on another disk, a run by another name, a link to a checkpoint."""
+    (run / "checkpoints").rename(tmp_path / "large disk")
+    (run / "checkpoints").symlink_to(tmp_path / "large disk")
+    (tmp_path / "seed-1").symlink_to(run)
+    (tmp_path / "first").symlink_to(run / "checkpoints" / FIRST)
+    for policy, name in ((run, "crossing"), (tmp_path / "seed-1", "seed-1")):
+        trained = policy_file.load(str(policy))
+        assert (trained.name, trained.card["training"]["updates"]) == (name, 2)
+    (run / "checkpoints").unlink()
+    (tmp_path / "large disk").rename(run / "checkpoints")
+    assert policy_file.load(str(tmp_path / "first")).folder == run.resolve()
+
+
+def test_what_onnx_needs_is_asked_for_before_anything_is_written(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_file, "find_spec", lambda name: None)
+    out = run / "x.policy.safetensors"
+    told = demoreset(capsys, "export", run, "--out", out, "--onnx", run / "x.onnx", expect=64)
+    assert "--onnx needs two more packages" in told
+    assert not out.exists()
+
+
 def test_a_checkpoint_with_a_spec_of_another_version_is_one_line(run: Path) -> None:
     path = run / "checkpoints" / SECOND
     snapshot = checkpoint.read(path)
@@ -225,10 +249,14 @@ def test_results_say_of_what_they_are_and_are_exported_with_that_alone(
     assert "pure reinforcement learning" in demoreset(capsys, "evaluate", run, *QUICK)
     results = json.loads((run / "evaluation.json").read_text())
     assert (results["checkpoint"], results["update"], results["guide"]) == (SECOND, 2, 0)
+    assert results["maxFrames"] == 40
     out = run / "x.policy.safetensors"
     assert "without results" not in demoreset(capsys, "export", run, "--out", out)
     card = run / "x.policy.json"
     assert json.loads(card.read_text())["results"] == results
+    again = run / "again.policy.safetensors"
+    demoreset(capsys, "export", out, "--out", again)
+    assert policy_file.load(str(again)).card["results"] == results
     out.unlink()  # the card alone is worth as much: somebody may have written into it
     told = demoreset(capsys, "export", run, "--out", out, expect=64)
     assert f"{card}: is there already; --force overwrites it" in told
@@ -288,6 +316,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(
 
     def play(*_: object, **__: object) -> Iterator[Cell]:
         yield summarise("none", "sampled", [100], [77], 100)
+        assert len(json.loads(out.read_text())["cells"]) == 1  # whatever ends it now
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "evaluate", play)

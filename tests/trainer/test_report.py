@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import pty
 import re
 import socket
 import struct
@@ -11,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +156,9 @@ def test_a_port_that_is_taken_is_a_mistake_of_the_user(served: Report) -> None:
         Report(served.port, "127.0.0.1")
     with pytest.raises(UserError, match="--port 99999"):
         Report(99999, "127.0.0.1")
+    for host in ("::1", "192.0.2.1"):
+        with pytest.raises(UserError, match=f"--host {host}: .*IPv4 address of this machine"):
+            Report(0, host)
 
 
 def write(path: Path, updates: range) -> None:
@@ -237,6 +243,30 @@ def test_off_a_terminal_there_are_plain_lines_or_json() -> None:
     lines = [json.loads(line) for line in structured.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["update", "update", "note"]
     assert lines[0]["start_frame"] == 89
+
+
+@pytest.mark.parametrize("kind", ["screen", "plain", "json"])
+@pytest.mark.parametrize("full", [True, False])
+def test_words_that_nobody_can_take_end_nothing(kind: str, full: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = open("/dev/full" if full else writer, "w")  # noqa: SIM115
+    screen = make_screen(kind, stream)
+    screen.show(PROGRESS)
+    screen.note("moved")
+    screen.close()
+    with suppress(OSError):
+        stream.close()
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = pty.openpty()
+    with open(ours, "rb"), open(theirs, "w") as terminal:
+        for kind, live in (("dumb", False), ("xterm", True)):
+            monkeypatch.setenv("TERM", kind)
+            assert isinstance(make_screen("auto", terminal), LiveScreen) is live
 
 
 def test_the_graph_says_whether_the_guide_was_used(

@@ -115,11 +115,11 @@ class CheckpointWriter:
             failed = "old checkpoints not deleted"
             checkpoint.prune(self._folder, self._keep)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
-            if self._failed is None:
+            first, self._failed = self._failed is None, error
+            if first:
                 goes_on = not isinstance(error, TakenOver)
                 then = "; training goes on, tried again later" if goes_on else ""
                 self._note(f"{failed} ({error}){then}")
-            self._failed = error
             return
         if self._failed is not None:
             self._note("checkpoints are written again")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -56,16 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("demoreset: install it as demoreset[trainer]; torch is missing", file=sys.stderr)
         return ExitCode.USER_ERROR
     try:
-        return int(options.func(options))
+        code = int(options.func(options))
     except DemoResetError as error:
         print(f"demoreset: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except KeyboardInterrupt:
         print("demoreset: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except BrokenPipeError:  # `demoreset ... | head`
-        sys.stderr.close()
-        return ExitCode.DONE
+        code = ExitCode.DONE
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # Python would try it again, and end with 120 for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"demoreset: not all could be shown: {error.strerror}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from demoreset_api.errors import UserError
+from demoreset_api.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
     from demoreset_trainer.evaluate import Cell
@@ -96,6 +97,15 @@ def run(options: argparse.Namespace) -> int:
     processes = options.processes or cores()
     watch = _Progress()
     rates = None
+    cells: list[Cell] = []
+
+    def keep() -> None:
+        if out is not None:
+            measured = evaluate.as_json(
+                trained, cells, rates, seed=options.seed, max_frames=options.max_frames
+            )
+            runfile.write_json(out, measured)
+
     if options.profile:  # first: where the demo is not at hand, it says so
         rates = evaluate.profile(
             trained,
@@ -105,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
             processes=processes,
             watch=watch,
         )
-    cells: list[Cell] = []
+        with suppress(TryAgain):  # a disk that is full now may not be at the end
+            keep()
     try:
         for cell in evaluate.evaluate(
             trained,
@@ -118,12 +129,14 @@ def run(options: argparse.Namespace) -> int:
             watch=watch,
         ):
             cells.append(cell)
-    finally:  # what took an hour is not lost by Ctrl-C in the next one
+            with suppress(TryAgain):
+                keep()  # what took an hour is not lost by whatever comes in the next one
+    finally:
         watch.close()
-        if cells:
+        if cells or rates:
             _show(trained, cells, rates)
             if out is not None:
-                runfile.write_json(out, evaluate.as_json(trained, cells, rates, options.seed))
+                keep()
                 print(f"written: {out} ({len(cells)} of {len(noises) * len(acts)} cells)")
     return 0
 
@@ -207,7 +220,7 @@ def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | Non
         )
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
-    if rates is not None:
+    if rates:
         console.print("Success from the starts of the demo:")
         for frame, rate in rates.items():
             console.print(f"{frame:8} {rate:5.0%} {'#' * round(40 * rate)}")

@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import policy_file
 
+    if options.onnx:
+        policy_file.check_onnx()
     trained = policy_file.load(options.policy)
     out = options.out or Path(trained.name + policy_file.SUFFIX)
     if not out.name.endswith(".safetensors"):
@@ -59,8 +61,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _results(trained: "Trained", policy: str) -> dict[str, Any] | None:
     """What `demoreset evaluate` measured on this very checkpoint, if it did."""
-    path = trained.folder / "evaluation.json" if trained.folder else None
-    if path is None or not path.exists():
+    if trained.folder is None:  # a file, which has them
+        return trained.card.get("results")
+    path = trained.folder / "evaluation.json"
+    if not path.exists():
         return None
     again = f"`demoreset evaluate {policy}` first"
     try:

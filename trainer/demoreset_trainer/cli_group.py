@@ -51,11 +51,12 @@ def run_group(
         signals: Whether somebody wants it to stop.
     """
     from demoreset_trainer import hangs, runfile, summary
+    from demoreset_trainer.screen import live, say
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
-    if met(folder, spec):
-        print(summary.met_already(folder))
+    if met(folder, spec, demo):
+        say(summary.met_already(folder), sys.stdout)
         return ExitCode.DONE
     with (
         Watchers(folder, options, None) as watchers,
@@ -71,7 +72,7 @@ def run_group(
             ),
             watchers,
             stopping=signals,
-            say=watchers.note if on_screen(options) else to_stderr,
+            say=watchers.note if live(options.log, sys.stdout) else to_stderr,
             limits=Limits.told(os.environ),
             tend=coordinator.tend,
             spawn=nursery.spawn,
@@ -83,25 +84,22 @@ def run_group(
         finally:
             coordinator.close()
     if code in OVER and not all_kept(folder, supervisor):
-        print(f"demoreset: {summary.NOT_KEPT}", file=sys.stderr)
+        to_stderr(f"demoreset: {summary.NOT_KEPT}")
         code = ExitCode.TRY_AGAIN
     elif code not in GOOD:
-        print(f"demoreset: {supervisor.error}", file=sys.stderr)
+        to_stderr(f"demoreset: {supervisor.error}")
         return code
     lost = supervisor.updates_lost
-    print(summary.leave(folder, spec, code, options, members=members, updates_lost=lost))
+    words = summary.leave(folder, spec, code, options, members=members, updates_lost=lost)
+    say(words, sys.stdout)
     return code
 
 
-def on_screen(options: argparse.Namespace) -> bool:
-    """Whether a live screen is shown, over which nobody else may write."""
-    return options.log == "screen" or (options.log == "auto" and sys.stdout.isatty())
-
-
 def to_stderr(text: str) -> None:
-    """Pass a member's line on; a reader that has gone is no reason to end."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    """Pass a member's line on."""
+    from demoreset_trainer.screen import say
+
+    say(text, sys.stderr)
 
 
 def all_kept(folder: Path, supervisor: Supervisor) -> bool:
@@ -112,13 +110,21 @@ def all_kept(folder: Path, supervisor: Supervisor) -> bool:
     return progress is None or summary.kept(folder, progress.update)
 
 
-def met(folder: Path, spec: "RunSpec") -> bool:
-    """Whether the newest checkpoint says that this goal is met. No tensor is read, nor torch."""
+def met(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
+    """Whether the newest checkpoint says that this goal is met. No tensor is read, nor torch.
+
+    Raises:
+        UserError: it is another run's.
+    """
     from demoreset_trainer import runfile
 
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
-        return newest is not None and runfile.met(json.loads(newest.read_text()), spec)
+        state = None if newest is None else json.loads(newest.read_text())
+        if state is None or not runfile.met(state, spec):
+            return False
+        runfile.check_same_run(state, spec, demo, folder)
+        return True
     except (OSError, ValueError, KeyError, TypeError):
         return False  # a broken one: those who read checkpoints decide
 

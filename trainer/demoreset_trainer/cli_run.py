@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     signals = Signals()
     from demoreset_trainer import runfile, tensorboard
     from demoreset_trainer.claim import claimed
+    from demoreset_trainer.screen import say
 
     tensorboard.check(options.tensorboard)
     wanted = runfile.read(options.file, options.set)
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     demo = runfile.load_demo(wanted.spec, options.file)  # a mistake is told once, and first
     if options.fresh and os.path.isdir(folder):  # Path's asks no further where it may not look
         with claimed(folder):
-            print(f"the folder that was there is now {runfile.set_aside(folder)}")
+            say(f"the folder that was there is now {runfile.set_aside(folder)}", sys.stdout)
     runfile.make_folder(folder)
     with claimed(folder):
         if members > 1:
@@ -105,6 +106,7 @@ def _train(
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.group import Alone
+    from demoreset_trainer.screen import say
     from demoreset_trainer.watch import Watchers
 
     spec, checkpoints = wanted.spec, folder / "checkpoints"
@@ -113,7 +115,7 @@ def _train(
     if snapshot is not None:
         runfile.check_same_run(snapshot.state, spec, demo, folder)
         if runfile.met(snapshot.state, spec):
-            print(summary.met_already(folder))
+            say(summary.met_already(folder), sys.stdout)
             return ExitCode.DONE
     life = checkpoint.next_life(checkpoints)
     runfile.keep(wanted, demo, folder)
@@ -146,9 +148,9 @@ def _train(
                 saved = writer.finish(loop.snapshot(), best=loop.at_best())
     code = _code(stopped, signals())
     if code in OVER and not saved:
-        print(f"demoreset: {summary.NOT_KEPT}: {writer.error}", file=sys.stderr)
+        say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)
         code = ExitCode.TRY_AGAIN
-    print(summary.leave(folder, spec, code, options))
+    say(summary.leave(folder, spec, code, options), sys.stdout)
     return code
 
 

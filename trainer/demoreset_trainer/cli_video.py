@@ -60,12 +60,11 @@ def run(options: argparse.Namespace) -> int:
         sticky_probability=options.sticky,
         seed=options.seed,
     )
-    tied = filmed.score >= trained.demo_score
-    cut = filmed.frames >= options.frames and not tied
-    tie = "ties" if tied else "does not tie"
+    cut = filmed.frames >= options.frames and not filmed.tied
+    tie = "ties" if filmed.tied else "does not tie"
     print(
-        f"written: {out} ({filmed.frames / 60:.0f} s of play, score {filmed.score:,}, "
-        f"which {tie} the demo's {trained.demo_score:,}"
-        f"{'; it ends at --frames' if cut else ''})"
+        f"written: {out} ({filmed.frames / 60:.0f} s of play, score {filmed.score:,}; "
+        f"it {tie} the demo's {trained.demo_score:,}"
+        f"{', and ends at --frames' if cut else ''})"
     )
     return 0

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -108,9 +109,10 @@ def run(options: argparse.Namespace) -> int:
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
     from demoreset_trainer import hangs, runfile, tensorboard
-    from demoreset_trainer.cli_group import GOOD, all_kept, met, on_screen, to_stderr
+    from demoreset_trainer.cli_group import GOOD, all_kept, met, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.report import stands
+    from demoreset_trainer.screen import live
     from demoreset_trainer.summary import NOT_KEPT
     from demoreset_trainer.watch import Watchers
 
@@ -125,7 +127,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,
         runfile.frozen(wanted, options.file) as file,
     ):
-        if met(folder, wanted.spec):
+        if met(folder, wanted.spec, demo):
             watchers.note(f"{folder}: the goal is met already")
             return ExitCode.DONE
         supervisor = Supervisor(
@@ -134,7 +136,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             member_command(file, folder, coordinator=coordinator, address=address),
             watchers,
             stopping=signals,
-            say=watchers.note if on_screen(options) else to_stderr,
+            say=watchers.note if live(options.log, sys.stdout) else to_stderr,
             limits=restart.Limits.told(os.environ),
             spawn=nursery.spawn,
             keep=partial(hangs.keep, folder),

@@ -223,7 +223,12 @@ def profile(
 
 
 def as_json(
-    trained: Trained, cells: Sequence[Cell], rates: dict[int, float] | None, seed: int
+    trained: Trained,
+    cells: Sequence[Cell],
+    rates: dict[int, float] | None,
+    *,
+    seed: int,
+    max_frames: int,
 ) -> dict[str, Any]:
     """All that was measured, and on what."""
     training = trained.card.get("training", {})
@@ -235,6 +240,7 @@ def as_json(
         "game": trained.card["game"],
         "demoScore": trained.demo_score,
         "seed": seed,
+        "maxFrames": max_frames,  # of an episode
         "cells": [cell.__dict__ for cell in cells],
         "profile": rates,
     }

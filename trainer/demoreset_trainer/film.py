@@ -22,8 +22,9 @@ FRAMES_PER_SECOND = 60
 class Filmed:
     """What the film shows."""
 
-    score: int
+    score: int  # at its end
     frames: int
+    tied: bool  # the demo, at any moment: in some games points are lost again
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def film(
             if tied_at is None and env.score >= trained.demo_score:
                 tied_at = env.frame
             video.add(caption(env.emulator.rgb(), _lines(trained, env, start, tied_at)))
-    return Filmed(score=env.score, frames=env.frame - start)
+    return Filmed(score=env.score, frames=env.frame - start, tied=tied_at is not None)
 
 
 def _lines(trained: Trained, env: DemoResetEnv, start: int, tied_at: int | None) -> list[str]:

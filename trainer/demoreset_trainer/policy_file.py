@@ -6,11 +6,13 @@ it comes from: spec, demo's hash, results. It is in the file's header, and besid
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,7 @@ def _bundled() -> list[tuple[str, Path]]:
 def _load_checkpoint(path: Path) -> Trained:
     place = checkpoint.find(path)
     snapshot = checkpoint.read(place)
-    folder = place.resolve().parent.parent
+    folder = _run_of(place)
     demo = demos.load(folder / runfile.DEMO)
     state = snapshot.state
     try:
@@ -119,7 +121,7 @@ def _load_checkpoint(path: Path) -> Trained:
     counters = state["counters"]
     card = {
         "format": FORMAT,
-        "name": folder.resolve().name,
+        "name": folder.name,
         "game": demo.game,
         "rom": demo.rom,
         "actions": list(codes),
@@ -145,6 +147,12 @@ def _load_checkpoint(path: Path) -> Trained:
     policy = Policy(shape, len(codes))
     policy.load_state_dict(snapshot.model)
     return Trained(policy, codes, card, demo, folder)
+
+
+def _run_of(place: Path) -> Path:
+    """The folder of a checkpoint's run: where one went to it, unless that was by a link to it."""
+    gone, real = (Path(path).parent.parent for path in (os.path.abspath(place), place.resolve()))
+    return gone if (gone / runfile.DEMO).exists() else real
 
 
 def _load_file(path: Path) -> Trained:
@@ -229,19 +237,18 @@ def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) ->
     return list(contents)
 
 
-def export_onnx(trained: Trained, path: Path) -> None:
-    """Write the network as ONNX: uint8 images and the state in; logits, values, state out.
+def check_onnx() -> None:
+    """Refuse to write ONNX where what it needs is not there, before anything is written.
 
     Raises:
         UserError: the packages for it are not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "--onnx needs two more packages: in the clone, pip install -e '.[onnx]'"
-        ) from error
+    if not (find_spec("onnx") and find_spec("onnxscript")):
+        raise UserError("--onnx needs two more packages: in the clone, pip install -e '.[onnx]'")
+
+
+def export_onnx(trained: Trained, path: Path) -> None:
+    """Write the network as ONNX: uint8 images and the state in; logits, values, state out."""
     policy = trained.policy.eval()
     view = policy.shape.view
     images = torch.zeros(2, *view.shape, dtype=torch.uint8)

@@ -1,6 +1,8 @@
 """A run's port: /metrics for Prometheus, /status for the operator, /healthz for the kubelet."""
 
+import errno
 import json
+import socket
 import socketserver
 import sys
 import threading
@@ -131,6 +133,12 @@ class Report(Collector):
             self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
+            unknown = isinstance(error, socket.gaierror)
+            if unknown or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise UserError(
+                    f"--host {host}: cannot be served ({reason}); it is an IPv4 address of this "
+                    "machine, or a name of one"
+                ) from error
             raise UserError(
                 f"--port {port}: cannot be served ({reason}); choose another, or 0 for a free one"
             ) from error

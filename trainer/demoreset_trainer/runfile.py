@@ -237,6 +237,10 @@ def set_aside(folder: Path) -> Path | None:
         UserError: it cannot be renamed.
         TryAgain: not now.
     """
+    if not folder.name:
+        raise UserError(
+            f"--fresh: {folder} has no name that could be changed; say --dir from outside of it"
+        )
     number = 1
     try:
         if not folder.exists():

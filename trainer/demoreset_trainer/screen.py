@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Protocol, TextIO
 
@@ -31,13 +32,33 @@ class Screen(Protocol):
         """The run is over; leave the terminal as it was."""
 
 
+def live(kind: str, stream: TextIO) -> bool:
+    """Whether a live screen is shown, over which nobody else may write.
+
+    `kind`: screen, plain or json; auto takes the screen on a terminal that can move its cursor,
+    plain lines elsewhere.
+    """
+    able = stream.isatty() and not Console(file=stream).is_dumb_terminal
+    return kind == "screen" or (kind == "auto" and able)
+
+
 def make_screen(kind: str, stream: TextIO) -> Screen:
-    """`kind`: screen, plain or json; auto takes the screen on a terminal, plain lines elsewhere."""
-    if kind == "auto":
-        kind = "screen" if stream.isatty() else "plain"
-    if kind == "screen":
-        return LiveScreen(Console(file=stream))
+    """The one of this kind, as `live` has it."""
+    if live(kind, stream):
+        return LiveScreen(_Console(file=stream))
     return JsonLines(stream) if kind == "json" else PlainLines(stream)
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print a line; a reader that has gone, or a full disk, is no reason to end a run."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Be silent: rich would end the process."""
+        self.quiet = True
 
 
 class PlainLines:
@@ -51,11 +72,11 @@ class PlainLines:
         """Print a line if the latest one is old enough."""
         if time.monotonic() - self._shown >= PLAIN_EVERY:
             self._shown = time.monotonic()
-            print(plain_line(progress), file=self._stream, flush=True)
+            say(plain_line(progress), self._stream)
 
     def note(self, text: str) -> None:
         """Print it."""
-        print(text, file=self._stream, flush=True)
+        say(text, self._stream)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -77,7 +98,7 @@ class JsonLines:
 
     def _print(self, content: dict[str, object]) -> None:
         line = {"time": round(time.time(), 3), **content}
-        print(json.dumps(line), file=self._stream, flush=True)
+        say(json.dumps(line), self._stream)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -98,17 +119,20 @@ class LiveScreen:
         self._latest = progress
         if time.monotonic() - self._shown >= LIVE_EVERY:
             self._shown = time.monotonic()
-            self._live.update(render(progress), refresh=True)
+            with suppress(OSError):
+                self._live.update(render(progress), refresh=True)
 
     def note(self, text: str) -> None:
         """Print it above."""
-        self._console.print(Text(text, style="dim"))
+        with suppress(OSError):
+            self._console.print(Text(text, style="dim"))
 
     def close(self) -> None:
         """Leave the latest picture and give the terminal back."""
         if self._latest is not None:
             self._live.update(render(self._latest))  # `stop` draws it
-        self._live.stop()
+        with suppress(OSError):
+            self._live.stop()
 
 
 def duration(seconds: float) -> str:

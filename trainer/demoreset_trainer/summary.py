@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
@@ -118,7 +119,7 @@ def kept(folder: Path, update: int, patience: float = LAST_SAVE) -> bool:
 def met_already(folder: Path) -> str:
     """What a person is told whose run has nothing left to do."""
     return (
-        f"{folder}: the goal is met already; `demoreset evaluate {folder}`, "
+        f"{folder}: the goal is met already; `demoreset evaluate {quote(str(folder))}`, "
         "--set spec.goal.successRate=... or --fresh"
     )
 
@@ -126,19 +127,21 @@ def met_already(folder: Path) -> str:
 def last_words(summary: dict[str, Any], folder: Path, options: argparse.Namespace) -> str:
     """What a person is told at the end, and what could be done next."""
     again = " ".join(
-        ["demoreset run -f", str(options.file)]
-        + [f"--set {change}" for change in options.set]
-        + ([f"--dir {options.dir}"] if options.dir else [])
+        ["demoreset run -f", quote(str(options.file))]
+        + [f"--set {quote(change)}" for change in options.set]
+        + ([f"--dir {quote(str(options.dir))}"] if options.dir else [])
         + ([f"--members {options.members}"] if options.members else [])
     )
     spent = f"{summary['frames']:,} frames and {summary['seconds']:,.0f} s"
     start = summary["startFrame"]
     where = "the game's own start" if start == 0 else f"frame {start} of {summary['demoFrames']}"
     if summary["goalMet"]:
+        confirmed = summary["evaluation"]["successRate"]
+        rate = summary["successRate"] if confirmed is None else confirmed
         return (
-            f"Goal met after {spent}: {summary['successRate'] or 0:.0%} of the episodes from the "
-            f"game's own start tie the demo.\nNext: demoreset evaluate {folder}; "
-            f"demoreset video {folder}"
+            f"Goal met after {spent}: {rate or 0:.0%} of the episodes from the "
+            f"game's own start tie the demo.\nNext: demoreset evaluate {quote(str(folder))}; "
+            f"demoreset video {quote(str(folder))}"
         )
     if summary["budgetSpent"]:
         return (
