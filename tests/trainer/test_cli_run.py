@@ -252,6 +252,20 @@ def test_a_mistake_is_one_line_and_exit_code_64(arguments: list[str | Path], say
     assert len(out.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_words_for_a_full_disk_are_one_line(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "demoreset_trainer.cli", "demo", "info", "freeway-crossing"],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert re.fullmatch("demoreset: .*No space left on device\n", done.stderr)
+
+
 def test_another_demo_in_the_same_folder_is_refused(trained: Path) -> None:
     key = ROOT / "demos" / "montezuma-first-key.yaml"
     out = demoreset("run", "-f", key, "--dir", trained, expect=64)

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import NoReturn
 
-from demoreset_api.errors import DemoResetError, ExitCode
+from demoreset_api.errors import DemoResetError, ExitCode, TryAgain
+from demoreset_trainer.disk import fault
 from demoreset_trainer.machine import settle
 
 COMMANDS = (
@@ -66,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:  # `demoreset ... | head`
         code = ExitCode.DONE
+    except OSError as error:
+        if fault(error) is not TryAgain:
+            raise
+        print(f"demoreset: {error}", file=sys.stderr)  # a disk behind stdout, maybe
+        code = ExitCode.TRY_AGAIN
     try:
         sys.stdout.flush()
     except OSError as error:  # Python would try it again, and end with 120 for it
