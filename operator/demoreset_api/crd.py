@@ -142,7 +142,8 @@ class _Schema:
             made: dict[str, Any] = {
                 "x-kubernetes-int-or-string": True,
                 "anyOf": [{"type": "integer"}, {"type": "string"}],
-                "pattern": node["pattern"],
+                "pattern": node["pattern"],  # of a text
+                "minimum": 0,  # of a number
             }
         elif "const" in node:
             made = {"type": "string", "enum": [node["const"]]}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from demoreset_api.names import API_VERSION, KIND, MANAGER
@@ -23,6 +23,7 @@ Quantity = Annotated[
     ),
     BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
 ]
+LONGEST = 2**31 - 1  # seconds, 68 years: as much as Kubernetes' own fields of this kind hold
 Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
 
 
@@ -393,8 +394,12 @@ class PullPolicy(StrEnum):
 class Resources(ApiModel):
     """What a worker's container asks for, and may use at most."""
 
-    requests: dict[str, Quantity] = Field(default={}, description="What it is promised.")
-    limits: dict[str, Quantity] = Field(default={}, description="What it may use at most.")
+    requests: dict[str, Quantity] = Field(
+        default={}, description='What it is promised. Half a core is 500m, or "0.5" in quotes.'
+    )
+    limits: dict[str, Quantity] = Field(
+        default={}, description="What it may use at most; written in the same way."
+    )
 
 
 class Workers(ApiModel):
@@ -529,16 +534,21 @@ class RunSpec(ApiModel):
         description="On a cluster: save, and give all pods back; false: go on from there.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="On a cluster: a run that ended is deleted after so long."
+        default=None,
+        ge=0,
+        le=LONGEST,
+        description="On a cluster: a run that ended is deleted after so long.",
     )
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
+        le=LONGEST,
         description="On a cluster: a run that has pods for so long has failed.",
     )
     pending_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
+        le=LONGEST,
         description="On a cluster: a run that waits so long for its first worker has failed.",
     )
     managed_by: str | None = Field(
@@ -560,7 +570,26 @@ class RunSpec(ApiModel):
             lambda spec: spec.workers.collectives is not Collectives.NCCL or spec.workers.gpus > 0,
             "workers.collectives: Nccl needs workers.gpus, at least 1",
         ),
+        Rule(
+            "self.workers.max == 1 || !has(self.checkpoint.volume.accessMode) || "
+            "self.checkpoint.volume.accessMode != 'ReadWriteOncePod'",
+            lambda spec: (
+                spec.workers.max == 1
+                or spec.checkpoint.volume.access_mode is not AccessMode.ONCE_POD
+            ),
+            "checkpoint.volume.accessMode: ReadWriteOncePod is for a single worker; several "
+            "({workers.max}) need ReadWriteMany, or ReadWriteOnce on one node",
+        ),
     )
+
+    @field_validator(
+        *("ttl_seconds_after_finished", "active_deadline_seconds", "pending_deadline_seconds"),
+        mode="before",
+    )
+    @classmethod
+    def _at_most_the_longest(cls, value: Any) -> Any:
+        """A longer one may have been stored before there was a limit: dates end with year 9999."""
+        return min(value, LONGEST) if isinstance(value, int | float) else value
 
 
 class Metadata(ApiModel):

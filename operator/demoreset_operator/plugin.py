@@ -18,14 +18,18 @@ from pydantic import ValidationError
 from demoreset_api import changes
 from demoreset_api.errors import UserError
 from demoreset_api.names import GROUP, PLURAL
-from demoreset_api.spec import ApiModel, Retention, RunSpec
+from demoreset_api.spec import AccessMode, ApiModel, Retention, RunSpec
 from demoreset_operator import render
 from demoreset_operator.observation import Json, Run, not_understood, parse_run
 from demoreset_operator.render import DATA, Settings, claim_name, selector
 from demoreset_operator.why import why
 
 RESOURCE = f"{PLURAL}.{GROUP}"
-READER_SECONDS = 600  # that a pod which reads a volume lives at most
+READER_SECONDS = 4 * 3600  # that a pod which reads a volume lives at most
+READER_RESOURCES = {  # all four: a quota refuses pods that lack one which it counts
+    "requests": {"cpu": "100m", "memory": "64Mi"},
+    "limits": {"cpu": "1", "memory": "256Mi"},
+}
 CHECKPOINTS = """
 import sys, pathlib
 for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
@@ -39,9 +43,17 @@ TAR_BEST = """
 cd "$0" && best=$(cat checkpoints/BEST) || exit 2
 tar --create $(ls -A | grep -vx checkpoints) checkpoints/BEST "checkpoints/$best" ; test $? -le 1
 """
+# Of a pipe sh has the last code only; that of the first tar comes through 3.
 COPY = """
 if test -e "$1"; then echo "$1 is on the volume already; choose another name" >&2; exit 1; fi
-rm -rf "$1.partial" && cp -r "$0" "$1.partial" && mv "$1.partial" "$1"
+rm -rf "$1.partial" && mkdir "$1.partial" || exit 1
+code=$({
+    { tar --create --directory "$0" .; echo $? >&3; } | tar --extract --directory "$1.partial"
+} 3>&1) && test "$code" -le 1 || exit 1
+if ! ls "$1.partial"/checkpoints/ckpt-*/MANIFEST.json > /dev/null 2>&1; then
+    echo "no checkpoint to go on from: there is none yet, or none stayed; try again" >&2; exit 1
+fi
+mv "$1.partial" "$1"
 """
 
 
@@ -136,6 +148,7 @@ def _logs(options: argparse.Namespace) -> None:
     which = [options.pod]
     if not options.pod:
         which = ["-l", selector(run), "--prefix", "--tail=100", "--max-log-requests=64"]
+        which.append("--ignore-errors")  # of a pod that has no log yet, or whose node is gone
     command = _command(options, "logs", "-c", "worker", *which, *(["-f"] if options.follow else []))
     sys.exit(subprocess.run(command).returncode)
 
@@ -168,7 +181,10 @@ def _fetch(options: argparse.Namespace) -> None:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                     archive.extractall(partial, filter="data")
             except tarfile.TarError as error:
-                raise PluginError(f"nothing to fetch yet, or not a folder: {error}") from error
+                said = "nothing to fetch yet, or not a folder"
+                if partial.exists():
+                    said = f"the stream was cut off; what came is in {partial}"
+                raise PluginError(f"{said}: {error}") from error
             process.stdout.read()
         if process.returncode:
             raise PluginError(f"not all was fetched; what came is in {partial}")
@@ -200,6 +216,8 @@ def _branch(options: argparse.Namespace) -> None:
     text = json.dumps(made)
     _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
     with _Reader(options, run) as reader:
+        if not reader.made:
+            _warn_of_other_nodes(options, run)
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
         reader.run("sh", "-c", COPY, old, new)
     print(_kubectl(options, "create", "-f", "-", given=text), end="")
@@ -217,6 +235,24 @@ def _same_to_learn(run: Run, made: Json) -> None:
                 f"{field}: {run.name}'s checkpoints are of no use with another one; make a new run "
                 "with `kubectl apply`"
             )
+    if new.checkpoint.volume.claim != claim_name(run):
+        raise PluginError(
+            f"spec.checkpoint.volume: {run.name}'s checkpoints are copied on their own claim, "
+            f"{claim_name(run)}; on another one the new run would begin from nothing: leave it out"
+        )
+
+
+def _warn_of_other_nodes(options: argparse.Namespace, run: Run) -> None:
+    """Say where the new run may have to wait for the old one, which runs."""
+    claim = claim_name(run)
+    modes = _kubectl(options, "get", "pvc", claim, "-o", "jsonpath={.spec.accessModes}")
+    if AccessMode.MANY.value not in modes:
+        print(
+            f"kubectl demoreset: {run.name} runs, and its volume {claim} is {modes}: pods of "
+            f"{options.new} that come to another node wait for it; `kubectl demoreset suspend "
+            f"{run.name}` lets it go",
+            file=sys.stderr,
+        )
 
 
 def _changed(old: ApiModel, new: ApiModel, place: str) -> Iterator[str]:
@@ -265,7 +301,7 @@ class _Reader:
 
     def __init__(self, options: argparse.Namespace, run: Run) -> None:
         self._options, self._run = options, run
-        self._pod, self._made, self._container = "", False, "worker"
+        self._pod, self.made, self._container = "", False, "worker"
 
     def __enter__(self) -> "_Reader":
         which = ("-l", selector(self._run), "-o", "json")
@@ -279,6 +315,7 @@ class _Reader:
         image = self._options.image or self._run.spec.workers.image
         if image is not None and (self._options.image or not pods):
             pods = [render.worker(self._run, Settings(image), 0, 0)]
+            pods[0]["spec"]["containers"][0]["image"] = image  # also of a run that names its own
         if not pods:
             raise PluginError(
                 f"{self._run.name} has no pod now, and so no image is known that could read its "
@@ -286,10 +323,10 @@ class _Reader:
                 f"{claim_name(self._run)} in a pod of your own; its folder there is "
                 f"{self._run.name}"
             )
-        self._pod, self._made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
+        self._pod, self.made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
         self._container = "reader"
         _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
-        wait = ("wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=2m")
+        wait = ("wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=10m")
         try:
             _kubectl(self._options, *wait)
         except BaseException:
@@ -298,7 +335,7 @@ class _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._made:
+        if self.made:
             _kubectl(self._options, "delete", "pod", self._pod, "--wait=false")
 
     def command(self, *arguments: str) -> list[str]:
@@ -318,9 +355,13 @@ def _reader(name: str, worker: Json) -> Json:
     spec = worker["spec"]
     container = next(one for one in spec["containers"] if one["name"] == "worker")
     kept = ("image", "imagePullPolicy", "securityContext")
-    wait = {"command": ["sleep", str(READER_SECONDS)], "name": "reader"}
     seen = ("data", "tmp")  # its run file may be gone
-    wait["volumeMounts"] = [one for one in container["volumeMounts"] if one["name"] in seen]
+    wait: Json = {
+        "command": ["sleep", str(READER_SECONDS)],
+        "name": "reader",
+        "resources": READER_RESOURCES,
+        "volumeMounts": [one for one in container["volumeMounts"] if one["name"] in seen],
+    }
     return {
         "apiVersion": "v1",
         "kind": "Pod",

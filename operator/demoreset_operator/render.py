@@ -300,7 +300,12 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
         "terminationGracePeriodSeconds": 2,
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
-    return _pod(run, COMPONENT_COORDINATOR, f"{coordinator_name(run)}-{attempt}", attempt, spec, {})
+    name = f"{coordinator_name(run)}-{attempt}"
+    made = _pod(run, COMPONENT_COORDINATOR, name, attempt, spec, {})
+    # A quota of CPU limits refuses pods without one; the beats of some 700 members need a core.
+    # It is not in the hash: a coordinator that was made without it is not replaced.
+    made["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "1"
+    return made
 
 
 def worker_name(run: Run, worker: int, attempt: int) -> str:

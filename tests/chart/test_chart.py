@@ -360,6 +360,9 @@ def test_alerts_are_those_of_the_file_and_point_to_the_runbook(render: Render) -
     made = the(render(*settings), "PrometheusRule")["spec"]
     for group in rules["groups"]:
         for rule in group["rules"]:
+            rule["expr"] = rule["expr"].replace(
+                "_is_leader", '_is_leader{namespace="demoreset-system"}'
+            )
             url = rule["annotations"]["runbook_url"]
             rule["annotations"]["runbook_url"] = url.replace(
                 "docs/operations.md", "https://docs/ops"
@@ -412,6 +415,12 @@ def test_the_notes_say_what_to_do_next(helm: Run) -> None:
     assert "helm test demoreset --namespace there" in notes
     assert "kubectl apply --namespace mine" in notes
     assert "kubectl get demoresetruns --namespace mine --watch" in notes
+
+
+def test_the_notes_need_no_list_of_namespaces(helm: Run) -> None:
+    made = helm("install", "demoreset", str(CHART), "--dry-run=client", "--set", "namespaces=null")
+    assert made.returncode == 0, made.stderr
+    assert "kubectl apply --namespace default" in made.stdout.partition("NOTES:")[2]
 
 
 def test_the_run_of_the_notes_is_one(helm: Run) -> None:

@@ -53,6 +53,14 @@ def test_the_chart_renders_the_definition_to_the_last_digit(render: Render) -> N
     assert made["spec"] == crd()["spec"]
 
 
+def test_an_amount_below_nothing_is_refused_as_a_number_too() -> None:
+    spec = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    resources = spec["properties"]["workers"]["properties"]["resources"]["properties"]
+    size = spec["properties"]["checkpoint"]["properties"]["volume"]["properties"]["size"]
+    for amount in (size, *(one["additionalProperties"] for one in resources.values())):
+        assert amount["minimum"] == 0
+
+
 @pytest.mark.parametrize(
     ("folder", "namespace", "settings"),
     [

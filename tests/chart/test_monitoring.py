@@ -161,6 +161,32 @@ def test_alerts_fire_when_they_should_and_not_otherwise(promtool: Run) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
 
 
+def test_an_operator_that_is_down_is_told_though_one_of_another_release_acts(
+    render: Callable[..., list[Object]], promtool: Run, tmp_path: Path
+) -> None:
+    (made,) = (
+        one for one in render("prometheusRule.enabled=true") if one["kind"] == "PrometheusRule"
+    )
+    (tmp_path / "rules.json").write_text(json.dumps(made["spec"]))
+    (rule,) = (one for one in rules() if one["alert"] == "DemoresetOperatorDown")
+    expected = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"]}
+    acts = "demoreset_operator_is_leader"
+    series = [
+        {"series": f'{acts}{{namespace="demoreset-system"}}', "values": "1x10 stale"},
+        {"series": f'{acts}{{namespace="theirs"}}', "values": "1x30"},
+    ]
+    times: list[Object] = [
+        {"eval_time": "9m", "exp_alerts": []},
+        {"eval_time": "20m", "exp_alerts": [expected]},
+    ]
+    asked = [{"alertname": rule["alert"], **one} for one in times]
+    test = {"interval": "1m", "input_series": series, "alert_rule_test": asked}
+    file = tmp_path / "tests.json"
+    file.write_text(json.dumps({"rule_files": ["rules.json"], "tests": [test]}))
+    said = promtool("test", "rules", str(file))
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
 def test_every_alert_is_tested() -> None:
     tests = yaml.safe_load((Path(__file__).parent / "alerts_test.yaml").read_text())["tests"]
     tested = {one["alertname"] for test in tests for one in test["alert_rule_test"]}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from demoreset_api.crd import schema
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
 from world import SETTINGS, Crash, World, stamp, told, training
@@ -591,6 +592,23 @@ def test_a_run_that_is_too_long_active_fails() -> None:
     failed = world.condition("Failed")
     assert failed is not None
     assert failed[1] == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize(
+    "limit", ["activeDeadlineSeconds", "pendingDeadlineSeconds", "ttlSecondsAfterFinished"]
+)
+def test_a_limit_beyond_all_dates_is_not_taken_and_one_that_is_stored_does_no_harm(
+    limit: str,
+) -> None:
+    assert schema()["properties"]["spec"]["properties"][limit]["maximum"] == 2**31 - 1
+    world = training(1, **{limit: 10**15})
+    world.tick(86_400)
+    world.settle()
+    assert world.condition("Failed") is None
+    world.end("key-worker-0-1", 0)
+    world.settle()
+    assert world.condition("Complete") is not None
+    assert not world.deleted
 
 
 def test_a_lost_coordinator_is_made_again_without_touching_workers() -> None:

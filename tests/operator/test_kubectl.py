@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,20 @@ def test_else_it_says_where_the_files_are(made: list[Json]) -> None:
     assert made[0]["spec"]["containers"][0]["image"] == "mine:2"
 
 
+def test_the_image_that_is_named_wins_over_the_runs_own(made: list[Json]) -> None:
+    read(World(workers={"image": "mine:1"}), image="mine:2")
+    assert made[0]["spec"]["containers"][0]["image"] == "mine:2"
+
+
+def test_who_reads_fits_a_quota_and_has_hours_for_a_large_folder(made: list[Json]) -> None:
+    read(World(), image="mine:1")
+    spec = made[0]["spec"]
+    resources = spec["containers"][0]["resources"]
+    assert all(resources[kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
+    assert 3600 < spec["activeDeadlineSeconds"] < 86_400
+    assert spec["containers"][0]["command"] == ["sleep", str(spec["activeDeadlineSeconds"])]
+
+
 def test_a_branch_with_other_lessons_is_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, made: list[Json]
 ) -> None:
@@ -62,7 +78,110 @@ def test_a_branch_with_other_lessons_is_refused_before_anything_is_made(
         field = change.partition("=")[0].partition(".name")[0]
         with pytest.raises(SystemExit, match=rf"spec\.{field}: key's checkpoints are of no use"):
             plugin.main(["branch", "key", "new", "--set", change])
+    for change in ("claim=other", "claim=null"):
+        with pytest.raises(SystemExit, match="would begin from nothing"):
+            plugin.main(["branch", "key", "new", "--set", f"checkpoint.volume.{change}"])
     assert not made
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("ReadWriteOnce", True), ("ReadWriteMany", False)])
+def test_a_branch_of_a_run_that_trains_says_that_it_may_wait_for_the_volume(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, warned: bool
+) -> None:
+    world = World()
+    pods = {"items": [{"metadata": {"name": "key-worker-0-1"}, "status": {"phase": "Running"}}]}
+    said = {("get", "pods"): json.dumps(pods), ("get", "pvc"): json.dumps([mode])}
+    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(plugin, "_kubectl", lambda _options, *words, **_: said.get(words[:2], ""))
+    monkeypatch.setattr(plugin._Reader, "run", lambda *_: b"")
+    plugin.main(["branch", "key", "new"])
+    warning = 'key runs, and its volume key-data is ["ReadWriteOnce"]: pods of new that come to'
+    assert (warning in capsys.readouterr().err) is warned
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The run's, on a volume that is on this machine, with two checkpoints."""
+    world = World()
+    folder = tmp_path / "volume/key"
+    for name in ("ckpt-l000001-u0000000001", "ckpt-l000001-u0000000002"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        (folder / "checkpoints" / name / "MANIFEST.json").write_text("{}")
+        (folder / "checkpoints" / name / "model.safetensors").write_bytes(b"1" * 50_000)
+    monkeypatch.setattr(plugin, "DATA", str(folder.parent))
+    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(plugin, "_kubectl", lambda *_, **__: "")
+    monkeypatch.setattr(plugin._Reader, "__enter__", lambda reader: reader)
+    monkeypatch.setattr(plugin._Reader, "command", lambda _, *words: list(words))
+    monkeypatch.setattr(plugin, "_warn_of_other_nodes", lambda *_: None)
+    return folder
+
+
+def test_a_branch_takes_what_is_whole_though_a_checkpoint_goes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    first, second = sorted((folder / "checkpoints").iterdir())
+    goes = f"--sort=name --checkpoint=1 --checkpoint-action=exec='rm -rf {second}'"
+    monkeypatch.setenv("TAR_OPTIONS", goes)
+    plugin.main(["branch", "key", "new"])
+    new = folder.with_name("new")
+    assert [path.name for path in (new / "checkpoints").iterdir()] == [first.name]
+    model = Path("checkpoints", first.name, "model.safetensors")
+    assert (new / model).read_bytes() == (folder / model).read_bytes()
+    monkeypatch.delenv("TAR_OPTIONS")
+    with pytest.raises(SystemExit, match="new is on the volume already"):
+        plugin.main(["branch", "key", "new"])
+
+
+def test_a_branch_that_could_not_take_all_or_has_nothing_to_take_makes_no_run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    tar = tmp_path / "tar"
+    tar.write_text('#!/bin/sh\nPATH=${PATH#*:}; tar "$@"; case "$*" in *create*) exit 2; esac\n')
+    tar.chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
+    with pytest.raises(SystemExit, match="sh failed"):
+        plugin.main(["branch", "key", "new"])
+    monkeypatch.setenv("PATH", path)
+    (folder / "checkpoints").rename(folder / "hangs")
+    with pytest.raises(SystemExit, match="no checkpoint to go on from"):
+        plugin.main(["branch", "key", "new"])
+    assert not folder.with_name("new").exists()
+
+
+def test_a_fetch_that_was_cut_off_says_so(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    def cut_off(_: Any, *words: str) -> list[str]:
+        return ["sh", "-c", '"$@" | head -c 70000', "sh", *words]
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(plugin._Reader, "command", cut_off)
+    with pytest.raises(SystemExit, match=r"the stream was cut off; what came is in .*\.out\.part"):
+        plugin.main(["fetch", "key", "--out", str(out)])
+    monkeypatch.setattr(plugin._Reader, "command", lambda _, *words: ["true"])
+    with pytest.raises(SystemExit, match="nothing to fetch yet"):
+        plugin.main(["fetch", "key", "--out", str(out)])
+    assert not out.exists()
+
+
+def test_a_pod_that_has_no_log_yet_does_not_end_those_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    asked: list[list[str]] = []
+
+    def run(command: list[str]) -> Any:
+        asked.append(command)
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(subprocess, "run", run)
+    for words in ([], ["-f"], ["--pod", "key-worker-0-1"]):
+        with pytest.raises(SystemExit):
+            plugin.main(["logs", "key", *words])
+    assert ["--ignore-errors" in command for command in asked] == [True, True, False]
 
 
 @pytest.mark.parametrize("given", [["-n", "games", "why", "key"], ["why", "key", "-n", "games"]])

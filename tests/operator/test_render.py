@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from demoreset_api.names import LABEL_RUN_UID
+from demoreset_api.names import ANNOTATION_HASH, LABEL_RUN_UID
 from demoreset_api.spec import DemoResetRun
 from demoreset_operator import render
 from demoreset_operator.observation import Run
@@ -184,6 +185,14 @@ def test_the_group_trains_with_the_least_of_its_members() -> None:
     assert container["args"] == ["coordinator", "--min", "4"]
 
 
+def test_a_coordinator_fits_a_quota_and_one_that_was_made_without_a_limit_stays() -> None:
+    made = render.coordinator(run(), SETTINGS, 1)
+    resources = made["spec"]["containers"][0]["resources"]
+    assert all(resources[kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
+    del resources["limits"]["cpu"]
+    assert made["metadata"]["annotations"][ANNOTATION_HASH] == render.digest(made["spec"])
+
+
 def test_the_coordinator_is_not_kept_from_nodes_that_have_workers() -> None:
     nodes: Json = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}
     wanted = run(
@@ -216,6 +225,13 @@ def test_a_volume_is_made_unless_there_is_one() -> None:
     assert "PersistentVolumeClaim" not in kinds
     volumes = render.worker(given, SETTINGS, 0, 1)["spec"]["volumes"]
     assert {"claimName": "mine"} in [one.get("persistentVolumeClaim") for one in volumes]
+
+
+def test_a_volume_that_one_pod_may_mount_is_for_one_worker() -> None:
+    spec: Json = {"checkpoint": {"volume": {"accessMode": "ReadWriteOncePod"}}}
+    assert child("PersistentVolumeClaim", **spec)["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    with pytest.raises(ValidationError, match=r"single worker; several \(2\) need ReadWriteMany"):
+        run(workers={"max": 2}, **spec)
 
 
 def test_a_single_worker_has_no_budget_that_would_block_a_drain() -> None:
