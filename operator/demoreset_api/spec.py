@@ -290,7 +290,9 @@ class Budget(ApiModel):
     """What the run may spend."""
 
     frames: int | None = Field(
-        default=None, ge=1, description="Emulator frames; the run stops there. Default: no limit."
+        default=None,
+        ge=1,
+        description="Emulator frames of its rollouts; the run stops there. Default: no limit.",
     )
 
 

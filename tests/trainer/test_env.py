@@ -222,6 +222,17 @@ def test_max_frames_truncates_in_the_middle_of_a_decision(freeway: Demo) -> None
     assert (env.end, env.frame) == (End.FRAMES, 30)
 
 
+def test_an_end_at_a_decisions_last_frame_looks_as_if_it_went_on(freeway: Demo) -> None:
+    """What a cut episode would have been worth is told from its last picture."""
+    cut, whole = DemoResetEnv(freeway, max_frames=8), DemoResetEnv(freeway)
+    for env in (cut, whole):
+        env.reset(options={"start": 20})
+        for _ in range(2):
+            env.play(env.action_codes.index(UP))
+    assert (cut.end, whole.end) == (End.FRAMES, End.NONE)
+    np.testing.assert_array_equal(cut.observation, whole.observation)
+
+
 def test_the_emulator_ends_it() -> None:
     kaboom = record("kaboom", np.full(676, 1, np.uint8), frame_skip=4)
     env = DemoResetEnv(kaboom)

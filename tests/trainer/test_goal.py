@@ -46,6 +46,14 @@ def test_a_confirmation_is_worth_its_time_after_a_good_record(
     assert not goal.met
 
 
+def test_a_rate_of_a_few_episodes_is_not_sound() -> None:
+    goal = watch()
+    goal.record(results(EVIDENCE - 1, 0))
+    assert (goal.rate, goal.sound_rate) == (1, None)
+    goal.record(results(0, 1))
+    assert goal.rate == goal.sound_rate == (EVIDENCE - 1) / EVIDENCE
+
+
 def test_the_record_is_of_the_latest_episodes_of_all_updates() -> None:
     goal = watch()
     for _ in range(WINDOW):

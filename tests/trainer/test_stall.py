@@ -105,6 +105,15 @@ def test_each_rung_multiplies_both_coefficients() -> None:
     assert watched.remedy == Remedy()
 
 
+def test_all_remedies_can_be_taken_back() -> None:
+    watched = ladder(rungs=1)
+    for step in range(3):
+        watched.watch(frames=step * PATIENCE, start=50, goal_rate=None)
+    assert watched.stalled
+    watched.relieve()
+    assert (watched.stalled, watched.remedy) == (False, Remedy())
+
+
 def test_without_rungs_nothing_is_tried_and_nothing_said() -> None:
     watched = ladder(rungs=0)
     for step in range(20):

@@ -232,9 +232,9 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self.emulator.restore(self.states.state(start // skip))
         self._camera.forget()
         self._stack[:] = self.states.observation(start // skip, self.view)
-        self._lives = self.emulator.lives()
         if start == 0 and rules.no_ops:
             self._play_no_ops(int(random.integers(rules.no_ops + 1)))
+        self._lives = self.emulator.lives()
 
     def _play_no_ops(self, count: int) -> None:
         for played in range(count):
@@ -280,8 +280,8 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
                 self.score += raw
                 paid += raw * self._reward_scale if rules.scaled_reward else math.copysign(1, raw)
             self.end = self._ended()
-            if self.end:
-                camera.fill()
+            if self.end and i < rules.frame_skip - 1:
+                camera.fill()  # the decision's latest frames are not played any more
                 break
             if i >= first_seen:
                 camera.take()

@@ -13,7 +13,7 @@ from demoreset_api.spec import Goal
 from demoreset_trainer.curriculum import Result
 
 WINDOW = 100  # latest episodes from the game's own start that are remembered
-EVIDENCE = 50  # of them, the latest that must be good enough before a confirmation
+EVIDENCE = 50  # episodes that say something: as many must be good before a confirmation
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class GoalWatch:
     def rate(self) -> float | None:
         """Success from the game's own start, 0 to 1; None before any episode."""
         return sum(self._latest) / len(self._latest) if self._latest else None
+
+    @property
+    def sound_rate(self) -> float | None:
+        """As `rate`, but None before there is evidence: of a few episodes it says little."""
+        return self.rate if len(self._latest) >= EVIDENCE else None
 
     @property
     def promising(self) -> bool:

@@ -260,6 +260,7 @@ class Loop:
         """Go on for score; the policy that met the goal is kept as the best."""
         self._group.alive(DISK)
         self.state.playing_on = True
+        self.state.ladder.relieve()  # nobody watches any more whether it is needed
         self._watch.note("goal met: playing on from the game's own start, for score")
         if quorum.first:
             with self._telling.phase("checkpoint"):
@@ -526,7 +527,9 @@ class Loop:
             counters.start_reached_seconds = counters.seconds
             self._watch.note("the start has reached the game's own start")
         changed = state.ladder.watch(
-            frames=counters.frames, start=state.curriculum.frontier, goal_rate=state.goal.rate
+            frames=counters.frames,
+            start=state.curriculum.frontier,
+            goal_rate=state.goal.sound_rate,
         )
         if changed:
             self._watch.note(changed)

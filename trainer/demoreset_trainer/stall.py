@@ -83,6 +83,10 @@ class Ladder:
             f"entropy x {self.remedy.entropy:g} (remedy {state.rung} of {spec.rungs})"
         )
 
+    def relieve(self) -> None:
+        """Take all remedies back."""
+        self._state.rung, self._state.stalled = 0, False
+
     def _progressed(self, start: int, goal_rate: float) -> bool:
         state = self._state
         earlier = state.best_start is None or start < state.best_start
