@@ -221,8 +221,8 @@ def started(cluster: Cluster, objects: list[Json], image: str) -> Iterator[Prome
     try:
         cluster.apply(namespace, made)
         cluster.kubectl("wait", "pod/prometheus", "-n", namespace, *ready)
-        with _discovery(cluster, namespace), cluster.proxy() as api_server:
-            yield Prometheus(api_server, namespace)
+        with _discovery(cluster, namespace):
+            yield Prometheus(cluster.api, namespace)
     finally:
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
@@ -235,8 +235,7 @@ def _discovery(cluster: Cluster, namespace: str) -> Iterator[None]:
     def follow() -> None:
         told = ""
         while not over.is_set():
-            pods = json.loads(cluster.kubectl("get", "pods", "-A", "-o", "json"))["items"]
-            if (now := json.dumps(targets(pods))) != told:
+            if (now := json.dumps(targets(cluster.get("", "pods")))) != told:
                 write = ("sh", "-c", f"cat > {TARGETS}.partial && mv {TARGETS}.partial {TARGETS}")
                 cluster.kubectl(
                     "exec", "-i", "-n", namespace, "prometheus", "--", *write, given=now

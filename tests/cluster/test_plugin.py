@@ -11,7 +11,7 @@ from kube import Cluster, until
 from told import RUN, Told
 
 SMALL = {
-    "environment": {"slots": 12},
+    "environment": {"slots": 8},
     "ppo": {"rolloutLength": 16, "epochs": 1, "minibatches": 2},
     "checkpoint": {"intervalSeconds": 2, "volume": {"size": "1Gi"}},
 }
@@ -50,6 +50,8 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     # A new run goes on from where this one stands, with other settings.
     plugin("branch", RUN, "slower", "--set", "spec.ppo.learningRate=1e-4")
     other = Told(cluster, namespace, "slower")
+    # Meanwhile this one ends.
+    run.patch(budget={"frames": 1}, goal={"successRate": 1})  # another than may be met by now
     other.ready(1)
     other.goes_on()
     assert other.status["training"]["learningRate"] < 1.1e-4
@@ -58,11 +60,7 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     until(lambda: other.status["phase"] == "Suspended", "suspended")
     stood = other.update
     plugin("resume", "slower")
-    other.ready(1)
-    other.goes_on()
-    assert other.done() > stood
     # The pods of a run that is over are given back; its volume can be read all the same.
-    run.patch(budget={"frames": 1}, goal={"successRate": 1})  # another than may be met by now
     until(lambda: run.status["phase"] == "Failed", "the budget is spent")
     assert "spec.budget.frames" in plugin("why", RUN)
     out = tmp_path / "fetched"
@@ -73,5 +71,9 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     marked = (best / "checkpoints/BEST").read_text()
     assert [path.name for path in best.glob("checkpoints/ckpt-*")] == [marked.strip()]
     cluster.run(sys.executable, "-m", "demoreset_trainer.cli", "plot", str(out))
+    # Meanwhile the other one has come back.
+    other.ready(1)
+    other.goes_on()
+    assert other.done() > stood
     names = ("get", "pods", "-o", "name", "-n", namespace)
     until(lambda: "reader" not in cluster.kubectl(*names), "what was made for reading is gone")

@@ -58,6 +58,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another pull policy": ({"workers": {"imagePullPolicy": "Often"}}, "imagePullPolicy"),
     "a negative limit": ({"restart": {"limit": -1}}, "spec.restart.limit"),
     "a deadline of 0": ({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds"),
+    "a deadline after our time": (
+        {"activeDeadlineSeconds": 10**12},
+        "spec.activeDeadlineSeconds in body should be less than or equal to 2147483647",
+    ),
+    "less than no core": (
+        {"workers": {"resources": {"limits": {"cpu": -1}}}},
+        "spec.workers.resources.limits.cpu in body should be greater than or equal to 0",
+    ),
+    "two on a volume for one": (
+        {"workers": {"max": 2}, "checkpoint": {"volume": {"accessMode": "ReadWriteOncePod"}}},
+        "ReadWriteOncePod is for a single worker",
+    ),
     "a negative ttl": ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished"),
     "suspend in words": ({"suspend": "yes please"}, "spec.suspend"),
     "an unknown field": ({"ppo": {"learnRate": 1}}, 'unknown field "spec.ppo.learnRate"'),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from kube import SYSTEM, Cluster, until
@@ -46,13 +47,16 @@ class Told:
         self.cluster, self.namespace, self.name = cluster, namespace, name
 
     @property
+    def body(self) -> dict[str, Any]:
+        return dict(self.cluster.get(self.namespace, "drr", self.name))
+
+    @property
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.cluster.get(self.namespace, "drr", self.name)
-        return dict(found.get("status") or {})
+        return dict(self.body.get("status") or {})
 
     @property
     def uid(self) -> str:
-        return str(self.cluster.get(self.namespace, "drr", self.name)["metadata"]["uid"])
+        return str(self.body["metadata"]["uid"])
 
     @property
     def update(self) -> int:
@@ -87,12 +91,26 @@ class Told:
 
     def done(self) -> int:
         """Updates that the first member has put into the run's metrics; 0 where nobody can say."""
-        file = f"/data/{self.name}/metrics.jsonl"
-        for pod in self.live()[:1]:
-            command = ["exec", pod, "-n", self.namespace, "--", "tail", "-n", "1", file]
-            found = re.search(r'"update": ?(\d+)', self.cluster.kubectl(*command, check=False))
-            return int(found[1]) if found else 0
-        return 0
+        if not (live := self.live()):
+            return 0
+        if (folder := self.folder()) is not None:
+            file = folder / "metrics.jsonl"
+            said = "".join(file.read_text().splitlines()[-1:]) if file.exists() else ""
+        else:
+            command = ("tail", "-n", "1", f"/data/{self.name}/metrics.jsonl")
+            where = ("exec", live[0], "-n", self.namespace, "--")
+            said = self.cluster.kubectl(*where, *command, check=False)
+        found = re.search(r'"update": ?(\d+)', said)
+        return int(found[1]) if found else 0
+
+    def folder(self) -> Path | None:
+        """The run's folder, where it is on this machine: volumes of the test cluster are."""
+        if self.cluster.tools is None:
+            return None
+        name = self.body["spec"]["checkpoint"]["volume"].get("claim", f"{self.name}-data")
+        claim = self.cluster.get(self.namespace, "pvc", name)
+        volume = self.cluster.get("", "pv", claim["spec"]["volumeName"])
+        return Path(volume["spec"]["hostPath"]["path"]) / self.name
 
     @property
     def life(self) -> int:

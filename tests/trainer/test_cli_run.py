@@ -170,6 +170,7 @@ def test_the_graph_of_a_run_is_a_picture(trained: Path, tmp_path: Path) -> None:
 def test_a_spent_budget_ends_with_its_own_code_and_says_how_far_it_came(tmp_path: Path) -> None:
     out = demoreset(
         *("run", "-f", CROSSING, "--dir", tmp_path / "x", "--set", "spec.budget.frames=1"),
+        *("--set", "spec.environment.slots=8"),
         expect=2,
     )
     assert "the start stands at frame" in out
@@ -220,6 +221,7 @@ def test_checkpoints_that_are_all_torn_need_a_person(torn: Path) -> None:
 def test_fresh_keeps_the_old_folder(torn: Path) -> None:
     out = demoreset(
         *("run", "-f", CROSSING, "--dir", torn, "--fresh", "--set", "spec.budget.frames=1"),
+        *("--set", "spec.environment.slots=8"),
         expect=2,
     )
     assert f"{torn}.1" in out

@@ -321,7 +321,7 @@ def test_a_worker_whose_grace_is_short_leaves_in_the_middle_of_an_update(
 ) -> None:
     monkeypatch.setenv("DEMORESET_GRACE_SECONDS", "3")
     folder = tmp_path / "run"
-    slow = ("--set", "spec.ppo.rolloutLength=2048", "--set", "spec.ppo.epochs=1")
+    slow = ("--set", "spec.ppo.rolloutLength=1024", "--set", "spec.ppo.epochs=1")
     worker = start("worker", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL, *slow)
     update = worker.train(1)["update"]
     worker.process.terminate()
@@ -334,7 +334,7 @@ def test_a_run_whose_end_could_not_be_saved_is_not_over(
     tmp_path: Path, start: Callable[..., Running]
 ) -> None:
     folder = tmp_path / "run"
-    spent = ("--set", "spec.budget.frames=20000", "--set", "spec.checkpoint.intervalSeconds=1000")
+    spent = ("--set", "spec.budget.frames=10000", "--set", "spec.checkpoint.intervalSeconds=1000")
     run = start("run", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL, *spent)
     run.train(1)
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
