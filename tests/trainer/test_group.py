@@ -182,6 +182,25 @@ def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
     assert [update for _, update, _, _ in story.citizens["b"].commits][-1] == 5
 
 
+def test_what_a_member_waits_for_is_no_loss_of_the_others(crossing: Demo) -> None:
+    """Who comes while the others play waits for them; a total never falls when it tells it."""
+    story = Story(crossing)
+
+    def wait(what: str, update: int) -> bool:
+        if what == "commit" and update == 2:
+            story.start("b", until=5)
+            time.sleep(3)
+        return False
+
+    story.start("a", until=5, doom=wait)
+    story.end()
+    counted = [story.loops[id].state.counters for id in "ab"]
+    assert [counters.recoveries for counters in counted] == [{"joined": 1}] * 2
+    spent = [counters.recovery_seconds["joined"] for counters in counted]
+    assert abs(spent[0] - spent[1]) < 1
+    assert abs(counted[0].seconds - counted[1].seconds) < 1
+
+
 @pytest.mark.parametrize("moment", [("gather", 0), ("sum", 1), ("sum", 4), ("quorum", 0)])
 @pytest.mark.parametrize("victim", ["a", "b"])
 def test_a_member_that_dies_costs_its_share_of_one_update(

@@ -21,14 +21,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / metrics.NAME
 
 
-def append(file: MetricsFile, updates: Iterable[int], generation: int = 0) -> None:
+def append(file: MetricsFile, updates: Iterable[int], generation: int = 0, life: int = 1) -> None:
     for update in updates:
-        file.append(replace(PROGRESS, update=update, generation=generation))
+        file.append(replace(PROGRESS, update=update, generation=generation, life=life))
 
 
-def write(path: Path, updates: Iterable[int], resumed: int | None = None) -> None:
+def write(path: Path, updates: Iterable[int], resumed: int | None = None, life: int = 1) -> None:
     with MetricsFile(path, resumed) as file:
-        append(file, updates)
+        append(file, updates, life=life)
 
 
 def updates(path: Path) -> list[int]:
@@ -63,7 +63,7 @@ def test_a_first_line_that_is_not_later_than_the_last_one_says_that_the_run_went
     path: Path, first: int
 ) -> None:
     write(path, range(1, 6))
-    write(path, [first])
+    write(path, [first], life=2)
     assert lines(path) == list(range(1, first + 1))
 
 
@@ -71,9 +71,37 @@ def test_a_run_goes_back_under_a_process_that_lives_on(path: Path) -> None:
     # All members died and were started again by the supervisor that writes here.
     with MetricsFile(path) as file:
         append(file, range(1, 8))
-        append(file, range(4, 6), generation=2)
+        append(file, range(4, 6), generation=2, life=2)
     assert lines(path) == [1, 2, 3, 4, 5]
     assert [line["generation"] for line in metrics.read(path)] == [0, 0, 0, 2, 2]
+
+
+def test_a_run_goes_back_under_workers_that_live_on(path: Path) -> None:
+    """All members died: one of another worker is the first now, and later one of a third."""
+    with MetricsFile(path) as one, MetricsFile(path) as other:
+        append(other, range(1, 4))
+        append(one, range(4, 8))
+        append(other, range(5, 7), life=2)  # from the checkpoint of update 4
+        assert lines(path) == [1, 2, 3, 4, 5, 6]
+        append(one, [7], life=2)
+        write(path, [8], life=2)
+    assert [(line["update"], line["life"]) for line in metrics.read(path)] == [
+        *((update, 1) for update in range(1, 5)),
+        *((update, 2) for update in range(5, 9)),
+    ]
+
+
+def test_a_late_line_of_an_earlier_life_does_not_count(path: Path) -> None:
+    with MetricsFile(path) as frozen, MetricsFile(path) as other:
+        append(frozen, [1, 2])
+        append(other, [2, 3, 4], life=2)
+        append(frozen, [3])
+        append(other, [5], life=2)
+        write(path, [6], life=2)
+    assert [(line["update"], line["life"]) for line in metrics.read(path)] == [
+        (1, 1),
+        *((update, 2) for update in range(2, 7)),
+    ]
 
 
 def test_the_first_member_moves_from_worker_to_worker_and_no_line_is_lost(path: Path) -> None:

@@ -156,9 +156,18 @@ def test_a_port_that_is_taken_is_a_mistake_of_the_user(served: Report) -> None:
         Report(served.port, "127.0.0.1")
     with pytest.raises(UserError, match="--port 99999"):
         Report(99999, "127.0.0.1")
-    for host in ("::1", "192.0.2.1"):
-        with pytest.raises(UserError, match=f"--host {host}: .*IPv4 address of this machine"):
+    for host in ("2001:db8::1", "192.0.2.1"):
+        with pytest.raises(UserError, match=f"--host {host}: .*an address of this machine"):
             Report(0, host)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+def test_a_pod_may_have_an_address_of_either_kind() -> None:
+    served = Report(0)
+    for host in ("127.0.0.1", "[::1]"):
+        with urllib.request.urlopen(f"http://{host}:{served.port}/healthz") as answer:
+            assert answer.status == 200
+    served.close()
 
 
 def write(path: Path, updates: range) -> None:

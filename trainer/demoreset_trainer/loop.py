@@ -142,6 +142,7 @@ class Loop:
         self._rank = 0
         self._leaving: set[str] = set()  # members that have said so
         self._lost_at: float | None = None  # when what a lost member interrupted began
+        self._began: float | None = None  # the run, as if it had been one life; time.monotonic
         self._deserted = False  # it leaves while the others may know better
         self._results: list[Result] = []  # of the latest update, as are the statistics
         self._statistics = Statistics()
@@ -208,14 +209,13 @@ class Loop:
     def _run(self, stopping: Callable[[], bool]) -> Stopped:
         state, collector = self.state, self._collector()
         self._nothing = take = Take(collector.blank(), collector.held, [], [])
-        begun: float | None = None
-        self._stopping = stopping
+        fresh, self._stopping = True, stopping
         while True:
             quorum, learned = self._update(take)
-            if begun is None:
-                begun = time.monotonic() - state.counters.seconds
+            if fresh:
                 self._burn_in.refresh()
-            state.counters.seconds = time.monotonic() - begun
+                fresh = False
+            state.counters.seconds = self._seconds()
             stopped = self._stopped(quorum)
             if learned:
                 self._telling.update(
@@ -363,25 +363,34 @@ class Loop:
         while True:
             begun = time.monotonic()
             quorum = self._group.quorum(self.state.step)
-            cause = self._cause(quorum)
+            cause, since = self._cause(quorum), self._lost_at or begun
             try:
                 if quorum.source is not None:
-                    own, cause = self._share(quorum, cause)
+                    own, cause, since = self._share(quorum, cause, since)
                     stayed = own and stayed
             except MemberLost as error:
-                self._lost_at = self._lost_at or begun
+                self._lost_at = since
                 update = self.state.counters.update
                 self._group.event("lost", update=update, reason=str(error))
                 continue
             if cause is not None:
-                self.state.counters.recovered(cause, self._lost_at or begun)
+                self.state.counters.recovered(cause, since)
+            self._began = time.monotonic() - self._seconds()
             self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
             return quorum, stayed
 
-    def _share(self, quorum: Quorum, cause: str | None) -> tuple[bool, str | None]:
+    def _seconds(self) -> float:
+        """How long the run has been trained, over all its lives."""
+        began = self._began
+        return self.state.counters.seconds if began is None else time.monotonic() - began
+
+    def _share(
+        self, quorum: Quorum, cause: str | None, since: float
+    ) -> tuple[bool, str | None, float]:
         """All take the state of one member; whether it was this one's own.
 
-        And why the group has changed, which who is new cannot know: it counts as all the others.
+        And why the group has changed, and since when that has cost the others time: who is new, or
+        was away, cannot know it, and counts as they do.
         """
         state, own = self.state, quorum.rank == quorum.source
         if own and not state.life:  # all are new: only the first may look at the disk
@@ -389,22 +398,28 @@ class Loop:
             life, snapshot = self._find()
             if snapshot is not None:
                 self.load(snapshot)
+                self._began = None
             state.life = life
         if len(quorum.members) == 1:
-            return own, cause
-        sent = pack(self.snapshot(), {"owners": state.owners, "cause": cause}) if own else b""
+            return own, cause, since
+        sent = b""
+        if own:
+            spent, seconds = time.monotonic() - since, self._seconds()
+            told = {"owners": state.owners, "cause": cause, "spent": spent, "seconds": seconds}
+            sent = pack(self.snapshot(), told)
         received = self._group.hand_over(quorum, sent)
         if not own:
             snapshot, extra = unpack(received)
             if (snapshot.life, snapshot.update) == (state.life, state.counters.update):
-                return True, cause  # another was behind
+                return True, cause, since  # another was behind
             state.check_alike(snapshot.state)
             self.ppo.load(snapshot.model, snapshot.optimizer)
             state.load(snapshot.state)
             state.life, state.owners = snapshot.life, list(extra["owners"])
+            self._began = time.monotonic() - extra.get("seconds", state.counters.seconds)
             self._burn_in.refresh()
-            cause = extra.get("cause")
-        return own, cause
+            cause, since = extra.get("cause"), time.monotonic() - extra.get("spent", 0.0)
+        return own, cause, since
 
     def _cause(self, quorum: Quorum) -> str | None:
         """What was lost or joined since the latest quorum, in a word of `recoveries`."""

@@ -7,6 +7,7 @@ others writing to one that nobody reads.
 """
 
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +22,10 @@ NAME = "metrics.jsonl"
 class MetricsFile:
     """Appends to a run's metrics.
 
-    A run that goes back to a checkpoint does updates again, and their old lines were lost with the
-    process that made them. They are cut when this process appends its first line, or one that is
-    not later than its own latest: from there on the run is told anew. A line that merely comes
-    late, from a process that has written before and was frozen while others went on, cuts nothing.
+    A run that goes back to a checkpoint does updates again, in another life, and their old lines
+    were lost with the processes that made them. They are cut when this process appends its first
+    line of that life: from there on the run is told anew. Within a life nothing is cut: a line may
+    come late, from a process that was frozen while others went on.
 
     Args:
         path: The file.
@@ -38,11 +39,11 @@ class MetricsFile:
 
     def __init__(self, path: Path, resume_update: int | None = None) -> None:
         self._path = path
-        self._latest: int | None = None  # update that this process appended
+        self._life = -1  # of the latest line that this process appended
         try:
             self._file = path.open("a+b", buffering=0)  # nothing is left to be written by `close`
             if resume_update is not None:
-                self._cut(resume_update + 1)
+                self._cut(resume_update + 1, math.inf)
         except OSError as error:
             raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error
 
@@ -50,24 +51,29 @@ class MetricsFile:
         """Add an update; a disk that is full costs the line, not the run."""
         line = json.dumps(asdict(progress)).encode() + b"\n"
         try:
-            if self._latest is None or progress.update <= self._latest:
-                self._cut(progress.update)
-            self._latest = progress.update
+            if progress.life > self._life:
+                self._cut(progress.update, progress.life)
+            self._life = progress.life
             if not self._ends_whole():  # half of somebody's line must not spoil this one
                 line = b"\n" + line
             self._file.write(line)
         except OSError:
             return
 
-    def _cut(self, update: int) -> None:
-        """End the file before its first line of `update` or a later one."""
-        whole = 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            entry = _parse(line)
-            if entry is not None and entry["update"] >= update:
-                self._file.truncate(whole)
-                return
-            whole += len(line)
+    def _cut(self, update: int, life: float) -> None:
+        """Take lines of `update` or a later one, of earlier lives, off the end of the file."""
+        whole = read = 0
+        taken_back = False
+        with self._path.open("rb") as file:
+            for line in file:
+                read += len(line)
+                if (entry := _parse(line)) is None:
+                    continue
+                taken_back = entry["update"] >= update and _life(entry) < life
+                if not taken_back:
+                    whole = read
+        if taken_back:
+            self._file.truncate(whole)
 
     def _ends_whole(self) -> bool:
         size = os.fstat(self._file.fileno()).st_size
@@ -88,7 +94,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, in the order of their updates; a torn one is left out.
 
     An update may be there twice: it was done again by the others after its first member died, or
-    a line came late. The last one counts.
+    in another life, or a line came late. The last one of the latest life counts.
 
     Raises:
         UserError: there is no such file.
@@ -100,8 +106,12 @@ def read(path: Path) -> list[dict[str, Any]]:
             f"{path}: cannot be read ({error.strerror}); give a run's folder, e.g. runs/NAME"
         ) from error
     entries = [entry for line in content.splitlines() if (entry := _parse(line)) is not None]
-    by_update = {entry["update"]: entry for entry in entries}
+    by_update = {entry["update"]: entry for entry in sorted(entries, key=_life)}
     return [by_update[update] for update in sorted(by_update)]
+
+
+def _life(entry: dict[str, Any]) -> int:
+    return int(entry.get("life", 0))  # older versions did not say
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -50,6 +50,7 @@ class Nursery:
         self._groups: set[int] = set()  # process groups: of every nursery, with its members
         self._unborn: deque[Forked] = deque()  # in the order in which they were asked for
         self._born: dict[int, Forked] = {}
+        self._early: dict[int, int] = {}  # statuses of those who ended before we heard of them
         adopt_orphans()
 
     def spawn(
@@ -116,6 +117,8 @@ class Nursery:
                         self._lost()
                     elif (child := self._born.pop(pid, None)) is not None:
                         child.ended(os.waitstatus_to_exitcode(status))
+                    elif self._unborn:
+                        self._early[pid] = status
                     # Others were processes of members that are dead: nobody asks for them.
             except ChildProcessError:
                 if group != self._pid:
@@ -134,6 +137,9 @@ class Nursery:
                 return  # `look` hears how it ended
             child = self._unborn.popleft()
             child.pid = int(answer)
+            if (status := self._early.pop(child.pid, None)) is not None:
+                child.ended(os.waitstatus_to_exitcode(status))
+                continue
             self._born[child.pid] = child
             if child.returncode is not None:  # it was given up before
                 os.kill(child.pid, signal.SIGKILL)

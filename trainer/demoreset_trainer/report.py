@@ -75,10 +75,19 @@ CAUSES = ("collective", "left", "joined", "coordinator")
 
 
 class _Server(ThreadingHTTPServer):
+    """Listens on IPv6, too, where that is meant and there: a pod may have no other address."""
+
     daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in host or (not host and socket.has_dualstack_ipv6()):
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
         """Bind without asking the name service who we are: that can take seconds in a pod."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
@@ -130,13 +139,13 @@ class Report(Collector):
                 """Scrapes are not news."""
 
         try:
-            self._server = _Server((host, port), Handler)
+            self._server = _Server(host, port, Handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             unknown = isinstance(error, socket.gaierror)
             if unknown or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
                 raise UserError(
-                    f"--host {host}: cannot be served ({reason}); it is an IPv4 address of this "
+                    f"--host {host}: cannot be served ({reason}); it is an address of this "
                     "machine, or a name of one"
                 ) from error
             raise UserError(
