@@ -62,21 +62,26 @@ def test_a_run_survives_what_clusters_do_and_completes(
         assert attempt["resumedFrom"] >= saved
         assert attempt["lostFrames"] >= 0
     assert "Recovered" in cluster.kubectl("describe", "drr", RUN, "-n", namespace)
-    # Suspended and resumed, from where it was; and now it may end.
+    # Suspended and resumed, from where it was.
     before = run.update
     run.patch(suspend=True)
     until(lambda: run.condition("Suspended").get("status") == "True", "suspended", 150)
     assert run.pods() == {} or not run.live()
-    run.patch(suspend=False, goal={"after": "Stop"})
-    until(lambda: run.status["training"]["life"] == 3, "it goes on", 240)
+    run.patch(suspend=False)
+    run.ready(2)
     assert run.update >= before, "nothing was lost"
+    assert run.life == 3
+    # Now it may end: both leave, the last one saves, and others go on from there.
+    before = run.update
+    run.patch(goal={"after": "Stop"})
     cluster.kubectl(
         "wait", "--for=condition=Complete", f"drr/{RUN}", "-n", namespace, "--timeout=300s"
     )
     assert run.status["phase"] == "Complete"
     assert run.status["curriculum"]["startFrame"] == 0
     until(lambda: not run.live(), "the pods are given back")
-    assert run.status["training"]["life"] == 3
+    assert run.status["training"]["life"] == 4
+    assert run.update >= before, "nothing was lost"
     if (folder := run.folder()) is not None:
         newest = max(folder.glob("checkpoints/ckpt-*"))
         assert json.loads((newest / "state.json").read_text())["goal"]["met"]
