@@ -13,7 +13,6 @@ import pytest
 import faults_inside
 import faults_members
 import injured
-from demoreset_api.names import ENV_HANG
 from measure import tree
 
 pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
@@ -41,8 +40,7 @@ def test_members_die_in_every_way_and_nothing_is_lost_or_left() -> None:
         lambda run: faults_inside.hung(run, faults_inside.hold_lock),
     ]
     processes: set[int] = set()
-    soon = {ENV_HANG: "6"}  # a little more than the 5 s after which a member's beats stop
-    with injured.group(environment=faults_inside.inside() | soon) as run:
+    with injured.group(environment=faults_inside.inside()) as run:
         run.whole()
         open_files = len(os.listdir(f"/proc/{run.process.pid}/fd"))
         for strike in strikes:

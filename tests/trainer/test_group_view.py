@@ -223,8 +223,9 @@ def test_the_groups_first_is_written_and_an_update_is_told_once(
 def test_a_run_that_goes_back_to_a_checkpoint_is_told_again(
     watchers: Watchers, tmp_path: Path, printed: io.StringIO
 ) -> None:
-    for update in (7, 8, 9, 10, 6, 7):
-        watchers.update(replace(GROUP, update=update))
+    for life, updates in ((1, (7, 8, 9, 10)), (2, (6, 7))):
+        for update in updates:
+            watchers.update(replace(GROUP, update=update, life=life))
     told = [json.loads(line) for line in printed.getvalue().splitlines()]
     assert [line["update"] for line in told if line["event"] == "update"] == [7, 8, 9, 10, 6, 7]
     assert written(tmp_path, last=7, count=2) == [6, 7]
