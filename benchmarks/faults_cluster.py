@@ -140,7 +140,7 @@ def deployed(made: Cluster, count: int = 3, **spec: Any) -> Iterator[Deployed]:
 
 
 def bound(made: Cluster, namespace: str) -> str | None:
-    claims = made.get(namespace, "persistentvolumeclaims")
+    claims = made.get(namespace, "pvc")
     return claims[0]["spec"].get("volumeName") if claims else None
 
 
@@ -280,10 +280,17 @@ def operators(strike: Callable[[Cluster, str], None], replicas: int) -> Callable
             run.whole()
             known = set(run.told.live())
 
-            def settled() -> bool:
-                """Whether an operator has seen all: the status alone may be of before."""
-                recorded = run.told.status["restarts"]["total"] == kills
-                return recorded and len(run.told.live()) == run.count
+            def settle() -> None:
+                """Wait for an operator that has seen all: the status alone may be of before."""
+                until(
+                    lambda: (
+                        run.told.status["restarts"]["total"] == kills
+                        and len(run.told.live()) == run.count
+                    ),
+                    f"{kills} kills recorded, {run.count} workers run",
+                    120,
+                )
+                run.told.ready(run.count)
 
             for number in range(trials):
                 outcome.n += 1
@@ -295,8 +302,7 @@ def operators(strike: Callable[[Cluster, str], None], replicas: int) -> Callable
                     time.sleep(random.random())
                 strike(made, namespace)
                 if number % 5 == 4 or replicas > 1:
-                    until(settled, f"{kills} kills recorded, {run.count} workers run", 120)
-                    run.told.ready(run.count)
+                    settle()
                 else:
                     time.sleep(3 * random.random())
                 names = set(run.told.live())
@@ -305,8 +311,7 @@ def operators(strike: Callable[[Cluster, str], None], replicas: int) -> Callable
                     outcome.failures.append(f"{sorted(known - victims)} became {sorted(names)}")
                 known = names
                 print(f"  {outcome.n}/{trials}: {len(victims)} killed", flush=True)
-            until(settled, f"{kills} kills recorded, {run.count} workers run", 120)
-            run.told.ready(run.count)
+            settle()
             told = run.told.status["restarts"]
             if (told["total"], told["counted"]) != (kills, 0):
                 outcome.failures.append(f"{kills} workers were killed, the ledger says {told}")
@@ -343,7 +348,7 @@ def freeze_leader(made: Cluster, namespace: str) -> None:
 
 def of_pod(made: Cluster, namespace: str, name: str) -> list[int]:
     """A pod's processes that are ours, as this machine knows them."""
-    uid = made.get(namespace, "pod", name)["metadata"]["uid"]
+    uid = made.get(namespace, "pods", name)["metadata"]["uid"]
     found = []
     for entry in Path("/proc").glob("[0-9]*/cgroup"):
         try:

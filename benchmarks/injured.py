@@ -196,18 +196,11 @@ class Watched:
         return bool(living)
 
     def close(self) -> int:
-        """Stop all of it as Ctrl-C does; the exit code of what was started last.
-
-        What was started first is stopped last: the coordinator, whom the others ask as they leave.
-        """
-        first, *others = self.processes
+        """Stop all of it as Ctrl-C does; the exit code of what was started last."""
+        for process in self.processes:
+            process.send_signal(signal.SIGINT)
         try:
-            for some in (others, [first]):
-                for process in some:
-                    process.send_signal(signal.SIGINT)
-                for process in some:
-                    process.wait(60)
-            return self.processes[-1].returncode
+            return [process.wait(60) for process in self.processes][-1]
         finally:
             for process in self.processes:
                 process.kill()

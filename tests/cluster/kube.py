@@ -32,8 +32,6 @@ PATHS = {
     "drr": "/apis/demoreset.dev/v1alpha1/{}demoresetruns",
     "lease": "/apis/coordination.k8s.io/v1/{}leases",
     "networkpolicies": "/apis/networking.k8s.io/v1/{}networkpolicies",
-    "persistentvolumeclaims": "/api/v1/{}persistentvolumeclaims",
-    "pod": "/api/v1/{}pods",
     "poddisruptionbudgets": "/apis/policy/v1/{}poddisruptionbudgets",
     "pods": "/api/v1/{}pods",
     "pv": "/api/v1/persistentvolumes",

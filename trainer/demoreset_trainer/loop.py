@@ -375,7 +375,8 @@ class Loop:
                 continue
             if cause is not None:
                 self.state.counters.recovered(cause, since)
-            self._began = time.monotonic() - self._seconds()
+            if self._began is None:
+                self._began = time.monotonic() - self.state.counters.seconds
             self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
             return quorum, stayed
 

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from demoreset_api.errors import UserError
 from demoreset_api.names import STARTING
+from demoreset_trainer.coordinator import has_ipv6
 from demoreset_trainer.progress import Progress
 
 PATIENCE = 300.0  # seconds without a phase or update until the process counts as hung
@@ -80,7 +81,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        if ":" in host or (not host and socket.has_dualstack_ipv6()):
+        if ":" in host or (not host and has_ipv6()):
             self.address_family = socket.AF_INET6
         super().__init__((host, port), handler)
 
