@@ -49,5 +49,5 @@ bench: install  ## the benchmarks that need nothing more; benchmarks/README.md h
 	$(BIN)/python benchmarks/slots.py
 	$(BIN)/python benchmarks/memory.py
 
-clean:  ## all but runs
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
+clean:  ## all that can be made again, but runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

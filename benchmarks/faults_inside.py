@@ -21,7 +21,7 @@ from typing import Any
 
 from demoreset_api.errors import ExitCode
 from demoreset_trainer import checkpoint
-from demoreset_trainer.cli_group import ASK_EVERY, CALM, free_port
+from demoreset_trainer.local_coordinator import ASK_EVERY, CALM, free_port
 from injured import (
     CLI,
     PATIENCE,

@@ -80,8 +80,8 @@ def schema() -> dict[str, Any]:
     """Of the whole resource."""
     name = {
         "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,49}[a-z0-9])?$')",
-        "message": "metadata.name: at most 51 of a-z, 0-9 and -, the first a letter: a Service is "
-        "named after it",
+        "message": "metadata.name: at most 51 of a-z, 0-9 and -, a letter first, no - last: a "
+        "Service is named after it",
     }
     return {
         "type": "object",

@@ -20,7 +20,7 @@ explain drr.spec` tells the same). Only `demo` must be said.
 ```yaml
 apiVersion: demoreset.dev/v1alpha1
 kind: DemoResetRun
-metadata: {name: my-run}        # at most 51 of a-z, 0-9 and -, a letter first
+metadata: {name: my-run}        # at most 51 of a-z, 0-9 and -, a letter first, no - last
 spec:
   demo: {name: montezuma-first-key}
   workers: {min: 1, max: 4, gpus: 1}

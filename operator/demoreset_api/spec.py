@@ -48,7 +48,6 @@ class ApiModel(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=False,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     fixed: ClassVar[tuple[str, ...]] = ()  # fields, as on the wire, that never change in a cluster

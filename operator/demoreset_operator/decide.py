@@ -77,7 +77,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         changes = give_back(seen, now)
     else:
         apply, remove = _children(seen, settings, wanted, now)
-        changes = change(seen, status, settings, wanted, now, seen.training(now))
+        changes = change(seen, status, settings, wanted, now)
     status = story.conditions(seen, status, now)
     return Plan(
         status=_if_new(run, status),

@@ -33,7 +33,6 @@ def change(
     settings: Settings,
     wanted: Wanted,
     now: datetime,
-    training: set[str],
 ) -> Changes:
     """What brings the group to its wanted size and template.
 
@@ -43,7 +42,6 @@ def change(
         settings: The operator's.
         wanted: What pods are to be made of.
         now: The time.
-        training: Names of pods that train.
     """
     run, changes = seen.run, Changes()
     _coordinate(seen, settings, wanted, changes, now)
@@ -64,7 +62,7 @@ def change(
             changes.delete.append(pod.name)
         elif pod.worker is not None:
             live[pod.worker] = pod
-    stale = _roll(seen, status, wanted, live, training, now)
+    stale = _roll(seen, status, wanted, live, now)
     changes.delete += [live.pop(index).name for index in stale]
     together = render.one_node(run, seen.children)
     for index in range(run.spec.workers.max):
@@ -115,12 +113,11 @@ def _roll(
     status: RunStatus,
     wanted: Wanted,
     live: dict[int, Pod],
-    training: set[str],
     now: datetime,
 ) -> list[int]:
     """Whose pods of another template go now: one at a time, while all the others train."""
     stale = [index for index, pod in live.items() if pod.hash != wanted.worker]
-    heard = seen.heard(now)
+    heard, training = seen.heard(now), seen.training(now)
     told = {index: heard[pod.name] for index, pod in live.items() if pod.name in heard}
     # Who does not run, has loaded nothing yet, or sits out, has nothing to lose.
     idle = [

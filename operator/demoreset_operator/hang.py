@@ -27,8 +27,8 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
     """
     workers = [pod for pod in seen.workers if pod.live and not seen.aside(pod)]
     told = {pod.name: seen.told[pod.name] for pod in workers if pod.name in seen.told}
-    holds = seen.heard(now)
-    heard = [pod for pod in workers if pod.name in holds]
+    answering = seen.heard(now)
+    heard = [pod for pod in workers if pod.name in answering]
     since = _since(seen, heard)
     if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, workers, heard, now):
         return {}

@@ -49,7 +49,7 @@ def rollout(
         rewards=floats(length, slots),
         ends=ends,
         end_values=floats(length, slots),
-        temperature=random.choice([0.5, 1.0], (length, slots)).astype(np.float32),
+        logit_scale=random.choice([0.5, 1.0], (length, slots)).astype(np.float32),
         last_values=floats(slots),
     )
 

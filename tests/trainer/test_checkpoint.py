@@ -1,14 +1,18 @@
 """Checkpoints: what is torn is found, what is whole is kept, and every bit comes back."""
 
+import errno
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -299,7 +303,10 @@ def test_every_life_is_one_higher_than_all_before(tmp_path: Path) -> None:
 
 CLAIM = """
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 from demoreset_trainer import checkpoint
 print("ready", flush=True)
 sys.stdin.readline()
@@ -389,6 +396,49 @@ def test_the_newest_and_the_best_are_kept(
     checkpoint.prune(tmp_path, keep)
     expected = [paths[update].name for update in left] + ([BEST] if best else [])
     assert names(tmp_path) == sorted(expected)
+
+
+def test_nothing_is_pruned_while_it_cannot_be_told_which_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {update: checkpoint.write(tmp_path, snapshot(update)) for update in (1, 2, 3)}
+    checkpoint.mark_best(tmp_path, paths[1])
+    before, read = names(tmp_path), Path.read_text
+
+    def stale(path: Path, **how: Any) -> str:
+        if path.name == BEST:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    with pytest.raises(OSError, match="Stale"):
+        checkpoint.prune(tmp_path, 1)
+    assert names(tmp_path) == before
+
+
+def test_one_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    partial = tmp_path / ".partial-slow"
+    partial.mkdir()
+
+    def write() -> None:
+        for _ in range(10):  # longer in all than a writer that died is waited for here
+            with (partial / MODEL).open("ab") as file:
+                file.write(b"more")
+            time.sleep(0.2)
+        partial.rename(tmp_path / snapshot(1).name)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    checkpoint.settle(tmp_path, 60, dead=1.0)
+    assert names(tmp_path) == [snapshot(1).name]
+    writer.join()
+
+
+def test_one_whose_writer_died_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / ".partial-dead").mkdir()
+    begun = time.monotonic()
+    checkpoint.settle(tmp_path, 60, dead=0.2)
+    assert time.monotonic() - begun < 60
 
 
 def test_nothing_is_pruned_in_favour_of_a_damaged_one(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_fresh_keeps_the_old_folder(torn: Path) -> None:
         (["run"], "required: -f/--file"),
         (["evaluate", "nowhere"], "nowhere: not there"),
         (["evaluate", "nowhere", "--noise", "loud"], "--noise: received 'loud'; known are none"),
-        (["video", "nowhere", "--sticky", "2"], "--sticky: received 2.0"),
+        (["video", "nowhere", "--sticky", "2"], "--sticky: received 2;"),
         (["fly"], "invalid choice: 'fly'"),
     ],
 )

@@ -17,8 +17,9 @@ import pytest
 
 from demoreset_api.errors import UserError
 from demoreset_trainer import metrics, runfile, summary
-from demoreset_trainer.cli_group import PORTS, free_port, met
+from demoreset_trainer.cli_group import met
 from demoreset_trainer.cli_worker import MOST_BYTES, leave, whereabouts
+from demoreset_trainer.local_coordinator import PORTS, free_port
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.runfile import read
 

@@ -1,5 +1,6 @@
 """Disks that fail and files that mean harm: training goes on, and nothing is taken at its word."""
 
+import errno
 import json
 import os
 import resource
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from demoreset_api.errors import NoValidCheckpoint, TryAgain
-from demoreset_trainer import checkpoint
+from demoreset_api.errors import NoValidCheckpoint, TryAgain, UserError
+from demoreset_trainer import checkpoint, demo
 from demoreset_trainer.checkpoint import MANIFEST, MODEL, STATE, Snapshot
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
 
@@ -55,6 +56,31 @@ def test_a_disk_that_cannot_be_read_for_a_while_stops_nothing(tmp_path: Path) ->
     assert "training goes on" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, UserError),
+        (errno.ENOENT, UserError),
+        (errno.EIO, TryAgain),
+        (errno.ESTALE, TryAgain),
+        (errno.EHOSTDOWN, TryAgain),  # a share during a failover
+        (errno.EREMOTEIO, TryAgain),
+        (errno.EAGAIN, TryAgain),
+        (errno.EMFILE, TryAgain),
+    ],
+)
+def test_a_volume_that_is_away_is_no_mistake_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, kind: type[Exception]
+) -> None:
+    def away(self: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "mine.demo.safetensors"
+    monkeypatch.setattr(Path, "stat", away)
+    with pytest.raises(kind, match=f"mine.demo.safetensors: cannot be read: {os.strerror(number)}"):
+        demo.read_file(path, 100)
+
+
 def test_a_folder_that_cannot_be_written_is_tried_again(tmp_path: Path) -> None:
     with pytest.raises(TryAgain, match="cannot be written now"):
         checkpoint.next_life(tmp_path / "away")
@@ -64,7 +90,7 @@ FLUSHES = """
 import sys
 from pathlib import Path
 import torch
-from demoreset_trainer import checkpoint
+from demoreset_trainer import checkpoint, demo
 
 folder = Path(sys.argv[1])
 for update in (1, 2, 3):

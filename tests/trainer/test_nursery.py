@@ -141,3 +141,13 @@ def children() -> set[int]:
         if int(fields[1]) == os.getpid():
             found.add(int(stat.parent.name))
     return found
+
+
+def test_numbers_of_dead_strangers_are_not_kept(shared: Nursery) -> None:
+    member = start(shared, *FOR_EVER)
+    until(listens(member))
+    shared._early[member.pid or 0] = 0  # as of a process of a member that died meanwhile
+    shared.look()
+    assert not shared._early
+    member.kill()
+    assert ended(member) == -signal.SIGKILL

@@ -167,7 +167,10 @@ def test_the_network_as_onnx_says_what_ours_says(tmp_path: Path) -> None:
 
 def demoreset(capsys: pytest.CaptureFixture[str], *arguments: object, expect: int = 0) -> str:
     """Run the command; what it printed, both streams."""
-    code = cli.main([str(argument) for argument in arguments])
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as ended:  # a wrong flag
+        code = int(str(ended.code))
     out, err = capsys.readouterr()
     assert code == expect, err
     return out + err
@@ -259,7 +262,7 @@ def test_results_say_of_what_they_are_and_are_exported_with_that_alone(
     assert policy_file.load(str(again)).card["results"] == results
     out.unlink()  # the card alone is worth as much: somebody may have written into it
     told = demoreset(capsys, "export", run, "--out", out, expect=64)
-    assert f"{card}: is there already; --force overwrites it" in told
+    assert f"--out: {card} is there already; --force overwrites it" in told
     best = run / "checkpoints" / checkpoint.BEST
     told = demoreset(capsys, "export", best, "--out", out, "--force")
     assert f"is of {SECOND}, the policy is of {FIRST}; `demoreset evaluate {best}` first" in told
@@ -331,7 +334,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(
 @pytest.mark.parametrize("command", ["evaluate", "video"])
 def test_a_seed_below_0_is_refused(capsys: pytest.CaptureFixture[str], command: str) -> None:
     told = demoreset(capsys, command, "montezuma-first-key", "--seed", -1, expect=64)
-    assert told == "demoreset: --seed: received -1; at least 0 is needed\n"
+    assert "--seed: received -1; at least 0 is needed" in told
 
 
 def test_results_that_cannot_be_written_are_shown_all_the_same(

@@ -171,7 +171,7 @@ def slow_loss(
             t = row - burn_in
             if t < 0:
                 continue
-            log_probs = (logits[0] * float(r.temperature[t, slot])).log_softmax(0)
+            log_probs = (logits[0] * float(r.logit_scale[t, slot])).log_softmax(0)
             ratio = (log_probs[int(r.actions[t, slot])] - float(r.log_probs[t, slot])).exp()
             a = float(normalised[t, slot])
             gain = torch.min(ratio * a, ratio.clamp(1 - spec.clip, 1 + spec.clip) * a)
@@ -224,7 +224,7 @@ def on_policy(shape: Architecture) -> tuple[Policy, Rollout]:
         logits, values, _ = policy.unroll(
             r.observations, r.states[0], torch.from_numpy(r.begins), r.states
         )
-    scaled = logits[burn_in:] * torch.from_numpy(r.temperature)[..., None]
+    scaled = logits[burn_in:] * torch.from_numpy(r.logit_scale)[..., None]
     chosen = scaled.log_softmax(2).gather(2, torch.from_numpy(r.actions)[..., None])
     r.log_probs, r.values = chosen[..., 0].numpy(), values[burn_in:].numpy()
     return policy, r

@@ -138,8 +138,8 @@ def by_hand(setting: Setting, slot: int) -> Diary:
             before = state
             logits, value, state = policy.step(torch.from_numpy(seen)[None], before)
             exploring = episode % EXPLORE_EVERY == 0 and age < EXPLORE_FRAMES // 4
-            temperature = 0.5 if exploring else 1.0
-            log_probs = (logits[0] * temperature).log_softmax(0)
+            logit_scale = 0.5 if exploring else 1.0
+            log_probs = (logits[0] * logit_scale).log_softmax(0)
             action, noise = 0, float(table[t, slot])
             while action < 2 and log_probs[: action + 1].exp().sum() <= noise:
                 action += 1
@@ -159,7 +159,7 @@ def by_hand(setting: Setting, slot: int) -> Diary:
                 rewards=reward,
                 ends=int(env.end),
                 end_values=end_value,
-                temperature=temperature,
+                logit_scale=logit_scale,
             )
             ended = bool(env.end)
             if ended:
@@ -232,7 +232,7 @@ def test_the_policy_would_do_it_again(
                 torch.from_numpy(rollout.begins),
                 rollout.states,
             )
-        scaled = logits[-LENGTH:] * torch.from_numpy(rollout.temperature)[..., None]
+        scaled = logits[-LENGTH:] * torch.from_numpy(rollout.logit_scale)[..., None]
         chosen = scaled.log_softmax(2).gather(2, torch.from_numpy(rollout.actions)[..., None])
         ratio = (chosen[..., 0] - torch.from_numpy(rollout.log_probs)).exp()
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-4)
@@ -257,10 +257,10 @@ def test_who_explores_is_less_sure_of_itself(
     setting: Setting, collected: list[tuple[Rollout, list[Result]]]
 ) -> None:
     first = collected[0][0]
-    assert (first.temperature[:3] == 0.5).all()  # episode 0, its first 12 frames
-    assert (first.temperature[3] == 1).all()
+    assert (first.logit_scale[:3] == 0.5).all()  # episode 0, its first 12 frames
+    assert (first.logit_scale[3] == 1).all()
     rollout, results = setting.collector(range(1, 4), explore_frames=0).collect(0)
-    assert (rollout.temperature == 1).all()
+    assert (rollout.logit_scale == 1).all()
     assert not any(result.explored for result in results)
 
 
@@ -272,7 +272,7 @@ def test_from_the_games_own_start_every_second_episode_plays_as_it_is(setting: S
     )  # fmt: skip
     collector.hold(np.arange(4), np.array([6, 7, 6, 7]))
     rollout, _ = collector.collect(0)
-    assert (rollout.temperature[:3] == [0.5, 1, 0.5, 0.5]).all()
+    assert (rollout.logit_scale[:3] == [0.5, 1, 0.5, 0.5]).all()
 
 
 def test_the_block_of_a_member_does_not_matter(

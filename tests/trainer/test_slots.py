@@ -240,3 +240,30 @@ def test_an_error_in_a_process_is_a_lost_process(
         with pytest.raises(SlotsDied, match="its own lines above say why"):
             slots.reset([Begin(0, 0), Begin(2, 0)])
         assert "start: received 2" in capfd.readouterr().err
+
+
+FORKS = """
+import socket
+from demoreset_trainer import demo, emulator
+from demoreset_trainer.env import Rules
+from demoreset_trainer.slots import Begin, Slots
+from demoreset_trainer.states import View
+
+if __name__ == "__main__":
+    emulator.stock("freeway", 2)
+    ours, theirs = socket.socketpair()
+    crossing = demo.load(demo.find("freeway-crossing"))
+    with Slots(crossing, Rules(), View(), slots=2, processes=2) as slots:
+        slots.reset([Begin(0, 1), Begin(0, 2)])
+        ours.close()  # as a group that is left
+        theirs.settimeout(5)
+        print("heard:", theirs.recv(1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+def test_processes_that_are_forked_hold_none_of_the_parents_connections() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "heard: b''\n", done.stderr

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -170,7 +170,6 @@ def test_a_member_that_crashes_is_told_in_one_line_and_started_anew(tmp_path: Pa
     assert line.startswith(f"lost member {first} (pid ")
     assert line.endswith("at update 3: exit code 1 (RuntimeError: all is lost); starting it again")
     assert f"[{first}] RuntimeError: all is lost" in group.written
-    assert group.supervisor.restarts == {"crash": 1}
     assert group.supervisor.error is not None
     assert group.supervisor.error.lines[0].startswith("Traceback")
 
@@ -186,7 +185,6 @@ def test_one_that_is_killed_does_not_touch_the_other(tmp_path: Path) -> None:
     assert group.run(lambda group: len(group.names(0)) == 2 and len(group.names(1)) == 1) == 143
     (line,) = group.heard.lost()
     assert "at update 1: SIGKILL: killed by SIGKILL; starting it again" in line
-    assert group.supervisor.restarts == {"killed": 1}
     assert len(group.names(1)) == 1
 
 
@@ -252,7 +250,6 @@ def test_one_that_stands_still_is_killed_and_started_anew(tmp_path: Path, stands
     assert group.run(lambda group: group.updated(8)) == 143
     (line,) = group.heard.lost()
     assert line.endswith("at update 7: hung: no beat for 0.6 s; starting it again")
-    assert group.supervisor.restarts == {"hang": 1}
     error = group.supervisor.error
     assert error is not None
     if "sleep" in stands:  # it says where it stands; one that is frozen cannot
@@ -368,10 +365,29 @@ raise ValueError("poison")
     assert group.supervisor.error.lines[-1] == "ValueError: poison"
 
 
+def test_those_whom_a_volume_holds_up_do_not_make_an_update_hopeless(tmp_path: Path) -> None:
+    group = Group(
+        tmp_path,
+        """
+drain()
+if attempt == 1:
+    progress(500); os.kill(os.getpid(), signal.SIGKILL)
+if attempt == 2:
+    time.sleep(60)  # its folder does not answer
+if attempt in (3, 4):
+    beat(phase="quorum"); time.sleep(60)  # nor do its checkpoints
+progress(501); live(update=501)
+""",
+        limits=replace(LIMITS, start=0.5),
+    )
+    assert group.run(lambda group: group.updated(501)) == 143
+    assert len(group.heard.lost()) == 4
+
+
 def test_deaths_at_one_update_and_then_another_are_not_the_updates_fault(tmp_path: Path) -> None:
     group = Group(tmp_path, "drain(); progress(attempt)\nif attempt < 5: sys.exit(1)\nlive()")
     assert group.run(lambda group: group.updated(5)) == 143
-    assert group.supervisor.restarts == {"crash": 4}
+    assert len(group.heard.lost()) == 4
 
 
 def test_what_is_away_for_now_is_tried_again_later_each_time(tmp_path: Path) -> None:
@@ -379,7 +395,6 @@ def test_what_is_away_for_now_is_tried_again_later_each_time(tmp_path: Path) -> 
     assert group.run(lambda group: group.updated(1)) == 143
     endings = [line.rpartition("; ")[2] for line in group.heard.lost()]
     assert endings == ["starting it again", "starting it again in 1 s"]
-    assert group.supervisor.restarts == {"again": 2}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

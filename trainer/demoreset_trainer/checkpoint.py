@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -29,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
-from demoreset_trainer.disk import write_flushed
+from demoreset_trainer.disk import flush_folder, write_flushed, write_whole
 
 SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
@@ -42,6 +43,7 @@ _MOST_MANIFEST_BYTES = 1 << 16
 _MOST_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
 # What JSON that somebody else made may raise.
 _WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_DEAD_WRITER = 5.0  # seconds
 _ABANDONED = 3600.0  # seconds after which nobody is writing a partial any more
 
 _log = logging.getLogger(__name__)
@@ -121,14 +123,14 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         for name, content in files.items():
             write_flushed(partial / name, content)
         write_flushed(partial / MANIFEST, sealed.encode())
-        _flush_folder(partial)
+        flush_folder(partial)
         try:
             partial.rename(target)
         except OSError:
             if not target.exists():
                 raise
             shutil.rmtree(partial, ignore_errors=True)  # another member wrote the same meanwhile
-        _flush_folder(folder)
+        flush_folder(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -176,14 +178,6 @@ def _facts(content: bytes) -> dict[str, Any]:
 def _seal(manifest: dict[str, Any]) -> str:
     """SHA-256 of the manifest: a flipped bit in its counters would load without a word."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(path: Path) -> Snapshot:
@@ -327,6 +321,30 @@ def find(path: Path) -> Path:
     )
 
 
+def settle(folder: Path, patience: float, dead: float = _DEAD_WRITER) -> None:
+    """Wait while somebody writes a checkpoint there, `patience` seconds at most.
+
+    A member that leaves saves after the others have gone on without it, and on a slow volume for
+    longer than its successor needs to come: who reads before that loses what was learned since.
+    One that does not grow for `dead` seconds was left by a writer that was killed.
+    """
+    begun = moved = time.monotonic()
+    before = _unfinished(folder)
+    while before and time.monotonic() < min(begun + patience, moved + dead):
+        time.sleep(0.1)
+        if (now := _unfinished(folder)) != before:
+            before, moved = now, time.monotonic()
+
+
+def _unfinished(folder: Path) -> dict[str, list[int]]:
+    """Checkpoints that are being written, or were when their writer died: their files' sizes."""
+    found = {}
+    for partial in folder.glob(_PARTIAL + "*"):
+        with suppress(OSError):  # it is whole now, or gone
+            found[partial.name] = [file.stat().st_size for file in sorted(partial.iterdir())]
+    return found
+
+
 def next_life(folder: Path) -> int:
     """Take the next life of a run, as its only owner; and clear away what dead writers left.
 
@@ -349,7 +367,7 @@ def _next_life(folder: Path) -> int:
             # Since our look others may have taken this life, and a later one that cleared it away.
             if _latest_life(folder) == life:
                 break
-    _flush_folder(folder)
+    flush_folder(folder)
     for old, path in _lives(folder):
         if old < life:
             path.unlink(missing_ok=True)
@@ -387,16 +405,21 @@ def _check_life(folder: Path, life: int) -> None:
 
 def mark_best(folder: Path, path: Path) -> None:
     """Remember a checkpoint as the best, so that it is not pruned."""
-    partial = folder / f".{BEST}.{uuid4().hex}.partial"
-    write_flushed(partial, f"{path.name}\n".encode())
-    partial.replace(folder / BEST)
+    write_whole(folder / BEST, f"{path.name}\n".encode())
 
 
 def best(folder: Path) -> Path | None:
     """The checkpoint that was marked as the best, if it is there."""
     try:
-        path = folder / (folder / BEST).read_text(errors="replace").strip()
+        return _best(folder)
     except OSError:
+        return None
+
+
+def _best(folder: Path) -> Path | None:
+    try:
+        path = folder / (folder / BEST).read_text(errors="replace").strip()
+    except FileNotFoundError:
         return None
     return path if _NAME.fullmatch(path.name) and path.is_dir() else None
 
@@ -410,7 +433,7 @@ def prune(folder: Path, keep: int) -> None:
         _read(listed[-1])
     except Damaged:
         return  # an older one may be the only one left
-    protected = best(folder)
+    protected = _best(folder)
     for path in listed[: -max(keep, 1)]:
         if path != protected:
             # Renamed first: half a deletion must not look like a checkpoint.

@@ -4,11 +4,11 @@ import argparse
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import NoReturn
 
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import COORDINATOR_PORT, ENV_DEAD
+from demoreset_trainer.flags import whole
 
 HELP = """Serve the members of a run: who lives, and who trains together.
 
@@ -30,35 +30,26 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument(
         "--port",
-        type=_number(0, 65535),
+        type=whole(0, 65535),
         default=COORDINATOR_PORT,
         help=f"0: a free one; default {COORDINATOR_PORT}",
     )
     parser.add_argument("--host", default="::", help="address to listen on; default: all")
     parser.add_argument(
         "--min",
-        type=_number(1, 65536),
+        type=whole(1, 65536),
         default=1,
         help="members below which nobody trains; default 1",
     )
     parser.add_argument(
         "--dead-ms",
-        type=_number(100, 600_000),
+        type=whole(100, 600_000),
         default=os.environ.get(ENV_DEAD, "700"),  # as text, so that it is checked like the flag
         help=f"a member that was not heard for so long is lost; default ${ENV_DEAD}, else 700",
     )
     # Of `demoreset run --members`: no coordinator is left behind.
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(func=run, needs_torch=False)
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not least <= (value := int(text)) <= most:
-            raise argparse.ArgumentTypeError(f"{value} is not within {least} and {most}")
-        return value
-
-    return number
 
 
 class _Asked(Exception):

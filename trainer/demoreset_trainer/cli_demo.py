@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode, UserError
 from demoreset_trainer import cli_explore
+from demoreset_trainer.flags import free
 
 if TYPE_CHECKING:
     from demoreset_trainer.demo import Demo
@@ -48,7 +49,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     read.add_argument("--game", help="montezuma_revenge, ...; default: the file's name says it")
     read.set_defaults(func=import_)
     cut = kinds.add_parser("trim", help="keep a beginning that ends at a reward", description=TRIM)
-    cut.add_argument("--end", type=int, required=True, metavar="FRAME", help="at most so long")
+    cut.add_argument("--end", type=int, required=True, metavar="FRAME", help="not behind this one")
     cut.set_defaults(func=trim)
     cli_explore.register(kinds)
     text = "Score, rewards and lives over a demo's frames, as PNG."
@@ -129,7 +130,7 @@ def import_(options: argparse.Namespace) -> int:
     """Write a published demonstration as a demo."""
     from demoreset_trainer import demo_import
 
-    out = _free(options.out, options.force)
+    out = free("--out", options.out, force=options.force)
     demo = demo_import.read(options.source, options.game)
     demo.save(out)
     places = len(set(demo.patches[:, 0].tolist()))
@@ -145,7 +146,7 @@ def trim(options: argparse.Namespace) -> int:
     """Write a demo's beginning."""
     from dataclasses import replace
 
-    out = _free(options.out, options.force)
+    out = free("--out", options.out, force=options.force)
     demo = _load(options.demo)
     end = last_gain(demo, options.end)
     of = f"the first {end} of {len(demo)} frames"
@@ -176,7 +177,8 @@ def last_gain(demo: "Demo", end: int) -> int:
 
 def plot(options: argparse.Namespace) -> int:
     """Draw a demo."""
-    out = _free(options.out or Path(f"{_stem(options.demo)}.png"), options.force, ".png")
+    out = options.out or Path(f"{_stem(options.demo)}.png")
+    free("--out", out, ".png", force=options.force)
     demo = _load(options.demo)
     from demoreset_trainer import demo_plot
 
@@ -187,7 +189,8 @@ def plot(options: argparse.Namespace) -> int:
 
 def video(options: argparse.Namespace) -> int:
     """Film a demo."""
-    out = _free(options.out or Path(f"{_stem(options.demo)}.mp4"), options.force, ".mp4", ".gif")
+    out = options.out or Path(f"{_stem(options.demo)}.mp4")
+    free("--out", out, ".mp4", ".gif", force=options.force)
     demo = _load(options.demo)
     end = len(demo) if options.end is None else options.end
     last = len(demo) - 1
@@ -236,19 +239,6 @@ def _load(name: str) -> "Demo":
     from demoreset_trainer import demo as demos
 
     return demos.load(demos.locate(name))
-
-
-def _free(path: Path, force: bool, *suffixes: str) -> Path:
-    """A place that may be written to, told before any work is done for it."""
-    if suffixes and not path.name.endswith(suffixes):
-        raise UserError(f"--out: received {path}; it must end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder")
-    if path.exists() and not force:
-        raise UserError(f"--out: {path} is there already; --force overwrites it")
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"--out: {path}: there is no folder {path.resolve().parent}")
-    return path
 
 
 def _stem(name: str) -> str:

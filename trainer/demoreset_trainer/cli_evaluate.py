@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import TryAgain, UserError
+from demoreset_trainer.flags import whole
 
 if TYPE_CHECKING:
     from demoreset_trainer.evaluate import Cell
@@ -36,7 +37,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("policy", metavar="POLICY")
     parser.add_argument(
         "--episodes",
-        type=int,
+        type=whole(1),
         default=100,
         help="per cell; default 100 (1 where nothing is random)",
     )
@@ -53,18 +54,18 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument(
         "--max-frames",
-        type=int,
+        type=whole(1),
         default=108_000,
         help="longest episode; default 108000 (30 minutes of play)",
     )
     parser.add_argument(
         "--profile",
-        type=int,
+        type=whole(1),
         metavar="K",
         help="measure the success from every K-th start of the demo, too",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, help="default: the cores it may use")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--processes", type=whole(1), help="default: the cores it may use")
     parser.add_argument(
         "--out",
         type=Path,
@@ -83,13 +84,6 @@ def run(options: argparse.Namespace) -> int:
 
     noises = _choice("--noise", options.noise, list(evaluate.NOISES))
     acts = [Act(name) for name in _choice("--act", options.act, [str(act) for act in Act])]
-    for flag, least in (
-        ("episodes", 1), ("max_frames", 1), ("profile", 1), ("processes", 1), ("seed", 0)
-    ):  # fmt: skip
-        value = getattr(options, flag)
-        if value is not None and value < least:
-            name = flag.replace("_", "-")
-            raise UserError(f"--{name}: received {value}; at least {least} is needed")
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder / "evaluation.json" if trained.folder else None)
     if out is not None:

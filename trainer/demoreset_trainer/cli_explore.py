@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
+from demoreset_trainer.flags import free, whole
 
 if TYPE_CHECKING:
     from demoreset_trainer.explore import Archive, Grid
@@ -35,15 +36,17 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("game", metavar="GAME", help="as ale-py calls it: montezuma_revenge")
     parser.add_argument("--out", type=Path, required=True, metavar="DEMO")
-    parser.add_argument("--score", type=int, default=1, help="the score wanted; default 1")
-    parser.add_argument("--decisions", type=int, default=200_000, help="to spend; default 200000")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--score", type=whole(1), default=1, help="the score wanted; default 1")
+    parser.add_argument(
+        "--decisions", type=whole(1), default=200_000, help="to spend; default 200000"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument(
         "--grid",
         default="11x8x8",
         help="a cell: width x height x grey levels; finer for small sprites; default 11x8x8",
     )
-    parser.add_argument("--processes", type=int, help="default: the cores it may use")
+    parser.add_argument("--processes", type=whole(1), help="default: the cores it may use")
     parser.add_argument("--archive", type=Path, help="default: DEMO.archive")
     parser.add_argument("--force", action="store_true", help="overwrite DEMO")
     parser.set_defaults(func=run)
@@ -58,18 +61,10 @@ def run(options: argparse.Namespace) -> int:
     from demoreset_trainer.supervise import Signals
 
     rom_md5(options.game)  # an unknown game is told at once
-    out: Path = options.out
-    if out.exists() and not options.force:
-        raise UserError(f"--out: {out} is there already; --force overwrites it")
-    for flag, least in (("score", 1), ("decisions", 1), ("processes", 1), ("seed", 0)):
-        value = getattr(options, flag)
-        if value is not None and value < least:
-            raise UserError(f"--{flag}: received {value}; at least {least} is needed")
+    out = free("--out", options.out, force=options.force)
     grid = _grid(options.grid)
-    place = options.archive or out.with_name(f"{out.name}.archive")
-    for flag, path in (("out", out), ("archive", place)):
-        if not path.resolve().parent.is_dir():
-            raise UserError(f"--{flag}: there is no folder {path.resolve().parent}")
+    place: Path = options.archive or out.with_name(f"{out.name}.archive")
+    free("--archive", place, force=True)  # that of an earlier search is gone on with
     archive = Archive(options.game, options.seed, options.score, grid)
     if place.exists():
         archive = _same(explore_file.read(place), archive, place)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demoreset_api.errors import UserError
+from demoreset_trainer.flags import free
 
 if TYPE_CHECKING:
     from demoreset_trainer.policy_file import Trained
 
 HELP = """Write a policy as one file: safetensors with a JSON card (game, preprocessing, network,
 spec, results), and the card beside it. `demoreset evaluate` and `video` take the file;
-docs/policy.md shows how ten lines of Python do.
+docs/policy.md shows a short script that does.
 
   demoreset export runs/NAME --out NAME.policy.safetensors
 """
@@ -41,13 +42,10 @@ def run(options: argparse.Namespace) -> int:
         policy_file.check_onnx()
     trained = policy_file.load(options.policy)
     out = options.out or Path(trained.name + policy_file.SUFFIX)
-    if not out.name.endswith(".safetensors"):
-        raise UserError(f"--out: received {out}; it must end in .safetensors")
-    for path in filter(None, (out, policy_file.card_beside(out), options.onnx)):
-        if path.exists() and not options.force:
-            raise UserError(f"{path}: is there already; --force overwrites it")
-        if not path.resolve().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.resolve().parent}")
+    free("--out", out, ".safetensors", force=options.force)
+    free("--out", policy_file.card_beside(out), force=options.force)
+    if options.onnx:
+        free("--onnx", options.onnx, force=options.force)
     for path in policy_file.save(trained, out, _results(trained, options.policy)):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if options.onnx:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from demoreset_api.errors import UserError
+from demoreset_trainer.flags import chance, whole
 
 HELP = """Film a policy: mp4, or GIF by the file's name, with the score and the demo's drawn in.
 
@@ -29,10 +29,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="FRAME",
         help="begin at this frame of the demo; default 0, the game's own start",
     )
-    parser.add_argument("--frames", type=int, default=3600, help="most of them; default 3600")
+    parser.add_argument("--frames", type=whole(1), default=3600, help="most; default 3600")
     parser.add_argument("--act", choices=("sampled", "sharpened", "argmax"), default="sampled")
-    parser.add_argument("--sticky", type=float, default=0.0, help="sticky actions; default 0")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sticky", type=chance, default=0.0, help="sticky actions; default 0")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", type=Path, help="default NAME.mp4, in the run's folder or here")
     parser.set_defaults(func=run)
 
@@ -43,12 +43,6 @@ def run(options: argparse.Namespace) -> int:
     from demoreset_trainer.film import film
     from demoreset_trainer.play import Act
 
-    if not 0 <= options.sticky <= 1:
-        raise UserError(f"--sticky: received {options.sticky}; a chance from 0 to 1 is needed")
-    if options.frames < 1:
-        raise UserError(f"--frames: received {options.frames}; at least 1 is needed")
-    if options.seed < 0:
-        raise UserError(f"--seed: received {options.seed}; at least 0 is needed")
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder or Path()) / f"{trained.name}.mp4"
     filmed = film(

@@ -111,7 +111,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     from demoreset_trainer import hangs, runfile, tensorboard
     from demoreset_trainer.cli_group import GOOD, all_kept, met, to_stderr
     from demoreset_trainer.member_process import member_command
-    from demoreset_trainer.report import stands
+    from demoreset_trainer.report import standing
     from demoreset_trainer.screen import live
     from demoreset_trainer.summary import NOT_KEPT
     from demoreset_trainer.watch import Watchers
@@ -145,7 +145,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         if code in restart.OVER and not all_kept(folder, supervisor):
             code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
     if code in restart.OVER and supervisor.progress is not None:
-        leave(json.dumps(stands(supervisor.progress)).encode())
+        leave(json.dumps(standing(supervisor.progress)).encode())
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
         leave(supervisor.error.report(MOST_BYTES))

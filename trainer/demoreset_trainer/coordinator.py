@@ -37,7 +37,9 @@ def load() -> ModuleType:
             path = Path(folder) / f"_torchft{suffix}"
             if path.is_file():
                 return _load(path)
-    raise UserError("torchft is not installed: install demoreset[elastic] (Linux only)")
+    raise UserError(
+        "torchft is not installed: install demoreset[elastic] (x86-64 Linux, Python 3.11 to 3.13)"
+    )
 
 
 def _load(path: Path) -> ModuleType:

@@ -1,6 +1,7 @@
 """What a run has done, over all its lives: part of its state, the same for all members."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -31,6 +32,24 @@ class Counters:
         seconds = time.monotonic() - since
         self.recoveries[cause] = self.recoveries.get(cause, 0) + 1
         self.recovery_seconds[cause] = self.recovery_seconds.get(cause, 0.0) + seconds
+
+    def seen(self) -> dict[str, Any]:
+        """What members see differently: the outage of a coordinator, or how long a loss took."""
+        return {
+            "recoveries": self.recoveries,
+            "recovery_seconds": self.recovery_seconds,
+            "rolled_back": self.rolled_back,
+        }
+
+    def agree(self, seen: Iterable[dict[str, Any]]) -> None:
+        """Take the most that any member has `seen`: a total must not fall with who tells it."""
+        for theirs in seen:
+            self.rolled_back = max(self.rolled_back, theirs["rolled_back"])
+            for ours, others in (
+                (self.recoveries, theirs["recoveries"]),
+                (self.recovery_seconds, theirs["recovery_seconds"]),
+            ):
+                ours.update({cause: max(ours.get(cause, 0), n) for cause, n in others.items()})
 
     @property
     def goodput(self) -> float:

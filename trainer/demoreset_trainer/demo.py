@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from demoreset_api.errors import UserError
-from demoreset_trainer.disk import write_whole
+from demoreset_trainer.disk import fault, write_whole
 from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, emulator_version, rom_md5
 
 SUFFIX = ".demo.safetensors"
@@ -144,6 +144,7 @@ def read_file(path: Path, most: int) -> bytes:
 
     Raises:
         UserError: there is none, it cannot be read, or it is empty or too large.
+        TryAgain: the disk does not answer now.
     """
     try:
         facts = path.stat()
@@ -153,9 +154,10 @@ def read_file(path: Path, most: int) -> bytes:
             raise UserError(f"{path}: received {kind}; a demonstration is a file")
         with path.open("rb") as file:
             content = file.read(min(facts.st_size, most) + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read: {reason}") from error
+    except OSError as error:
+        raise fault(error)(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise UserError(f"{path}: cannot be read: {error}") from error
     if not content:
         raise UserError(f"{path}: the file is empty; a demonstration has at least one frame")
     if len(content) > most:

@@ -228,7 +228,6 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         random = self.np_random
         self._extra = int(math.exp(random.random() * self._log_extra))
         self._last_code = int(self.demo.actions[start - 1]) if start else NOOP
-        self._played = 0
         self.emulator.restore(self.states.state(start // skip))
         self._camera.forget()
         self._stack[:] = self.states.observation(start // skip, self.view)
@@ -285,7 +284,6 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
                 break
             if i >= first_seen:
                 camera.take()
-        self._played += 1
         self._push_image()
         return paid
 

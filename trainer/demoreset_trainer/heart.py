@@ -88,7 +88,7 @@ class Heart:
                 if answered - before > CUT_OFF:
                     self._back = answered
                 self._failing, self.connects = None, True
-            except (RuntimeError, TimeoutError, OSError) as error:
+            except (RuntimeError, OSError) as error:
                 # Silence on a connection is a frozen coordinator, unless no other can be made.
                 self.connects = isinstance(error, TimeoutError)
                 client = None  # the question for a quorum says so

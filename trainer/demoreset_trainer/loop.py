@@ -89,13 +89,10 @@ class Loop:
     """One member's run.
 
     Args:
-        spec: What is wanted.
-        demo: Its demonstration, cut to what is learned.
-        states: The demo's start states.
+        demo: Cut to what is learned.
         policy: On its device.
         make_slots: Makes so many environments.
         codes: The joystick codes of the policy's actions.
-        group: The members.
         watch: Told how it goes.
         saver: Keeps its state.
         find: Asked for the life and, if there is one, the checkpoint to go on from; only the first
@@ -390,8 +387,8 @@ class Loop:
     ) -> tuple[bool, str | None, float]:
         """All take the state of one member; whether it was this one's own.
 
-        And why the group has changed, and since when that has cost the others time: who is new, or
-        was away, cannot know it, and counts as they do.
+        And why the group has changed, and since when that has cost the others time: a member that
+        is new, or was away, cannot know it, and takes it from the source.
         """
         state, own = self.state, quorum.rank == quorum.source
         if own and not state.life:  # all are new: only the first may look at the disk
@@ -448,6 +445,7 @@ class Loop:
                 "results": [astuple(result) for result in take.results],
                 "successes": take.successes,
                 "leaving": self._stopping(),
+                "seen": self.state.counters.seen(),
             }
         )
         self._leaving = {
@@ -519,6 +517,7 @@ class Loop:
         )
         successes = [one for share in shares for one in share["successes"]]
         state.record(results, sum(share["slots"] for share in shares))
+        counters.agree(share["seen"] for share in shares if "seen" in share)
         self._results = results
         self._group.event(
             "commit",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from demoreset_api.names import ASIDE, CONFIRM, ENV_WIRE
+from demoreset_api.names import ASIDE, CONFIRM, ENV_WIRE, QUORUM, STARTING
 from demoreset_api.pace import QUIET, patience
 from demoreset_trainer import restart, wire
 from demoreset_trainer.progress import Progress
@@ -186,12 +186,12 @@ class MemberProcess:
         self.asked = True
         self._process.send_signal(signal.SIGTERM)
 
-    def dump(self) -> None:
+    def abort(self) -> None:
         """Have it write where all of its threads stand (PYTHONFAULTHANDLER), and end."""
         self.stacks = []
         self._process.send_signal(signal.SIGABRT)
 
-    def stands(self, now: float) -> bool:
+    def stands_still(self, now: float) -> bool:
         """Whether it has done no update for long, though its loop may move.
 
         The goal's episodes are played between two updates, and may take as long as they like; so
@@ -202,7 +202,12 @@ class MemberProcess:
         done = self.progress
         return now - self.moved > (patience(done.update, done.seconds) if done else QUIET)
 
-    def where(self) -> None:
+    @property
+    def waits(self) -> bool:
+        """Whether it has no state of the run yet: it begins, or is about to read or get it."""
+        return self.progress is None and self.phase in ("", STARTING, QUORUM)
+
+    def ask_where(self) -> None:
         """Have it write where all of its threads stand, and go on."""
         self.stacks = []
         self._process.send_signal(wire.ASK_WHERE)

@@ -123,6 +123,8 @@ class Nursery:
             except ChildProcessError:
                 if group != self._pid:
                     self._groups.discard(group)
+        if not self._unborn:  # what is left were no members, and their numbers may come again
+            self._early.clear()
 
     def _hear(self) -> None:
         """Who was born."""

@@ -25,6 +25,9 @@ from demoreset_trainer.gpu import Recorded, to_device
 from demoreset_trainer.group import Group
 from demoreset_trainer.policy import Policy
 
+# What `_losses` adds up for a person, in this order.
+_SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")
+
 Floats = npt.NDArray[np.float32]
 # That go through the network at a time. On a CPU these are seconds, for the largest network; on a
 # GPU some 4 GB.
@@ -41,7 +44,7 @@ class Rollout:
 
     observations [K + T, B, C, H, W] uint8, where the policy is; states [K + T, B, S] there, too: of
     the policy before the decision; begins [K + T, B]: an episode begins here; the rest [T, B].
-    `temperature` multiplies the logits (0.5: exploring). `end_values`: where an episode was
+    `logit_scale` multiplies the logits (0.5: exploring). `end_values`: where an episode was
     truncated, the value of what it saw last. last_values [B]: of what is seen behind the rollout.
     """
 
@@ -54,7 +57,7 @@ class Rollout:
     rewards: Floats
     ends: npt.NDArray[np.uint8]
     end_values: Floats
-    temperature: Floats
+    logit_scale: Floats
     last_values: Floats
 
 
@@ -201,13 +204,13 @@ class Ppo:
         mean, deviation = _moments(raw, group)
         targets = raw + rollout.values
         facts = [
-            rollout.temperature,
+            rollout.logit_scale,
             rollout.log_probs,
             rollout.values,
             (raw - mean) / (deviation + 1e-8),
             targets,
         ]
-        actions, begins, data = self._there(rollout.actions, rollout.begins, np.stack(facts))
+        actions, begins, data = self._to_device(rollout.actions, rollout.begins, np.stack(facts))
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate
         sums = torch.zeros(len(_SUMS), device=self.device)
@@ -218,9 +221,9 @@ class Ppo:
             if not count.item():
                 continue  # all of its slots were lost with their members
             self._gradient.zero_()
-            (scales,) = self._there(np.array([count.item(), entropy], np.float32))
+            (scales,) = self._to_device(np.array([count.item(), entropy], np.float32))
             for piece in _pieces(columns, len(rollout.observations), MOST_IMAGES[self.device.type]):
-                (index,) = self._there(piece)
+                (index,) = self._to_device(piece)
                 (parts,) = self._recorded_gradient(
                     scales,
                     rollout.observations.index_select(1, index),
@@ -232,7 +235,7 @@ class Ppo:
                 sums += parts
                 group.alive()
             if lesson is not None and guide:
-                images, chosen, weight, share = self._there(
+                images, chosen, weight, share = self._to_device(
                     lesson.observations,
                     lesson.actions,
                     lesson.weights,
@@ -249,18 +252,18 @@ class Ppo:
         totals = sums.cpu()
         group.sum(totals)
         means = dict(zip(_SUMS, (totals / samples).tolist(), strict=True))
-        _, returns = _moments(targets, group)
+        _, spread = _moments(targets, group)
         # After the latest step no gradient tells; and after the sums nobody waits for this member.
         if not all(parameter.isfinite().all() for parameter in self._parameters):
             raise NotFinite("a weight is not finite")
         return Statistics(
             **means,
             guide_loss=guide_losses.item() / len(norms),
-            explained_variance=1 - (deviation / returns) ** 2 if returns else 0.0,
+            explained_variance=1 - (deviation / spread) ** 2 if spread else 0.0,
             gradient_norm=float(np.mean(norms)),
         )
 
-    def _there(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
+    def _to_device(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
         """These, where the policy is."""
         return [to_device(array, self.device) for array in arrays]
 
@@ -286,15 +289,15 @@ class Ppo:
     ) -> tuple[Tensor, Tensor]:
         """The loss summed over the samples of some columns, and the sums that are reported.
 
-        As in a `Rollout`; data [5, T, b]: temperature, log probabilities, values, advantages,
+        As in a `Rollout`; data [5, T, b]: logit_scale, log probabilities, values, advantages,
         targets.
         """
         spec = self.spec
-        temperature, old, old_values, advantage, target = data
+        logit_scale, old, old_values, advantage, target = data
         logits, values, _ = self.policy.unroll(observations, states[0], begins, states)
         burn_in = len(logits) - len(actions)
         logits, values = logits[burn_in:], values[burn_in:]
-        log_probs = functional.log_softmax(logits * temperature.unsqueeze(2), 2)
+        log_probs = functional.log_softmax(logits * logit_scale.unsqueeze(2), 2)
         entropy = -(log_probs.exp() * log_probs).sum(2)
         chosen = log_probs.gather(2, actions.unsqueeze(2)).squeeze(2)
         policy = policy_losses(chosen, old, advantage, spec.clip)
@@ -368,10 +371,7 @@ def _pieces(columns: npt.NDArray[np.int64], rows: int, images: int) -> list[npt.
     return np.array_split(columns, count) if count else []
 
 
-_SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")
-
-
-_ROW = 4096
+_ROW = 4096  # numbers that one thread sums
 
 
 def _norm(flat: Tensor) -> float:

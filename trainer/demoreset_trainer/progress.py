@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Progress:
-    """A run after one update. Frames are emulator frames; seconds are of this process."""
+    """A run after one update. Frames are emulator frames; totals are over all its lives."""
 
     # Where it is
     update: int
@@ -45,7 +45,7 @@ class Progress:
     frames_per_second: float = 0.0  # over the latest updates
     phase_seconds: dict[str, float] = field(default_factory=dict)  # of this update
     rejected_updates: int = 0  # of the whole run: not finite, gone back to the copy
-    # The group. Totals are of the whole run, over all its lives
+    # The group
     members: int = 1
     generation: int = 0
     rank: int = 0  # of the member that tells this; the first one, 0, writes checkpoints
@@ -56,7 +56,7 @@ class Progress:
     frames_discarded: int = 0  # played by members before they were lost, and never learned from
     goodput: float = 1.0  # share of the time that was not spent on recoveries
     life: int = 0  # how often the run was read from disk
-    resumed_update: int = 0  # where that was the latest time
+    resumed_update: int = 0  # the one that its latest life began with
     resumed_frames: int = 0
     # What lies ahead
     budget_frames: int | None = None

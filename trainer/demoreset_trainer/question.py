@@ -83,7 +83,7 @@ class Question:
             except TimeoutError:
                 self._asker = self._asker.successor()
                 continue
-            except (RuntimeError, ConnectionError, OSError) as error:
+            except (RuntimeError, OSError) as error:
                 self._give_up()
                 self._answered = None
                 self._unanswered(first_line(error))

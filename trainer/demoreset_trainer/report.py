@@ -237,13 +237,12 @@ class Report(Collector):
         status: dict[str, Any] = {
             "phase": self._phase,
             "lastHeartbeat": self._heartbeat,
-            "generation": 0,
-            "worldSize": 1,
-            "rank": p.rank if p else 0,
-            "recoveries": sum(p.recoveries.values()) if p else 0,
             "members": _members(p.roster if p else [], states),
         }
-        return status | (stands(p) if p else {})
+        if p is None:
+            return status | {"generation": 0, "worldSize": 1, "rank": 0, "recoveries": 0}
+        recoveries = sum(p.recoveries.values())
+        return status | {"rank": p.rank, "recoveries": recoveries} | standing(p)
 
     def close(self) -> None:
         """Stop serving."""
@@ -251,7 +250,7 @@ class Report(Collector):
         self._server.server_close()
 
 
-def stands(p: Progress) -> dict[str, Any]:
+def standing(p: Progress) -> dict[str, Any]:
     """Where a run stands, as /status has it; also the last words of a worker that is done."""
     return {
         "generation": p.generation,

@@ -23,7 +23,7 @@ from demoreset_trainer.policy import Policy
 from demoreset_trainer.ppo import Rollout
 from demoreset_trainer.slots import IDLE, Begin, Slots
 
-EXPLORING = 0.5  # what the logits are multiplied with
+EXPLORING_SCALE = 0.5  # what the logits are multiplied with
 MAKING = 60.0  # seconds that new environments may take to be made
 
 
@@ -138,7 +138,7 @@ class Collector:
     def blank(self) -> Rollout:
         """A rollout of the slots that are held, before it is played."""
         shape = self._length, len(self.held)
-        log_probs, values, rewards, end_values, temperature = np.zeros((5, *shape), np.float32)
+        log_probs, values, rewards, end_values, logit_scale = np.zeros((5, *shape), np.float32)
         return Rollout(
             observations=self._observations,
             begins=self._begins,
@@ -149,7 +149,7 @@ class Collector:
             rewards=rewards,
             ends=np.zeros(shape, np.uint8),
             end_values=end_values,
-            temperature=temperature,
+            logit_scale=logit_scale,
             last_values=np.zeros(shape[1], np.float32),
         )
 
@@ -211,11 +211,11 @@ class Collector:
             self._state.index_copy_(0, to_device(fresh, self.device), states)
         self._states[row, part] = self._state[part]
         begun[:] = False
-        temperature = np.where(self._exploring()[part], EXPLORING, 1).astype(np.float32)
-        chances = to_device(np.stack([temperature, noise]), self.device)
+        logit_scale = np.where(self._exploring()[part], EXPLORING_SCALE, 1).astype(np.float32)
+        chances = to_device(np.stack([logit_scale, noise]), self.device)
         answers, state = self._recorded(self._look(row, part), self._state[part], chances)
         self._state[part] = state
-        rollout.temperature[t, part] = temperature
+        rollout.logit_scale[t, part] = logit_scale
         actions, log_probs, values = answers.cpu().numpy()
         rollout.actions[t, part], rollout.log_probs[t, part] = actions, log_probs
         rollout.values[t, part] = values
@@ -278,11 +278,11 @@ class Collector:
     ) -> tuple[Tensor, Tensor]:
         """Actions, their log probabilities and values as one tensor [3, B]; the state behind.
 
-        chances [2, B]: temperature and noise.
+        chances [2, B]: logit_scale and noise.
         """
-        temperature, noise = chances
+        logit_scale, noise = chances
         logits, values, state = self._policy.step(observations, state)
-        log_probs = functional.log_softmax(logits * temperature.unsqueeze(1), 1)
+        log_probs = functional.log_softmax(logits * logit_scale.unsqueeze(1), 1)
         actions = sample(log_probs, noise)
         chosen = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
         return torch.stack([actions.float(), chosen, values]), state

@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import stat
 import struct
 import threading
 import time
@@ -122,12 +123,11 @@ class Slots:
         try:
             for number in range(count):
                 here, there = context.Pipe()
-                ours = [*self._links, here] if forked else []
                 process = context.Process(
                     target=_run,
                     args=(
                         *(there, file, rules, view, shared.buffers),
-                        *(slots, number, count, stays, ours),
+                        *(slots, number, count, stays, forked),
                     ),
                     name=f"slots-{number}-of-{count}",
                     daemon=True,
@@ -229,6 +229,18 @@ def _end(links: list[Connection], processes: list[Any]) -> None:
     processes.clear()
 
 
+def _close_sockets(but: int) -> None:
+    """Close what a fork has of its parent's connections, which would stay open with it.
+
+    It would not see the parent hang up, nor the other members of a group that the parent has left
+    them: they would wait for the limit of a sum.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            if int(name) not in (0, 1, 2, but) and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.close(int(name))
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -243,11 +255,11 @@ def _run(
     number: int,
     count: int,
     parent_stays: bool,
-    parents: Sequence[Connection],
+    forked: bool,
 ) -> None:
     """A process: step its slots whenever the parent says so, until it hangs up."""
-    for one in parents:  # a fork has these ends, too, and would not see the parent hang up
-        one.close()
+    if forked:
+        _close_sockets(link.fileno())
     # Whoever stops all processes of a run at once (timeout, systemd, Slurm) means the parent, which
     # still needs this one to end in good order.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -63,7 +63,7 @@ class Ladder:
         self.at_best = earliest and (start > 0 or rate >= state.highest_goal_rate)
         if start == 0:
             state.highest_goal_rate = max(state.highest_goal_rate, rate)
-        if self._progressed(start, rate):
+        if self._took_progress(start, rate):
             relieved = state.rung
             state.since, state.rung, state.stalled = frames, 0, False
             return "progress again: the spec's own learning rate and entropy" if relieved else None
@@ -87,7 +87,8 @@ class Ladder:
         """Take all remedies back."""
         self._state.rung, self._state.stalled = 0, False
 
-    def _progressed(self, start: int, goal_rate: float) -> bool:
+    def _took_progress(self, start: int, goal_rate: float) -> bool:
+        """Remember the best so far; whether this is better."""
         state = self._state
         earlier = state.best_start is None or start < state.best_start
         better = start == 0 and goal_rate >= state.best_goal_rate + self.LEAST_GAIN

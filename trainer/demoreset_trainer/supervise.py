@@ -9,7 +9,6 @@ import secrets
 import select
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
@@ -132,7 +131,6 @@ class Supervisor:
         self.progress: Progress | None = None  # the latest
         self.furthest = 0  # update that the run has ever reached
         self.updates_lost = 0  # done, and lost with all who knew of them
-        self.restarts: Counter[str] = Counter()  # by cause: crash, killed, hang, again, drained
         self.error: LastError | None = None  # the latest that ended a member
 
     @property
@@ -203,7 +201,7 @@ class Supervisor:
                 case Note():
                     self._note(member, message)
                 case Progress():
-                    self._progressed(member, message)
+                    self._progressed(message)
 
     def _phase(self) -> str:
         """Of the group's first member that is ours; but who confirms keeps the others waiting."""
@@ -225,7 +223,7 @@ class Supervisor:
         if teller == member.name:
             self._watch.note(note.text)
 
-    def _progressed(self, member: MemberProcess, progress: Progress) -> None:
+    def _progressed(self, progress: Progress) -> None:
         """Tell of an update, in the words of our first member in the group."""
         before = self.progress
         latest = before.update if before is not None else None
@@ -287,14 +285,15 @@ class Supervisor:
             code = -signal.SIGKILL
             self.error = error = LastError(OUT_OF_MEMORY, STARVED, error.lines)
         update = member.told or self.furthest  # who has done none was to go on where the run stands
+        # One that hung before it had the run's state was held up by the volume, or by the others.
+        waited = member.hung is not None and member.waits
         place.record = place.record.after(
-            code,
+            ExitCode.TRY_AGAIN if waited else code,
             update=update,
             brought=member.progress is not None,
             furthest=self.furthest,
-            hung=member.hung is not None,
+            hung=member.hung is not None and not waited,
         )
-        self.restarts[_cause(code, member.hung)] += 1
         self._watch.phase(self._phase())
         if place.record.hopeless:
             times = f"update {update + 1} failed {place.record.deaths} times"
@@ -323,7 +322,7 @@ class Supervisor:
             )
             if why is not None and member.hung is None:
                 member.hung, member.kill_at = why, now + DUMP
-                member.dump()
+                member.abort()
             elif member.kill_at is not None and now >= member.kill_at:
                 member.kill()
 
@@ -333,8 +332,8 @@ class Supervisor:
             if now >= ending.kill_at:
                 member.kill()
             elif now >= ending.ask_at and not member.asked:
-                if member.stands(now):
-                    member.where()
+                if member.stands_still(now):
+                    member.ask_where()
                 member.ask()
 
     def _fill(self, now: float) -> None:
@@ -379,15 +378,6 @@ class Supervisor:
         if states != self._states:
             self._states = states
             self._watch.states(states)
-
-
-def _cause(code: int, hung: str | None) -> str:
-    """Why a member was started again, in a word."""
-    if hung is not None:
-        return "hang"
-    if code < 0:
-        return "killed"
-    return {ExitCode.TRY_AGAIN.value: "again", ExitCode.DRAINED.value: "drained"}.get(code, "crash")
 
 
 # What each has of the machine
