@@ -260,7 +260,8 @@ def repeated(trial: Callable[[Deployed], float], *, kills: int = 0) -> Callable[
                     print(f"  {outcome.n}/{trials}: {error}", flush=True)
             run.whole()
             told = run.told.status["restarts"]
-            if told["counted"] != kills * trials:  # all else is not the run's own fault
+            # Those that are killed while others train do not count, but are on record.
+            if told["total" if kills else "counted"] != kills * trials:
                 outcome.failures.append(f"of {kills * trials} kills the ledger says {told}")
         outcome.events = run.events
         # Where all are lost, updates are done again: those are told by the trial.

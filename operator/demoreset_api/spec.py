@@ -484,8 +484,8 @@ class Workers(ApiModel):
 class Restart(ApiModel):
     """On a cluster: what happens when a worker's pod fails.
 
-    Lost nodes, evictions, preemptions and deleted pods never count; what is the run's own fault
-    does, each cause against its own limit.
+    Lost nodes, evictions, preemptions and deleted pods never count, nor does what happens while
+    other workers train on; what is the run's own fault does, each cause against its own limit.
     """
 
     limit: int = Field(

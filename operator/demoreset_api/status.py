@@ -160,6 +160,10 @@ class Place(StatusModel):
     attempt: int = Field(default=0, description="Its latest incarnation that was seen.")
     ended: int = Field(default=0, description="Its latest incarnation that has ended.")
     failures: int = Field(default=0, description="In a row.")
+    ran: bool = Field(default=False, description="Whether the container of one ever began.")
+    replaced: bool = Field(
+        default=False, description="Whether the operator replaced the latest that ran."
+    )
     not_before: datetime | None = Field(default=None, description="When the next may start.")
 
 

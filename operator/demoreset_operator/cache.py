@@ -4,7 +4,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from demoreset_api.names import LABEL_RUN_UID
 from demoreset_operator import said
@@ -14,6 +14,7 @@ from demoreset_operator.observation import (
     Observation,
     Pod,
     Run,
+    failing,
     parse_child,
     parse_pod,
 )
@@ -69,7 +70,8 @@ class Cache:
             self._drop(own, buried=False)
         try:
             if kind == "Pod":
-                self._pods[uid][name] = parse_pod(body)
+                before = self._pods[uid].get(name)
+                self._pods[uid][name] = failing(parse_pod(body), before, datetime.now(UTC))
             else:
                 self._children[uid][kind, name] = parse_child(body)
         except (KeyError, ValueError, TypeError) as error:  # somebody forged it

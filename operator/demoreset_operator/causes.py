@@ -7,6 +7,7 @@ from demoreset_api.errors import ExitCode
 from demoreset_api.names import OUT_OF_MEMORY
 from demoreset_api.status import Cause
 from demoreset_operator.observation import Pod
+from demoreset_operator.said import read
 
 BY_CODE: dict[int, Cause] = {
     ExitCode.DONE: Cause.DONE,
@@ -42,8 +43,11 @@ def verdict(pod: Pod) -> Verdict:
     """Why a pod that has ended, or is being deleted, did."""
     said = last_words(pod.last_words)
     by_code = BY_CODE.get(pod.exit_code) if pod.exit_code is not None else None
-    if by_code in (Cause.DONE, Cause.BUDGET_SPENT):  # its last words are how the run stands
-        return Verdict(by_code, "")
+    if by_code in (Cause.DONE, Cause.BUDGET_SPENT):
+        if _stands(pod.last_words):
+            return Verdict(by_code, "")
+        no_trainer = f"exit code {pod.exit_code}, and not a word of the run: is this its image?"
+        return Verdict(Cause.CRASHED, f"{no_trainer} {said}".strip())
     if by_code in FINAL:  # it has the last word, however the pod ended
         return Verdict(by_code, said)
     if pod.oom_killed or (
@@ -57,19 +61,32 @@ def verdict(pod: Pod) -> Verdict:
     for word in (pod.disruption, pod.reason):
         if word in NODE:
             return Verdict(Cause.NODE_LOST, f"node {pod.node}: {word}")
+    if pod.unknown:
+        return Verdict(Cause.NODE_LOST, f"node {pod.node} does not know how its container ended")
     if pod.disruption or pod.reason in ("Evicted", "Preempting", "UnexpectedAdmissionError"):
         word = pod.disruption or pod.reason
         return Verdict(Cause.EVICTED, f"{word}: {pod.message}".removesuffix(": "))
     if by_code is not None:
         return Verdict(by_code, said)
     if pod.exit_code is None:
+        if pod.ended and pod.unready:
+            return Verdict(Cause.CRASHED, pod.unready)
         if pod.ended:  # the kubelet refused it, or lost it
             return Verdict(Cause.EVICTED, f"{pod.reason}: {pod.message}".strip(": "))
         return Verdict(Cause.DELETED, "the pod was deleted")
     how = f"exit code {pod.exit_code}"
-    if pod.exit_code > 128:
+    if 128 < pod.exit_code <= 128 + 64:
         how += f" (signal {pod.exit_code - 128})"
     return Verdict(Cause.CRASHED, f"{how}: {said}" if said else how)
+
+
+def _stands(words: str) -> bool:
+    """Whether these are a worker's last words of a run that is over: how it stands."""
+    try:
+        read(words.encode(errors="replace"))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def last_words(text: str) -> str:
@@ -89,6 +106,7 @@ def _words(line: str) -> str:
     if not line.endswith("}"):
         return line
     try:
-        return str(json.loads(line).get("text", ""))
+        text = str(json.loads(line).get("text", ""))
+        return text.encode(errors="replace").decode()  # half a letter, which no status may have
     except (ValueError, AttributeError, RecursionError):
         return "" if '": ' in line else line  # of JSON that begins in its middle nothing

@@ -7,8 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,9 +27,10 @@ from demoreset_operator import story
 from demoreset_operator.api import CONNECTIONS, Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.decide import Event, Plan, decide
+from demoreset_operator.ending import VOLUME_LOST
 from demoreset_operator.metrics import Metrics
 from demoreset_operator.observation import Json, Observation, Run, not_understood, parse_run
-from demoreset_operator.render import Settings
+from demoreset_operator.render import Settings, claim_name
 
 AT_ONCE = 16  # runs that are worked on
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
@@ -111,6 +111,7 @@ class Controller:
         self._retry: dict[str, float] = {}  # when
         self._refusals: dict[str, Refusal] = {}
         self._written: dict[str, float] = {}  # when progress was last written
+        self._puzzled: dict[str, str] = {}  # what of a run was not understood, and has been said
         self._requests = asyncio.Semaphore(CONNECTIONS)  # more would only wait
 
     def wake(self, uid: str) -> None:
@@ -173,6 +174,7 @@ class Controller:
             self._metrics.forget(uid)
             for known in (self._written, self._failures, self._retry, self._refusals):
                 known.pop(uid, None)
+            self._puzzled.pop(uid, None)
             return
         try:
             run = parse_run(body)
@@ -183,6 +185,9 @@ class Controller:
         refusal = self._refusals.get(uid)
         seen = self.cache.observe(run, refusal.said if refusal is not None else "")
         plan = decide(seen, self._settings, now)
+        if story.failed(plan.status) == VOLUME_LOST and await self._claim_of_another(run):
+            seen = replace(seen, claimed=True)
+            plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
         late = await self._write_status(run, plan)
         held = await self._carry_out(seen, plan)
@@ -192,6 +197,14 @@ class Controller:
         if waits:
             self.queue.add(uid, min(waits))
 
+    async def _claim_of_another(self, run: Run) -> bool:
+        """Whether a claim of the right name is there, which no watch shows: it has not our labels.
+
+        Somebody has put it there, as from a snapshot of the one that is gone.
+        """
+        where = "PersistentVolumeClaim", run.namespace, claim_name(run)
+        return await self._api.get(*where) is not None
+
     async def _not_understood(self, body: Json, said: str) -> None:
         """Say that a run is left as it is; all else that a later version has written is kept."""
         meta = body["metadata"]
@@ -199,13 +212,27 @@ class Controller:
         manager = (body.get("spec") or {}).get("managedBy")
         if manager not in (None, MANAGER) or "deletionTimestamp" in meta:
             return
-        with suppress(ValidationError):
+        try:
             status = RunStatus.model_validate(body.get("status") or {})
-            told = story.not_understood(status, said, datetime.now(UTC), meta.get("generation", 0))
-            if told != status:
-                own = {"phase", "conditions", "observed_generation"}
-                words = told.model_dump(mode="json", by_alias=True, include=own)
-                await self._put_status(meta, {**(body.get("status") or {}), **words})
+        except ValidationError:  # then no condition of ours may be put beside those
+            await self._say_once(body, said)
+            return
+        told = story.not_understood(status, said, datetime.now(UTC), meta.get("generation", 0))
+        if told != status:
+            own = {"phase", "conditions", "observed_generation"}
+            words = told.model_dump(mode="json", by_alias=True, include=own)
+            await self._put_status(meta, {**(body.get("status") or {}), **words})
+
+    async def _say_once(self, body: Json, said: str) -> None:
+        """An event that a run is left as it is, as long as this operator lives."""
+        meta = body["metadata"]
+        if self._puzzled.get(meta["uid"]) == said:
+            return
+        self._puzzled[meta["uid"]] = said
+        known = {key: meta[key] for key in ("name", "namespace", "uid")}
+        reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
+        message = f"this version of the operator does not know {said}; the run is left as it is"
+        await self._api.create(_event(reference, Event("Warning", story.NOT_UNDERSTOOD, message)))
 
     async def _write_status(self, run: Run, plan: Plan) -> float | None:
         """Write the status; where it may wait, seconds until it is due."""
@@ -287,7 +314,7 @@ class Controller:
     async def _tell(self, run: Run, events: list[Event]) -> None:
         async def one(event: Event) -> None:
             try:
-                await self._api.create(_event(run, event))
+                await self._api.create(_event(run.reference, event))
             except ApiError as error:  # all that it tells is in the status, too
                 log.warning("run %s: an event is lost: %s", self._name(run.uid), error)
 
@@ -320,9 +347,11 @@ class Controller:
             raise ApiError(409, f"{kind} {meta['name']} was there and is gone; trying again")
         labels = found["metadata"].get("labels") or {}
         if labels.get(LABEL_MANAGED_BY) != OPERATOR_NAME or labels.get(LABEL_RUN) != run.name:
-            raise Taken(
-                409, f"{kind} {meta['name']} exists and is not this run's: rename the run, or it"
-            )
+            then = "rename the run, or it"
+            if kind == "PersistentVolumeClaim":
+                own = f"{LABEL_MANAGED_BY}={OPERATOR_NAME} {LABEL_RUN}={run.name}"
+                then = f"`kubectl label pvc {meta['name']} {own}` gives it to the run"
+            raise Taken(409, f"{kind} {meta['name']} exists and is not this run's: {then}")
         if labels.get(LABEL_RUN_UID) == run.uid:
             return found
         goes = "deletionTimestamp" in found["metadata"] or found["metadata"].get("ownerReferences")
@@ -350,14 +379,14 @@ def _back_off(failures: int, longest: float) -> float:
     return wait * random.uniform(0.8, 1.2)
 
 
-def _event(run: Run, event: Event) -> Json:
+def _event(about: Json, event: Event) -> Json:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    name = f"{run.name}.{time.time_ns():x}{random.randrange(4096):03x}"
+    name = f"{about['name']}.{time.time_ns():x}{random.randrange(4096):03x}"
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": run.namespace},
-        "involvedObject": run.reference,
+        "metadata": {"name": name, "namespace": about["namespace"]},
+        "involvedObject": about,
         "type": event.type,
         "reason": event.reason,
         "message": event.message[:1024],

@@ -12,17 +12,8 @@ from demoreset_operator.observation import STUCK, Observation, Pod
 from demoreset_operator.render import claim_name
 
 NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
-# An image that cannot be had, a volume or Secret that is not there: the kubelet tries for ever.
-HOPELESS = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-)
-HOPE = timedelta(minutes=5)  # that such a pod of a run that has never begun is given
+VOLUME_LOST = "VolumeLost"
+HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLAINED = {
     Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met; raise it in a new "
     "run, or branch from the checkpoint",
@@ -72,7 +63,7 @@ def ending(
     if _volume_lost(seen, status, now):
         name = claim_name(seen.run)
         return _failed(
-            "VolumeLost",
+            VOLUME_LOST,
             f"the claim {name} is gone, and with it the checkpoints: delete the run and apply it "
             "anew, to begin from the start",
         )
@@ -120,14 +111,14 @@ def _hope(pod: Pod, status: RunStatus) -> datetime | None:
     """
     if status.begun is not None or status.training is not None:
         return None
-    if not pod.live or pod.reason not in HOPELESS or pod.scheduled is None:
+    if not pod.live or pod.failing is None:
         return None
-    return pod.scheduled + HOPE
+    return pod.failing + HOPE
 
 
 def _volume_lost(seen: Observation, status: RunStatus, now: datetime) -> bool:
     """Whether what was learned was on a volume that is no more; one that is in use is there."""
-    if any(pod.node and pod.present(now) for pod in seen.workers):
+    if seen.claimed or any(pod.node and pod.present(now) for pod in seen.workers):
         return False
     saved = status.checkpoint is not None and status.checkpoint.update is not None
     own = seen.run.spec.checkpoint.volume.claim is None

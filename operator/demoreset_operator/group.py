@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from demoreset_api.status import Attempt, Cause, RunStatus
+from demoreset_api.status import Place, RunStatus
 from demoreset_operator import render
-from demoreset_operator.ending import HOPELESS, NO_ROOM
-from demoreset_operator.hang import LOAD
-from demoreset_operator.observation import Json, Observation, Pod
+from demoreset_operator.ending import NO_ROOM
+from demoreset_operator.hang import late
+from demoreset_operator.observation import HOPELESS, Json, Observation, Pod
 from demoreset_operator.render import Settings, Wanted
 
 COORDINATOR_REST = timedelta(seconds=10)  # at least, from one that ends to the next
@@ -134,15 +134,15 @@ def _roll(
     if idle or not stale:
         return idle
     lost = gained = 0
+    places = {place.worker: place for place in status.places}
     for index in range(seen.run.spec.workers.max):
         pod = live.get(index)
-        number, before = _before(status, index, pod)
-        replaced = before is not None and before.cause is Cause.REPLACED
+        place = places.get(index) or Place(worker=index)
         if pod is not None and pod.name in training:
-            gained += number == 0 and pod.hash == wanted.worker
+            gained += not place.ran and pod.hash == wanted.worker
         elif seen.refused if pod is None else pod.reason in NO_ROOM or seen.aside(pod):
-            lost += replaced
-        elif replaced or _comes(pod, now):
+            lost += place.replaced
+        elif place.replaced or _comes(pod, now):
             return []
     # Where there is room for some, another may have taken the place of the one that was replaced.
     # Where there is none for this template, it costs no second worker, however often it is changed;
@@ -150,22 +150,9 @@ def _roll(
     return [] if lost > gained else [max(stale)]  # the first worker, which writes, comes last
 
 
-def _before(status: RunStatus, index: int, pod: Pod | None) -> tuple[int, Attempt | None]:
-    """The latest attempt of a worker that ran, before this pod; its number, 0 where none did."""
-    places = {place.worker: place.attempt for place in status.places}
-    its = {one.attempt: one for one in status.attempts if one.worker == index}
-    number = (places.get(index, 0) + 1 if pod is None else pod.attempt) - 1
-    while number in its and its[number].started is None:
-        number -= 1
-    return number, its.get(number)
-
-
 def _comes(pod: Pod | None, now: datetime) -> bool:
     """Whether a worker that does not train is on its way; not one whose volume does not come."""
-    if pod is None:
-        return True
-    late = pod.scheduled is not None and now > pod.scheduled + LOAD
-    return pod.phase == "Running" or pod.reason in HOPELESS or not late
+    return pod is None or pod.reason in HOPELESS or not late(pod, now)
 
 
 def _tidy(seen: Observation, changes: Changes) -> None:

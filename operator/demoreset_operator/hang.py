@@ -8,8 +8,8 @@ cannot reach, an emulator that never ends an episode, a fault of ours.
 from datetime import datetime, timedelta
 
 from demoreset_api.names import CONFIRM, QUORUM, STARTING
-from demoreset_operator.ending import HOPELESS, NO_ROOM
-from demoreset_operator.observation import Observation, Pod
+from demoreset_operator.ending import NO_ROOM
+from demoreset_operator.observation import HOPELESS, Observation, Pod
 from demoreset_operator.said import Told
 
 LOAD = timedelta(minutes=10)  # for a worker to load and join; its own supervisor gives up sooner
@@ -58,10 +58,16 @@ def _since(seen: Observation, heard: list[Pod]) -> datetime | None:
 
 def _waits(seen: Observation, workers: list[Pod], heard: list[Pod], now: datetime) -> bool:
     """Whether the others may be waiting for somebody who comes, goes, or confirms the goal."""
-    comes = [pod for pod in workers if pod.reason not in NOT_COMING]
+    comes = [pod for pod in workers if pod.reason not in NOT_COMING and not late(pod, now)]
     goes = any(pod.deleting and pod.present(now) for pod in seen.workers)
     confirms = any(seen.told[pod.name].said.phase == CONFIRM for pod in heard)
     return len(comes) > len(heard) or goes or confirms
+
+
+def late(pod: Pod, now: datetime) -> bool:
+    """Whether its node does not get it to run, as where another one has its volume."""
+    waited = pod.scheduled is not None and now > pod.scheduled + LOAD
+    return waited and pod.phase != "Running"
 
 
 def _patience(told: list[Told]) -> timedelta:

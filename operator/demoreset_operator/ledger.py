@@ -66,12 +66,7 @@ def record(
                 entry = _attempt(seen, ended, index, number, why, now)
                 attempts.append(entry)
                 if why.cause not in NO_LOSS:
-                    restarts = Restarts(
-                        total=restarts.total + 1,
-                        counted=restarts.counted + entry.counts,
-                        out_of_memory=restarts.out_of_memory + (why.cause is Cause.OUT_OF_MEMORY),
-                        hung=restarts.hung + (why.cause is Cause.HUNG),
-                    )
+                    restarts = _count(restarts, entry)
                 wait = (place.not_before - now).total_seconds() if place.not_before else 0.0
                 losses.append(Loss(entry, wait))
             place = place.model_copy(update={"ended": number})
@@ -166,13 +161,17 @@ def _judge(
     else:
         why = verdict(pod)
     name = pod.name if pod is not None else worker_name(seen.run, place.worker, number)
+    began = pod is not None and pod.started is not None
+    if began:
+        place = place.model_copy(update={"ran": True, "replaced": False})
     at_ease = place.model_copy(update={"failures": 0, "not_before": None})
     left = why.cause in (Cause.DELETED, Cause.DRAINED)
     if seen.run.spec.suspend and left:
         return None, at_ease
     past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != config
     if past or (left and name in outdated | seen.deleted):
-        return Verdict(Cause.REPLACED, "replaced by one that is as the spec says now"), at_ease
+        why = Verdict(Cause.REPLACED, "replaced by one that is as the spec says now")
+        return why, at_ease.model_copy(update={"replaced": place.replaced or began})
     if why.cause in OWN and seen.training(now):  # others go on: it is not the run
         why = Verdict(Cause.CRASHED, why.message)
     calm = pod is not None and _ran(pod, now) > CALM
@@ -180,6 +179,16 @@ def _judge(
     wait = timedelta(seconds=back_off(failures, seen.run.spec.restart))
     return why, place.model_copy(
         update={"failures": failures, "not_before": now + wait if wait else None}
+    )
+
+
+def _count(restarts: Restarts, one: Attempt) -> Restarts:
+    """How often workers were started again, with one more."""
+    return Restarts(
+        total=restarts.total + 1,
+        counted=restarts.counted + one.counts,
+        out_of_memory=restarts.out_of_memory + (one.counts and one.cause is Cause.OUT_OF_MEMORY),
+        hung=restarts.hung + (one.counts and one.cause is Cause.HUNG),
     )
 
 
@@ -199,13 +208,16 @@ def _attempt(
     seen: Observation, pod: Pod | None, index: int, number: int, why: Verdict, now: datetime
 ) -> Attempt:
     life, update, frames = _stood(seen)
+    # While others learn it is not the run that fails, but a node, or an image that is new: limits
+    # end runs that do not get on.
+    others = seen.training(now) - ({pod.name} if pod is not None else set())
     return Attempt(
         worker=index,
         attempt=number,
         pod=pod.name if pod is not None else worker_name(seen.run, index, number),
         node=pod.node if pod is not None else None,
         cause=why.cause,
-        counts=why.counts,
+        counts=why.counts and not others,
         exit_code=pod.exit_code if pod is not None else None,
         message=why.message[:MOST_TEXT],
         update=update,

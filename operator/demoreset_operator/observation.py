@@ -1,6 +1,6 @@
 """What the operator sees of a run, as plain values, parsed once at the edge."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +22,18 @@ from demoreset_api.status import RunStatus
 from demoreset_operator.said import Told
 
 Json = dict[str, Any]
+# An image that cannot be had, a volume or Secret that is not there: the kubelet tries for ever.
+HOPELESS = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+)
+# How a container ended that a node has lost sight of, as when it was started again.
+UNKNOWN = ("Unknown", "ContainerStatusUnknown")
 PATIENCE = 6  # questions that a worker may leave unanswered before that means something
 STUCK = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
 
@@ -57,9 +69,11 @@ class Pod:
 
     worker: its number; None for a coordinator. phase: Kubernetes' own. scheduled: onto a node.
     leaves_at: when a deleted pod's grace is over. reason: of the pod, or of what its container
-    waits for. disruption: why Kubernetes itself ended it. outlived: a worker's container has ended
-    for good, and a sidecar that somebody put beside it runs on. message: for people. last_words:
-    the container's termination message.
+    waits for. failing: since when that is hopeless, as far as the operator has seen. disruption:
+    why Kubernetes itself ended it. outlived: a worker's container has ended for good, and a sidecar
+    that somebody put beside it runs on. unknown: its node does not know how its container ended.
+    message: for people. unready: which container that somebody put before it failed, and how.
+    last_words: the container's termination message.
     """
 
     name: str
@@ -74,6 +88,7 @@ class Pod:
     started: datetime | None = None
     finished: datetime | None = None
     leaves_at: datetime | None = None
+    failing: datetime | None = None
     uid: str = ""
     reason: str = ""
     message: str = ""
@@ -81,6 +96,8 @@ class Pod:
     exit_code: int | None = None
     outlived: bool = False
     oom_killed: bool = False
+    unknown: bool = False
+    unready: str = ""
     last_words: str = ""
     memory_limit: str | None = None
 
@@ -133,7 +150,7 @@ class Observation:
 
     told: what workers said, by pod name. missed: how often in a row they did not answer. deleted:
     pods that the operator has deleted. refused: what the API server said of the latest request that
-    it would not take.
+    it would not take. claimed: whether a claim has the name of the run's, and is not known as its.
     """
 
     run: Run
@@ -143,6 +160,7 @@ class Observation:
     missed: dict[str, int] = field(default_factory=dict)
     deleted: frozenset[str] = frozenset()
     refused: str = ""
+    claimed: bool = False
 
     @property
     def workers(self) -> list[Pod]:
@@ -254,9 +272,28 @@ def parse_pod(body: Json) -> Pod:
         exit_code=ended.get("exitCode"),
         outlived=own == "worker" and bool(ended and others),
         oom_killed=ended.get("reason") == "OOMKilled",
+        unknown=ended.get("reason") in UNKNOWN,
+        unready=_unready(status.get("initContainerStatuses") or []),
         last_words=ended.get("message") or "",
         memory_limit=limits.get("memory"),
     )
+
+
+def failing(pod: Pod, before: Pod | None, now: datetime) -> Pod:
+    """A pod, with since when the kubelet cannot start it; its own words have no time of that."""
+    if pod.reason not in HOPELESS:
+        return pod
+    return replace(pod, failing=before.failing if before and before.failing else now)
+
+
+def _unready(containers: list[Json]) -> str:
+    """The first container that failed before the worker's could begin, and how; in words."""
+    for one in containers:
+        ended = (one.get("state") or {}).get("terminated") or {}
+        if code := ended.get("exitCode"):
+            said = ended.get("message") or ended.get("reason") or ""
+            return f"init container {one['name']}: exit code {code}: {said}".removesuffix(": ")
+    return ""
 
 
 def parse_child(body: Json) -> Child:

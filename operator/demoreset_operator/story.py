@@ -69,7 +69,7 @@ def _farewells(seen: Observation, status: RunStatus, now: datetime) -> list[Told
         if pod.ended and pod.exit_code in (ExitCode.DONE, ExitCode.BUDGET_SPENT):
             with suppress(ValueError, RecursionError):
                 at, said = pod.finished or now, read(pod.last_words.encode())
-                if (said.update or 0) >= furthest:
+                if said.update and said.update >= furthest:
                     found.append(Told(at, at, at, said))
     return found
 
@@ -252,6 +252,12 @@ def holds(status: RunStatus, kind: ConditionType) -> bool:
 def over(status: RunStatus) -> bool:
     """Whether a run has completed or failed."""
     return holds(status, ConditionType.COMPLETE) or holds(status, ConditionType.FAILED)
+
+
+def failed(status: RunStatus | None) -> str | None:
+    """The reason for which a run has failed; None where it has not, or nothing is told."""
+    found = find(status, ConditionType.FAILED) if status is not None else None
+    return found.reason if found is not None and found.status == "True" else None
 
 
 def phase(status: RunStatus) -> Phase:

@@ -5,7 +5,7 @@ import pytest
 from demoreset_api.status import Cause
 from demoreset_operator.causes import MOST_WORDS, verdict
 from demoreset_operator.observation import Pod
-from world import BEGIN
+from world import BEGIN, LAST_WORDS
 
 
 def pod(**facts: object) -> Pod:
@@ -16,8 +16,11 @@ def pod(**facts: object) -> Pod:
 @pytest.mark.parametrize(
     ("seen", "cause", "counts"),
     [
-        (pod(phase="Succeeded", exit_code=0), Cause.DONE, False),
-        (pod(exit_code=2), Cause.BUDGET_SPENT, False),
+        (pod(phase="Succeeded", exit_code=0, last_words=LAST_WORDS), Cause.DONE, False),
+        (pod(exit_code=2, last_words=LAST_WORDS), Cause.BUDGET_SPENT, False),
+        # Another image ends so, too.
+        (pod(phase="Succeeded", exit_code=0), Cause.CRASHED, True),
+        (pod(exit_code=2, last_words="usage: demoreset-operator"), Cause.CRASHED, True),
         (pod(exit_code=64), Cause.WRONG_RUN, False),
         (pod(exit_code=65), Cause.NO_VALID_CHECKPOINT, False),
         (pod(exit_code=66), Cause.NO_PROGRESS, False),
@@ -31,15 +34,17 @@ def pod(**facts: object) -> Pod:
         (pod(reason="Evicted", message="low on memory"), Cause.EVICTED, False),
         (pod(reason="Evicted", exit_code=137), Cause.EVICTED, False),
         (pod(reason="NodeLost"), Cause.NODE_LOST, False),
+        (pod(exit_code=255, unknown=True), Cause.NODE_LOST, False),  # it was started again
         (pod(reason="NodeShutdown", exit_code=143), Cause.NODE_LOST, False),
         (pod(reason="UnexpectedAdmissionError"), Cause.EVICTED, False),
         (pod(reason="OutOfcpu", message="no cpu"), Cause.EVICTED, False),
+        (pod(reason="PodInitializing", unready="init container vault: no"), Cause.CRASHED, True),
         (pod(disruption="PreemptionByScheduler", exit_code=143), Cause.EVICTED, False),
         (pod(disruption="DeletionByTaintManager"), Cause.NODE_LOST, False),
         (pod(phase="Running", leaves_at=BEGIN), Cause.DELETED, False),
         # Its goal was met while somebody deleted it.
         (
-            pod(phase="Succeeded", exit_code=0, disruption="EvictionByEvictionAPI"),
+            pod(exit_code=0, disruption="EvictionByEvictionAPI", last_words=LAST_WORDS),
             Cause.DONE,
             False,
         ),
@@ -52,6 +57,17 @@ def test_a_verdict(seen: Pod, cause: Cause, counts: bool) -> None:
 
 def test_a_signal_is_named() -> None:
     assert verdict(pod(exit_code=139)).message == "exit code 139 (signal 11)"
+    assert verdict(pod(exit_code=255)).message == "exit code 255"
+
+
+def test_another_image_is_found_out_by_its_words() -> None:
+    said = verdict(pod(exit_code=2, last_words="error: unrecognized arguments: worker")).message
+    assert "is this its image? error: unrecognized arguments" in said
+
+
+def test_half_a_letter_is_no_word_for_a_status() -> None:
+    said = verdict(pod(exit_code=1, last_words='{"text": "cannot open /data/\\udcff"}')).message
+    assert said == "exit code 1: cannot open /data/?"
 
 
 def test_of_a_log_s_end_the_notes_are_told_and_no_numbers() -> None:

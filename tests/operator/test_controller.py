@@ -155,6 +155,42 @@ def test_a_run_that_is_not_understood_says_so_once_and_is_left_as_it_is() -> Non
     assert (status["observedGeneration"], status["ofALaterVersion"]) == (2, 7)
 
 
+def test_a_run_whose_status_is_not_understood_either_is_told_of_by_an_event() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    later = {"type": "Paused", "status": "False", "reason": "x", "message": ""}
+    later["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    run = server.objects["DemoResetRun", "key"]
+    run["status"]["conditions"].append(later)
+    controller.cache.put_run(server._keep(run))
+    for _ in range(2):
+        asyncio.run(controller.reconcile(uid))
+    events = [body for (kind, _), body in server.objects.items() if kind == "Event"]
+    assert [event["reason"] for event in events] == ["NotUnderstood"]
+    assert "does not know conditions" in events[0]["message"]
+
+
+def test_a_claim_that_somebody_has_put_in_the_place_of_a_lost_one_is_no_loss() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    run = server.objects["DemoResetRun", "key"]
+    run["status"]["checkpoint"] = {"update": 7}
+    controller.cache.put_run(server._keep(run))
+    own = server.objects["PersistentVolumeClaim", "key-data"]["metadata"]["uid"]
+    del server.objects["PersistentVolumeClaim", "key-data"]
+    controller.cache.forget(own)
+    other(server, "PersistentVolumeClaim", "key-data")  # as from a snapshot
+    said(server, controller, uid)  # the first look finds out, and asks for it
+    words = said(server, controller, uid)
+    assert "VolumeLost" not in words
+    assert "kubectl label pvc key-data app.kubernetes.io/managed-by=demoreset-operator" in words
+    server.objects["PersistentVolumeClaim", "key-data"]["metadata"]["labels"] = OURS
+    controller._refusals.clear()  # its time is over
+    asyncio.run(controller.reconcile(uid))
+    claim = server.objects["PersistentVolumeClaim", "key-data"]
+    assert claim["metadata"]["labels"]["demoreset.dev/run-uid"] == uid
+
+
 def somebody_suspends(server: Server) -> Json:
     run = server.objects["DemoResetRun", "key"]
     meta = {**run["metadata"], "generation": 2}

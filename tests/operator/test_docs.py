@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from demoreset_api.status import Cause, ConditionType
-from demoreset_operator.ending import EXPLAINED, HOPELESS, NO_ROOM
+from demoreset_operator.ending import EXPLAINED, NO_ROOM
 from demoreset_operator.metrics import Metrics
+from demoreset_operator.observation import HOPELESS
 from demoreset_operator.why import DO
 
 ROOT = Path(__file__).parents[2]

@@ -184,7 +184,7 @@ def test_the_next_one_is_replaced_only_when_the_first_one_is_back_in_vain() -> N
     world = training(3)
     stand(world)
     assert len(world.recorded) == 1
-    for _ in range(120):  # its pod takes its time to go, then its successor to load
+    for _ in range(100):  # its pod takes its time to go, then its successor to load
         world.tick(5)
         for name in ("key-worker-0-1", "key-worker-1-1"):
             world.say(name, 1, phase="quorum")
@@ -393,3 +393,16 @@ def test_who_loads_is_judged_by_its_answers_too() -> None:
     world.say("key-worker-0-1", None)
     world.settle()
     assert causes(world) == [Cause.HUNG]
+
+
+def test_one_that_its_node_cannot_start_is_not_waited_for_for_ever() -> None:
+    world = training(3)
+    world.vanish("key-worker-2-1")
+    world.settle()
+    world.wait_for("key-worker-2-2", "ContainerCreating", "")  # another node has its volume
+    for _ in range(120):
+        world.tick(15)
+        for name in ("key-worker-0-1", "key-worker-1-1"):
+            world.say(name, 7)
+        world.settle()
+    assert any(one.cause is Cause.HUNG for one in world.recorded)

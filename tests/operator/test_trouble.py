@@ -62,6 +62,92 @@ def test_a_wrong_image_does_not_harm_those_who_train() -> None:
     assert "no such image: typo" in condition(world, "Running")[2]
 
 
+@pytest.mark.parametrize("code", [1, 64, 128, 137])
+def test_what_only_some_workers_fail_of_does_not_end_what_the_others_learn(code: int) -> None:
+    world = training(4)
+    world.change(workers={"min": 1, "max": 4, "image": "broken"})
+    for update in range(2, 200):
+        world.tick(10)
+        world.train(update)
+        world.settle()
+        world.vanish()
+        world.settle()
+        for name, body in list(world.pods.items()):
+            if body["status"]["phase"] == "Pending":
+                world.start(name)
+                if name in world.live().values():
+                    world.end(name, code, words="no such file")
+    assert world.status.phase is Phase.RUNNING
+    assert world.status.restarts.total > 10
+    assert len([name for name in world.live().values() if name.endswith("-1")]) == 3
+
+
+def test_a_limit_ends_a_run_whose_workers_all_fail() -> None:
+    world = training(2, restart={"limit": 4})
+    for _ in range(60):
+        world.tick(20)
+        for name in list(world.live().values()):
+            world.start()
+            world.end(name, 1, words="no such file")
+        world.settle()
+        if world.status.phase is Phase.FAILED:
+            break
+    assert condition(world, "Failed")[1] == "RestartLimit"
+    assert world.status.restarts.total < 12
+
+
+def test_after_a_long_pull_the_kubelet_may_fail_for_five_minutes_and_no_more() -> None:
+    world = World()
+    world.settle()
+    world.wait_for("key-worker-0-1", "ContainerCreating", "")
+    world.tick(360)
+    world.settle()
+    for seconds, reason in ((0, "ErrImagePull"), (280, "ImagePullBackOff")):
+        world.tick(seconds)
+        world.wait_for("key-worker-0-1", reason, "connection reset by peer")
+        world.settle()
+        assert world.status.phase is Phase.PENDING
+    world.tick(21)
+    world.settle()
+    assert condition(world, "Failed")[1] == "ImagePullBackOff"
+
+
+def test_a_container_that_comes_before_the_workers_is_named_and_counts() -> None:
+    world = World(restart={"limit": 2})
+    world.settle()
+    for _ in range(4):
+        name = world.live().get(0)
+        if name is not None:
+            ended = {"exitCode": 3, "message": "no token"}
+            world.pods[name]["status"] |= {
+                "phase": "Failed",
+                "initContainerStatuses": [{"name": "vault", "state": {"terminated": ended}}],
+            }
+        world.settle()
+        world.tick(60)
+        world.settle()
+    assert "init container vault: exit code 3: no token" in condition(world, "Failed")[2]
+
+
+def test_a_template_without_room_costs_no_second_worker_however_often_its_pod_is_lost() -> None:
+    world = training(8)
+    large = {"requests": {"memory": "900Gi"}}
+    world.change(workers={"min": 1, "max": 8, "resources": large})
+    for update in range(2, 40):
+        world.tick(120)
+        world.train(update)
+        world.settle()
+        world.vanish()
+        world.settle()
+        for name, body in list(world.pods.items()):
+            if body["status"]["phase"] == "Pending":
+                world.unschedulable(name, "no room")
+        world.settle()
+        waits = [n for n, body in world.pods.items() if body["status"]["phase"] == "Pending"]
+        world.vanish(*waits)  # somebody tidies up
+    assert len([name for name in world.live().values() if name.endswith("-1")]) == 7
+
+
 def test_a_deadline_for_the_first_worker_does_not_end_a_run_that_had_one() -> None:
     world = training(1, pendingDeadlineSeconds=60)
     world.tick(3600)

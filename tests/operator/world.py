@@ -8,6 +8,7 @@ import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from demoreset_api.errors import ExitCode
 from demoreset_api.names import (
     API_VERSION,
     KIND,
@@ -23,6 +24,7 @@ from demoreset_operator.observation import (
     Observation,
     Pod,
     Run,
+    failing,
     parse_child,
     parse_pod,
     parse_run,
@@ -32,6 +34,7 @@ from demoreset_operator.story import urgent
 
 Json = dict[str, Any]
 SETTINGS = Settings("trainer:test", "Never", "operators")
+LAST_WORDS = '{"worldSize": 1}'  # of a worker that had nothing to learn
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -58,6 +61,7 @@ class World:
         self.children: dict[tuple[str, str], Json] = {}
         self.told: dict[str, said.Told] = {}
         self.missed: dict[str, int] = {}
+        self.pods_before: dict[str, Pod] = {}  # as they were last seen
         self.taken: set[str] = set()  # that the operator has deleted
         self.refused = ""
         self.events: list[Event] = []
@@ -79,9 +83,13 @@ class World:
         return self.run.status
 
     def observe(self) -> Observation:
+        pods = [parse_pod(body) for body in self.pods.values() if self._own(body)]
+        self.pods_before = {
+            pod.name: failing(pod, self.pods_before.get(pod.name), self.now) for pod in pods
+        }
         return Observation(
             self.run,
-            tuple(parse_pod(body) for body in self.pods.values() if self._own(body)),
+            tuple(self.pods_before.values()),
             tuple(parse_child(body) for body in self.children.values() if self._own(body)),
             {name: told for name, told in self.told.items() if name in self.pods},
             {name: count for name, count in self.missed.items() if name in self.pods},
@@ -205,6 +213,8 @@ class World:
 
     def end(self, name: str, code: int, reason: str = "Error", words: str = "") -> None:
         """A pod's container ends."""
+        if code in (ExitCode.DONE, ExitCode.BUDGET_SPENT):
+            words = words or LAST_WORDS
         status = self.pods[name]["status"]
         running = status.get("containerStatuses", [{}])[0].get("state", {}).get("running")
         ended = {"exitCode": code, "reason": reason, "message": words, **(running or {})}

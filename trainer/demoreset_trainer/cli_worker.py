@@ -26,6 +26,7 @@ from demoreset_trainer.restart import LastError
 from demoreset_trainer.supervise import Signals, Supervisor
 
 MOST_BYTES = 4096  # of a termination message
+NO_NEWS = b'{"worldSize": 1}'  # the last words of a worker that had nothing to learn
 HERE = ("localhost", "127.0.0.1", "[::1]")
 
 HELP = f"""Train as one worker of a group: what a pod runs.
@@ -129,6 +130,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     ):
         if met(folder, wanted.spec, demo):
             watchers.note(f"{folder}: the goal is met already")
+            leave(NO_NEWS)
             return ExitCode.DONE
         supervisor = Supervisor(
             options.id or os.environ.get(ENV_ID) or "worker",
@@ -144,8 +146,9 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         code = supervisor.run()
         if code in restart.OVER and not all_kept(folder, supervisor):
             code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
-    if code in restart.OVER and supervisor.progress is not None:
-        leave(json.dumps(standing(supervisor.progress)).encode())
+    if code in restart.OVER:
+        progress = supervisor.progress
+        leave(json.dumps(standing(progress)).encode() if progress is not None else NO_NEWS)
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
         leave(supervisor.error.report(MOST_BYTES))
