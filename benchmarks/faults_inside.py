@@ -260,7 +260,11 @@ def swept_member(trials: int) -> Outcome:
     with group(2, SAVING_OFTEN) as injured:
         for trial in range(trials):
             after = None if trial % 2 else LIFE / 2 * (trial + random.random()) / trials
-            seconds, how = asked(injured, after)
+            try:
+                seconds, how = asked(injured, after)
+            except ProcessLookupError:  # it was gone before it was asked
+                outcome.failures.append(f"trial {trial}: the member ended by itself")
+                continue
             outcome.seconds.append(seconds)
             outcome.n += 1
             print(f"  {outcome.n}/{trials}: {seconds:.3f} s: {how}", flush=True)

@@ -119,10 +119,10 @@ class Diary:
     def due(self) -> bool:
         return False
 
-    def save(self, snapshot: Snapshot, *, best: bool) -> None:
+    def save(self, snapshot: Snapshot, *, candidate: bool) -> None:
         pass
 
-    def finish(self, snapshot: Snapshot, *, best: bool) -> bool:
+    def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
         return True
 
     def facts(self) -> dict[str, Any]:

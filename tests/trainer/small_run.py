@@ -47,17 +47,17 @@ class Shelf:
 
     def __init__(self) -> None:
         self.saved: list[Snapshot] = []
-        self.best: list[bool] = []  # for each of them
+        self.candidates: list[bool] = []  # for each of them
 
     def due(self) -> bool:
         return True
 
-    def save(self, snapshot: Snapshot, *, best: bool) -> None:
+    def save(self, snapshot: Snapshot, *, candidate: bool) -> None:
         self.saved.append(snapshot.copy())
-        self.best.append(best)
+        self.candidates.append(candidate)
 
-    def finish(self, snapshot: Snapshot, *, best: bool) -> bool:
-        self.save(snapshot, best=best)
+    def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
+        self.save(snapshot, candidate=candidate)
         return True
 
     def facts(self) -> dict[str, Any]:

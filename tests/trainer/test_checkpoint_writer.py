@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,9 +82,9 @@ def test_what_could_not_be_marked_as_the_best_is_not_taken_for_kept(
 
     with monkeypatch.context() as disk:
         disk.setattr(checkpoint, "mark_best", full)
-        assert not writer.finish(snapshot(7), best=True)
+        assert not writer.finish(snapshot(7), candidate=True)
         assert writer.error is not None
-    assert writer.finish(snapshot(8), best=True)
+    assert writer.finish(snapshot(8), candidate=True)
     assert (tmp_path / checkpoint.BEST).read_text().strip().endswith("8")
     with monkeypatch.context() as disk:
         disk.setattr(checkpoint, "prune", full)
@@ -148,7 +149,7 @@ def test_copies_that_take_long_make_checkpoints_rarer(tmp_path: Path, notes: lis
 
 def test_old_ones_go_and_the_best_stays(writer: CheckpointWriter, tmp_path: Path) -> None:
     for update in range(1, 7):
-        writer.save(snapshot(update), best=update == 2)
+        writer.save(snapshot(update), candidate=update == 2)
         writer._wait(30)
     assert updates(tmp_path) == [2, 5, 6]
 
@@ -293,3 +294,17 @@ def test_its_facts_are_fields_of_progress(writer: CheckpointWriter) -> None:
     assert facts["checkpoint_update"] == 1
     assert facts["checkpoint_age_seconds"] >= 0
     assert facts["checkpoint_seconds"] > 0
+
+
+def test_the_best_is_the_best_of_those_that_were_saved(tmp_path: Path, notes: list[str]) -> None:
+    def better(now: dict[str, Any], kept: dict[str, Any]) -> bool:
+        return bool(now["update"] >= kept["update"])
+
+    with CheckpointWriter(tmp_path, keep=9, interval=0, note=notes.append, better=better) as writer:
+        for update, best in ((5, 5), (3, 5), (6, 6)):
+            assert writer.finish(snapshot(update), candidate=True)
+            assert checkpoint.best_state(tmp_path) == {"update": best}
+        (tmp_path / snapshot(6).name / checkpoint.STATE).write_text("torn")
+        assert writer.finish(snapshot(4), candidate=True)
+        assert checkpoint.best_state(tmp_path) == {"update": 4}, "one that is torn is no best"
+    assert notes == []

@@ -178,6 +178,19 @@ def test_once_it_is_the_games_own_start_a_share_of_all_begins_there(share: float
     assert starts.count(0) / 3000 == pytest.approx(expected, abs=0.03)
 
 
+def test_with_a_horizon_only_its_own_success_makes_the_games_own_start_the_frontier() -> None:
+    rule = adaptive(20, horizonFrames=40, startShare=0.5)
+    results = [result(start, True) for start in range(4, 60, 4) for _ in range(20)]
+    rule.record(results + [result(0, False) for _ in range(20)])
+    assert rule.frontier == 4
+    assert rule.success[0] == 0
+    random = np.random.default_rng(0)
+    chosen = [rule.choose(0, random) for _ in range(1000)]
+    assert chosen.count(0) > 450, "it is practised, though"
+    rule.record([result(0, True) for _ in range(200)])
+    assert rule.frontier == 0
+
+
 def test_a_demo_of_one_decision_has_one_start() -> None:
     rule, random = adaptive(1), np.random.default_rng(0)
     assert {rule.choose(0, random) for _ in range(50)} == {0}

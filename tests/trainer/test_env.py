@@ -77,6 +77,45 @@ def test_gymnasium_makes_it_by_name() -> None:
     assert screen.shape == (210, 160, 3)
 
 
+def test_what_is_shown_after_a_reset_is_what_is_there(freeway: Demo) -> None:
+    env = DemoResetEnv(freeway, render_mode="rgb_array")
+    screens = []
+    for start in (0, 160, 0):
+        env.reset(options={"start": start})
+        screens.append(np.asarray(env.render()))
+    assert np.array_equal(screens[0], screens[2])
+    assert not np.array_equal(screens[0], screens[1])
+    played = DemoResetEnv(freeway)
+    for one in (env, played):  # to have looked changes nothing
+        one.reset(seed=1, options={"start": 160})
+    assert np.array_equal(env.step(1)[0], played.step(1)[0])
+    assert np.array_equal(np.asarray(env.render()), env.emulator.rgb())
+
+
+@pytest.mark.parametrize("game", ["demon_attack", "amidar"])
+def test_the_first_lost_life_counts_from_the_games_own_start(game: str) -> None:
+    """At power-on the emulator tells too few lives, which the first frame mends."""
+    env = DemoResetEnv(record(game, np.zeros(40, np.uint8), frame_skip=4), lag_frames=10**5)
+    ends = []
+    for start in (0, 4):
+        env.reset(options={"start": start})
+        env._goal_score = 10**6  # out of reach: a lost life ends an episode, or the loss of all
+        while not env.step(0)[2]:
+            pass
+        ends.append(env.end)
+    assert ends == [End.LIFE_LOST] * 2
+
+
+def test_a_score_that_is_lost_again_is_remembered(freeway: Demo) -> None:
+    env = DemoResetEnv(freeway)
+    env.reset(options={"start": 168})
+    env.step(env.action_codes.index(UP))
+    assert (env.score, env.highest) == (1, 1)
+    env.score = -5
+    env.step(0)
+    assert env.highest == 1
+
+
 def test_a_success_comes_exactly_when_the_score_ties(freeway: Demo) -> None:
     env = DemoResetEnv(freeway, extra_frames=1)
     env.reset(options={"start": 160})

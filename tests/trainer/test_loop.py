@@ -208,7 +208,7 @@ def test_what_one_that_sat_out_knows_is_not_the_best_of_the_run(crossing: Demo) 
     with pytest.raises(TryAgain):
         loop.run(lambda: False)
     assert loop.saves
-    assert not loop.at_best()
+    assert not loop.candidate
 
 
 def test_a_state_that_is_known_to_be_wrong_is_none(crossing: Demo) -> None:
@@ -241,7 +241,7 @@ def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> N
     loop.state.goal.met = True
     stopped = loop.run(after(loop, 2))
     assert loop.state.playing_on
-    assert shelf.best == [True, False, False]
+    assert shelf.candidates == [True, False, False]
     assert not stopped.goal_met  # it was asked to stop, and is to go on
     assert len(diary.notes) == 1
     again, diary, shelf = make(crossing, goal={"after": "PlayOn"}, budget={"frames": 900})
@@ -249,7 +249,7 @@ def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> N
     stopped = again.run(lambda: False)
     assert stopped.goal_met
     assert stopped.budget_spent
-    assert shelf.best == [False, False]
+    assert shelf.candidates == [False, False]
     assert not diary.notes
 
 

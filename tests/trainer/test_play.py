@@ -57,7 +57,9 @@ def by_hand(
             if dice < epsilon:
                 action = int(dice / epsilon * 3)
             env.play(action)
-        played.append(Played(env.score, env.frame - begin.start, env.succeeded, int(env.end)))
+        played.append(
+            Played(env.score, env.highest, env.frame - begin.start, env.succeeded, int(env.end))
+        )
     return played
 
 

@@ -19,6 +19,7 @@ from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
 from demoreset_trainer.evaluate import Cell, demo_or_blank, interval, iqm, summarise
+from demoreset_trainer.play import Played
 from demoreset_trainer.policy import Policy, architecture
 
 ROOT = Path(__file__).parents[2]
@@ -119,8 +120,20 @@ def test_a_torn_policy_is_one_line(tmp_path: Path) -> None:
         policy_file.load(str(path))
 
 
+SCORES = (0, 0, 100, 100, 100, 100, 100, 400)
+
+
+def played(score: int, highest: int | None = None) -> Played:
+    return Played(score, score if highest is None else highest, frames=77, success=True, end=1)
+
+
+def test_a_score_that_was_lost_again_ties_all_the_same() -> None:
+    cell = summarise("none", "sampled", [played(-50, highest=2), played(-50, highest=1)], 2)
+    assert (cell.ties, cell.mean, cell.max) == (0.5, -50, -50)
+
+
 def test_statistics_are_those_of_the_field() -> None:
-    cell = summarise("none", "sampled", [0, 0, 100, 100, 100, 100, 100, 400], [10] * 8, 100)
+    cell = summarise("none", "sampled", [played(score) for score in SCORES], 100)
     assert cell.ties == 0.75
     assert cell.mean == 112.5
     assert cell.median == 100
@@ -318,7 +331,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(
     out = tmp_path / "x.json"
 
     def play(*_: object, **__: object) -> Iterator[Cell]:
-        yield summarise("none", "sampled", [100], [77], 100)
+        yield summarise("none", "sampled", [played(100)], 100)
         assert len(json.loads(out.read_text())["cells"]) == 1  # whatever ends it now
         raise KeyboardInterrupt
 
@@ -345,7 +358,7 @@ def test_results_that_cannot_be_written_are_shown_all_the_same(
 
     def play(*_: object, **__: object) -> list[Cell]:
         out.parent.rmdir()
-        return [summarise("sticky", "sampled", [100], [77], 100)]
+        return [summarise("sticky", "sampled", [played(100)], 100)]
 
     monkeypatch.setattr(evaluate, "evaluate", play)
     told = demoreset(capsys, "evaluate", "montezuma-first-key", "--out", out, expect=75)

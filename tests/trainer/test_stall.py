@@ -1,11 +1,12 @@
 """The ladder of remedies: what a plateau changes, and what undoes it."""
 
 import json
+from typing import Any
 
 import pytest
 
 from demoreset_api.spec import Stall
-from demoreset_trainer.stall import Ladder, Remedy
+from demoreset_trainer.stall import Ladder, Remedy, better
 
 PATIENCE = 1_000_000
 
@@ -122,37 +123,32 @@ def test_without_rungs_nothing_is_tried_and_nothing_said() -> None:
     assert watched.remedy == Remedy()
 
 
+def state(start: int, rate: float | None, *, met: bool = False, began: int = 0) -> dict[str, Any]:
+    """A run's state, as far as it tells which of two checkpoints is better."""
+    watched = Ladder(Stall(), began)
+    watched.watch(frames=began, start=start, goal_rate=rate)
+    return {"stall": watched.state(), "goal": {"met": met}}
+
+
 @pytest.mark.parametrize(
-    ("start", "rate", "at_best"),
+    ("now", "kept", "is_better"),
     [
-        (100, None, True),
-        (104, None, False),
-        (60, None, True),
-        (0, None, True),
-        (0, 0.5, True),
-        (0, 0.49, False),
-        (0, 0.53, True),
-        (4, 1.0, False),
+        (state(60, None), state(100, None), True),
+        (state(100, None), state(100, None), True),  # the newer of two
+        (state(104, None), state(100, None), False),
+        (state(0, 0.1), state(4, None), True),
+        (state(4, 1.0), state(0, 0.1), False),
+        (state(0, 0.5), state(0, 0.5), True),
+        (state(0, 0.49), state(0, 0.5), False),
+        (state(0, 0.2), state(0, 0.9, began=7), True),  # other rules: nothing to compare
+        (state(0, 0.5, met=True), state(0, 0.9), True),
+        (state(0, 0.5), {"stall": {}, "goal": {}}, True),  # of a version that did not tell it
     ],
 )
-def test_it_knows_whether_the_run_is_at_its_best(
-    start: int, rate: float | None, at_best: bool
+def test_which_checkpoint_is_the_best(
+    now: dict[str, Any], kept: dict[str, Any], is_better: bool
 ) -> None:
-    watched = ladder()
-    watched.watch(frames=0, start=100, goal_rate=None)
-    assert watched.at_best
-    if rate is not None:
-        watched.watch(frames=1, start=0, goal_rate=0.5)
-        assert watched.at_best
-    watched.watch(frames=2, start=start, goal_rate=rate)
-    assert watched.at_best is at_best
-
-
-def test_the_best_is_the_best_of_all_and_not_that_of_the_latest_progress() -> None:
-    watched = ladder()
-    for rate, at_best in ((0.9, True), (0.94, True), (0.91, False), (0.94, True), (0.95, True)):
-        watched.watch(frames=0, start=0, goal_rate=rate)
-        assert watched.at_best is at_best, rate
+    assert better(now, kept) is is_better
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,11 @@ def test_a_curriculum_chooses_every_start(freeway: Demo) -> None:
     assert set(asked) == {0, 1}
 
 
+def test_an_option_that_there_is_none_of_is_named(envs: DemoResetVectorEnv) -> None:
+    with pytest.raises(UserError, match="options: received strat"):
+        envs.reset(options={"strat": 120})
+
+
 def test_a_start_outside_the_demo_is_named(envs: DemoResetVectorEnv) -> None:
     for start in (3, 172, -4):
         with pytest.raises(UserError, match=f"start: received {start}; it must be a multiple of 4"):

@@ -416,6 +416,20 @@ def best(folder: Path) -> Path | None:
         return None
 
 
+def best_state(folder: Path) -> dict[str, Any] | None:
+    """The state in the checkpoint that was marked as the best; None where there is none.
+
+    Raises:
+        OSError, TryAgain: it cannot be told now.
+    """
+    if (path := _best(folder)) is None:
+        return None
+    try:
+        return dict(json.loads(_content(path / STATE, most=_MOST_BYTES)))
+    except (Damaged, *_WRONG):
+        return None
+
+
 def _best(folder: Path) -> Path | None:
     try:
         path = folder / (folder / BEST).read_text(errors="replace").strip()

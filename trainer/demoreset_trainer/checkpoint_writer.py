@@ -36,12 +36,20 @@ class CheckpointWriter:
         keep: How many of the newest stay; the best stays, too.
         interval: Least seconds between two.
         note: Told when saving begins to fail, and when it works again.
+        better: Whether a state is at least as good as that of the best checkpoint.
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, interval: float, note: Callable[[str], None]
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        interval: float,
+        note: Callable[[str], None],
+        better: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda now, kept: True,
     ) -> None:
         self._folder, self._keep, self._interval, self._note = folder, keep, interval, note
+        self._better = better
         self._thread: threading.Thread | None = None
         self._offered = time.monotonic()
         self._blocked = 0.0  # seconds that the latest copy took
@@ -64,7 +72,7 @@ class CheckpointWriter:
         waited = time.monotonic() - self._offered
         return waited >= max(self._interval, self._blocked / MOST_BLOCKED)
 
-    def save(self, snapshot: Snapshot, *, best: bool = False) -> None:
+    def save(self, snapshot: Snapshot, *, candidate: bool = False) -> None:
         """Begin to write; returns when the copy is made. Skipped while another is in flight.
 
         Raises:
@@ -79,11 +87,13 @@ class CheckpointWriter:
         self._offered = time.monotonic()
         self._blocked = self._offered - begun
         self._thread = threading.Thread(
-            target=self._write, args=(copied, best), name="checkpoint", daemon=True
+            target=self._write, args=(copied, candidate), name="checkpoint", daemon=True
         )
         self._thread.start()
 
-    def finish(self, snapshot: Snapshot, *, best: bool = False, patience: float = PATIENCE) -> bool:
+    def finish(
+        self, snapshot: Snapshot, *, candidate: bool = False, patience: float = PATIENCE
+    ) -> bool:
         """Write a last checkpoint and wait for it, `patience` seconds in all; whether it is saved.
 
         With a disk that hangs this returns at the deadline, and the process may end: what is not
@@ -93,7 +103,7 @@ class CheckpointWriter:
         self._wait(patience)
         if self.busy or isinstance(self._failed, TakenOver):
             return False
-        self.save(snapshot, best=best)
+        self.save(snapshot, candidate=candidate)
         self._wait(deadline - time.monotonic())
         saved = self.saved
         return not self.busy and saved is not None and saved.update == snapshot.update
@@ -102,13 +112,13 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join(max(seconds, 0))
 
-    def _write(self, snapshot: Snapshot, best: bool) -> None:
+    def _write(self, snapshot: Snapshot, candidate: bool) -> None:
         begun = time.monotonic()
         failed = "checkpoint not written"
         try:
             path = checkpoint.write(self._folder, snapshot)
             size = sum(file.stat().st_size for file in path.iterdir())
-            if best:
+            if candidate and self._is_best(snapshot):
                 checkpoint.mark_best(self._folder, path)
             now = time.monotonic()
             self.saved = Saved(snapshot.update, now, size, now - begun)
@@ -124,6 +134,10 @@ class CheckpointWriter:
         if self._failed is not None:
             self._note("checkpoints are written again")
         self._failed = None
+
+    def _is_best(self, snapshot: Snapshot) -> bool:
+        kept = checkpoint.best_state(self._folder)
+        return kept is None or self._better(snapshot.state, kept)
 
     def facts(self) -> dict[str, Any]:
         """The checkpoint fields of `Progress`."""

@@ -75,7 +75,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_trainer.network import bind_gloo_to
 
     bind_gloo_to(options.address)
-    from demoreset_trainer import checkpoint, runfile
+    from demoreset_trainer import checkpoint, runfile, stall
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import PATIENCE, CheckpointWriter
     from demoreset_trainer.elastic import Elastic
@@ -113,6 +113,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         keep=spec.checkpoint.keep,
         interval=spec.checkpoint.interval_seconds,
         note=wire.note,
+        better=stall.better,
     )
     loop = assemble(spec, demo, group=group, watch=wire, saver=writer, find=find)
     try:
@@ -120,7 +121,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     finally:
         group.close()
         if loop.saves and loop.state.counters.update:
-            writer.finish(loop.snapshot(), best=loop.at_best())
+            writer.finish(loop.snapshot(), candidate=loop.candidate)
     if stopped.goal_met:
         return ExitCode.DONE
     return ExitCode.BUDGET_SPENT if stopped.budget_spent else ExitCode.DRAINED

@@ -102,7 +102,7 @@ def _train(
     signals: Signals,
 ) -> int:
     """Put a run together, train it in this process, and say how it ended."""
-    from demoreset_trainer import checkpoint, runfile, summary
+    from demoreset_trainer import checkpoint, runfile, stall, summary
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.group import Alone
@@ -126,6 +126,7 @@ def _train(
             keep=spec.checkpoint.keep,
             interval=spec.checkpoint.interval_seconds,
             note=watchers.note,
+            better=stall.better,
         ) as writer,
     ):
         loop = assemble(
@@ -145,7 +146,7 @@ def _train(
             # Whatever ended it, what was learned up to the latest whole update is kept.
             learned = loop.state.counters.update > (snapshot.update if snapshot else 0)
             if learned:
-                saved = writer.finish(loop.snapshot(), best=loop.at_best())
+                saved = writer.finish(loop.snapshot(), candidate=loop.candidate)
     code = _code(stopped, signals())
     if code in OVER and not saved:
         say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)

@@ -94,6 +94,9 @@ class Adaptive:
         self._ahead = max(1, round(width * self.AHEAD))
         self._back = max(1, width - self._ahead)
         self._window_share = 0.65 if spec.window_share is None else spec.window_share
+        # With a horizon the game's own start alone is judged by all of the demo: what others reach
+        # is no evidence for it, and it is practised as soon as its neighbour is good enough.
+        self._whole = int(spec.horizon_frames is not None)
         self._wins = np.zeros(self._starts)
         self._counts = np.zeros(self._starts)
         self._look()
@@ -105,6 +108,8 @@ class Adaptive:
     def _look(self) -> None:
         """Work out, once per update, all that `choose` needs."""
         wins, counts = (_smooth(table, self.SMOOTHING) for table in (self._wins, self._counts))
+        if self._whole:
+            wins[0], counts[0] = self._wins[0], self._counts[0]
         self.success = wins / np.maximum(counts, 1e-9)
         good = (self.success >= self._spec.threshold) & (counts >= self.LEAST_COUNT)
         reached = np.flatnonzero(good)
@@ -117,7 +122,7 @@ class Adaptive:
         self._rehearsal = np.cumsum(unsure)
 
     def choose(self, slot: int, random: np.random.Generator) -> int:
-        if self._frontier == 0 and random.random() < self._spec.start_share:
+        if self._frontier <= self._whole and random.random() < self._spec.start_share:
             return 0
         low, high = self._window
         if len(self._rehearsal) and random.random() >= self._window_share:

@@ -8,7 +8,7 @@ own: it starts at `start` and is at `start` + frames played afterwards.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -141,6 +141,16 @@ def check_actions(actions: Iterable[int], count: int) -> None:
             raise UserError(f"action: received {action}; this game's are 0 to {count - 1}")
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what `reset` does not know.
+
+    Raises:
+        UserError: names it.
+    """
+    if unknown := options.keys() - {"start", "limits"}:
+        raise UserError(f"options: received {', '.join(unknown)}; known are start and limits")
+
+
 class DemoResetEnv(gymnasium.Env[Image, np.int64]):
     """The game of a demo; `reset(options={"start": frame})` begins inside it.
 
@@ -189,6 +199,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self._reward_scale = 1 / float(rewards.mean()) if len(rewards) else 1.0
         self._log_extra = math.log(self.rules.extra_frames)
         self.end = End.FRAMES  # no episode yet
+        self._screen: npt.NDArray[np.uint8] | None = None  # of a start, until the first step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -202,9 +213,9 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         """
         super().reset(seed=seed)
         options = options or {}
-        if unknown := options.keys() - {"start", "limits"}:
-            raise UserError(f"options: received {', '.join(unknown)}; known are start and limits")
+        check_options(options)
         self.begin(options.get("start", 0), bool(options.get("limits", True)))
+        self._screen = self._restored_screen() if self.render_mode == "rgb_array" else None
         return self._stack.copy(), self._info()
 
     def reseed(self, seed: int) -> None:
@@ -223,7 +234,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self.limits = limits
         self.end = End.NONE
         self.succeeded = False
-        self.score = self._judge.scores[start]
+        self.score = self.highest = self._judge.scores[start]
         self._goal_score = self._judge.scores[self._judge.goal(start, rules.horizon_frames)]
         random = self.np_random
         self._extra = int(math.exp(random.random() * self._log_extra))
@@ -233,7 +244,8 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self._stack[:] = self.states.observation(start // skip, self.view)
         if start == 0 and rules.no_ops:
             self._play_no_ops(int(random.integers(rules.no_ops + 1)))
-        self._lives = self.emulator.lives()
+        # At power-on some games tell fewer lives than their first frame gives them.
+        self._lives = max(self.emulator.lives(), int(self.demo.lives[0]) if start == 0 else 0)
 
     def _play_no_ops(self, count: int) -> None:
         for played in range(count):
@@ -254,6 +266,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
             UserError: there is no such action.
         """
         check_actions([int(action)], len(self.action_codes))
+        self._screen = None
         reward = self.play(int(action))
         truncated = self.end in TRUNCATED
         terminated = bool(self.end) and not truncated
@@ -289,6 +302,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
 
     def _ended(self) -> End:
         rules = self.rules
+        self.highest = max(self.highest, self.score)
         if self.score >= self._goal_score:
             self.succeeded = True
         if self.emulator.game_over():
@@ -327,4 +341,14 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """The screen [height, width, 3], where `render_mode` is "rgb_array"."""
-        return self.emulator.rgb() if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        return self.emulator.rgb() if self._screen is None else self._screen
+
+    def _restored_screen(self) -> npt.NDArray[np.uint8]:
+        """The screen after a restore: the emulator draws it with its next frame only."""
+        state = self.emulator.clone()
+        self.emulator.act(NOOP)
+        screen = self.emulator.rgb()
+        self.emulator.restore_clone(state)
+        return screen

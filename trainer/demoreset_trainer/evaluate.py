@@ -17,7 +17,7 @@ from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.env import Rules
 from demoreset_trainer.episode import MAX_EPISODE_FRAMES, rules
-from demoreset_trainer.play import Act, play
+from demoreset_trainer.play import Act, Played, play
 from demoreset_trainer.policy_file import Trained
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.states import start_states
@@ -72,15 +72,13 @@ class Cell:
     iqm_low: float  # 95 % interval, bootstrapped
     iqm_high: float
     max: int
-    ties: float  # share that ties or beats the demo's score
+    ties: float  # share that ties or beats the demo's score at any time: it may be lost again
     frames: float  # mean length
 
 
-def summarise(
-    noise: str, act: str, scores: Sequence[int], frames: Sequence[int], demo_score: int
-) -> Cell:
+def summarise(noise: str, act: str, played: Sequence[Played], demo_score: int) -> Cell:
     """The statistics of a cell."""
-    values = np.array(scores, np.float64)
+    values = np.array([one.score for one in played], np.float64)
     low, high = interval(values)
     return Cell(
         noise=noise,
@@ -92,8 +90,8 @@ def summarise(
         iqm_low=low,
         iqm_high=high,
         max=int(values.max()),
-        ties=float((values >= demo_score).mean()),
-        frames=float(np.mean(frames)),
+        ties=float(np.mean([one.highest >= demo_score for one in played])),
+        frames=float(np.mean([one.frames for one in played])),
     )
 
 
@@ -158,13 +156,7 @@ def evaluate(
                     seed=seed,
                     watch=partial(watch, f"{name} / {act}", total=count),
                 )
-                yield summarise(
-                    name,
-                    act,
-                    [episode.score for episode in played],
-                    [episode.frames for episode in played],
-                    trained.demo_score,
-                )
+                yield summarise(name, act, played, trained.demo_score)
 
 
 def demo_or_blank(trained: Trained) -> Demo:

@@ -50,10 +50,10 @@ class Saver(Protocol):
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
 
-    def save(self, snapshot: Snapshot, *, best: bool) -> None:
-        """Write a checkpoint without holding up the loop."""
+    def save(self, snapshot: Snapshot, *, candidate: bool) -> None:
+        """Write a checkpoint without holding up the loop; a candidate may be the best so far."""
 
-    def finish(self, snapshot: Snapshot, *, best: bool) -> bool:
+    def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
         """Write a checkpoint and wait for it; whether it is there."""
 
     def facts(self) -> dict[str, Any]:
@@ -174,12 +174,10 @@ class Loop:
         """Whether it falls to this member to save: it is the first, or lost sight of the others."""
         return self.state.life > 0 and (self._rank == 0 or self._deserted)
 
-    def at_best(self) -> bool:
-        """Whether the run has never stood better than now, as far as the demo can tell."""
-        state = self.state
-        if state.playing_on or self._deserted:  # the others may stand better by now
-            return False
-        return state.goal.met or state.ladder.at_best
+    @property
+    def candidate(self) -> bool:
+        """Whether a checkpoint of now may be the run's best, as far as the demo can tell."""
+        return not (self.state.playing_on or self._deserted)  # the others may stand better by now
 
     # The sequence
 
@@ -225,7 +223,7 @@ class Loop:
                 )
             if quorum.first and learned and self._saver.due():
                 with self._telling.phase("checkpoint"):
-                    self._saver.save(self.snapshot(), best=self.at_best())
+                    self._saver.save(self.snapshot(), candidate=self.candidate)
             if stopped.ended:
                 return stopped
             if state.goal.met and not state.playing_on:
@@ -261,7 +259,7 @@ class Loop:
         self._watch.note("goal met: playing on from the game's own start, for score")
         if quorum.first:
             with self._telling.phase("checkpoint"):
-                kept = self._saver.finish(self.snapshot(), best=True)
+                kept = self._saver.finish(self.snapshot(), candidate=True)
             if not kept:
                 self._watch.note("the policy that met the goal could not be saved as the best")
         self._group.alive()

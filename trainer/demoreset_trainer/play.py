@@ -30,7 +30,8 @@ class Act(StrEnum):
 class Played:
     """An episode that was played to its end."""
 
-    score: int
+    score: int  # at its end
+    highest: int  # at any time
     frames: int
     success: bool
     end: int
@@ -94,6 +95,7 @@ def play(
                 continue
             played[episode[slot]] = Played(
                 score=int(slots.score[slot]),
+                highest=int(slots.highest[slot]),
                 frames=int(slots.frame[slot]) - begins[episode[slot]].start,
                 success=bool(slots.success[slot]),
                 end=int(slots.end[slot]),

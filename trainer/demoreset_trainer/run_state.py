@@ -8,6 +8,7 @@ import numpy as np
 
 from demoreset_api.errors import TryAgain
 from demoreset_api.spec import CurriculumMode, RunSpec
+from demoreset_trainer import runfile
 from demoreset_trainer.counters import Counters
 from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum
 from demoreset_trainer.demo import Demo
@@ -18,7 +19,6 @@ from demoreset_trainer.stall import Ladder
 
 # Of a spec, what all members must have alike; the rest is their supervisors' and the operator's.
 LEARNED = ("seed", "goal", "curriculum", "policy", "ppo", "environment", "stall", "budget")
-HOSTS_OWN = ("processes",)  # but for these of their fields
 
 
 class RunState:
@@ -85,7 +85,7 @@ class RunState:
         Raises:
             TryAgain: names what differs. Not a wrong run: it may be the others that must go.
         """
-        found = _difference(_learned(state), _learned(self.state()), "spec")
+        found = runfile.difference(_learned(state), _learned(self.state()), "spec")
         if found is not None:
             raise TryAgain(
                 f"the other members of this group have {found}; give all of them one run file"
@@ -96,8 +96,12 @@ class RunState:
         self.load(state)
         counters = self.counters
         counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
-        if state["spec"]["goal"] != self._spec.goal.model_dump(mode="json", by_alias=True):
-            self.goal.met = self.playing_on = False  # another goal
+        if runfile.other_goal(state, self._spec):
+            self.goal.met = self.playing_on = False
+        if runfile.other_rules(state, self._spec):  # what was reached under those says nothing now
+            self.goal = GoalWatch(self._spec.goal)
+            self.ladder = Ladder(self._spec.stall, counters.frames)
+            self.playing_on = False
         # The episodes that ran when it was saved are lost; their numbers are not used again.
         self.episodes += 2
         self.owners = [""] * len(self.owners)
@@ -152,12 +156,3 @@ class RunState:
 def _learned(state: dict[str, Any]) -> dict[str, Any]:
     """What a state's members learn, and from what."""
     return {"demo": state["demo"], **{topic: state["spec"][topic] for topic in LEARNED}}
-
-
-def _difference(theirs: Any, ours: Any, path: str) -> str | None:
-    """The first field in which two parts of a state differ, if any; in words."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        shared = (key for key in theirs if key in ours and key not in HOSTS_OWN)
-        found = (_difference(theirs[key], ours[key], f"{path}.{key}") for key in shared)
-        return next((one for one in found if one is not None), None)
-    return None if theirs == ours else f"{path} = {theirs}, this one {ours}"

@@ -213,8 +213,38 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
 
 def met(state: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a checkpoint's state says that this goal is met, and nothing is left to do."""
-    same = state["spec"]["goal"] == spec.goal.model_dump(mode="json", by_alias=True)
+    same = not other_goal(state, spec) and not other_rules(state, spec)
     return bool(same and state["goal"]["met"] and spec.goal.after is After.STOP)
+
+
+def other_goal(state: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a checkpoint is of a run with another goal."""
+    return _differs(state, spec, "goal")
+
+
+def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a checkpoint's episodes were others: with other noise, or judged otherwise."""
+    return _differs(state, spec, "environment") or _differs(state, spec, "curriculum")
+
+
+def _differs(state: dict[str, Any], spec: RunSpec, topic: str) -> bool:
+    wanted = spec.model_dump(mode="json", by_alias=True)
+    return difference(state["spec"][topic], wanted[topic], topic) is not None
+
+
+HOSTS_OWN = ("processes",)  # fields of a spec that are a machine's, and nothing that is learned
+
+
+def difference(theirs: Any, ours: Any, path: str) -> str | None:
+    """The first field in which two parts of a spec differ, if any; in words.
+
+    Fields that only one of two versions knows are not compared.
+    """
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        shared = (key for key in theirs if key in ours and key not in HOSTS_OWN)
+        found = (difference(theirs[key], ours[key], f"{path}.{key}") for key in shared)
+        return next((one for one in found if one is not None), None)
+    return None if theirs == ours else f"{path} = {theirs}, this one {ours}"
 
 
 def guided(spec: RunSpec) -> str:

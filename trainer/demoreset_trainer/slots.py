@@ -56,6 +56,7 @@ _FIELDS: tuple[tuple[str, Any], ...] = (
     ("reward", np.float32),
     ("end", np.uint8),  # of the episode that ended in this step, End.NONE where none did
     ("score", np.int64),  # of that episode; likewise below
+    ("highest", np.int64),  # score at any time of it
     ("frame", np.int64),
     ("success", np.bool_),
     ("begins", np.bool_),  # an episode begins here now, whatever was played
@@ -104,7 +105,8 @@ class Slots:
         arrays = shared.arrays
         self.observation, self.last_observation = arrays["observation"], arrays["last_observation"]
         self.action, self.reward, self.end = arrays["action"], arrays["reward"], arrays["end"]
-        self.score, self.frame, self.success = arrays["score"], arrays["frame"], arrays["success"]
+        self.score, self.highest = arrays["score"], arrays["highest"]
+        self.frame, self.success = arrays["frame"], arrays["success"]
         self._begins = arrays["begins"]
         self._next = arrays["next_start"], arrays["next_seed"], arrays["next_limits"]
         self._ready = False
@@ -277,7 +279,8 @@ def _run(
     states = envs[number].states
     observation, last = arrays["observation"], arrays["last_observation"]
     action, reward, end = arrays["action"], arrays["reward"], arrays["end"]
-    score, frame, success = arrays["score"], arrays["frame"], arrays["success"]
+    score, highest = arrays["score"], arrays["highest"]
+    frame, success = arrays["frame"], arrays["success"]
 
     def begin(slot: int) -> None:
         if slot not in envs:
@@ -311,7 +314,7 @@ def _run(
                 ended = env.end
                 end[slot] = ended
                 if ended is not End.NONE:
-                    score[slot], frame[slot] = env.score, env.frame
+                    score[slot], highest[slot], frame[slot] = env.score, env.highest, env.frame
                     success[slot] = env.succeeded
                     last[slot] = env.observation
                     begin(slot)

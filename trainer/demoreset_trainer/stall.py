@@ -5,7 +5,7 @@ stops making progress. Here a plateau does that: each rung of the ladder lowers 
 back to the ground, and after the last rung the run says that it is stalled.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from demoreset_api.spec import Stall
@@ -23,10 +23,13 @@ class Remedy:
 class _State:
     best_start: int | None = None  # the earliest frontier so far
     best_goal_rate: float = 0.0  # success from the game's own start at the latest progress
-    highest_goal_rate: float = 0.0  # the best of it so far
     since: int = 0  # frames at the latest progress or rung
     rung: int = 0
     stalled: bool = False
+    # Where the run stands: kept with every checkpoint, to tell which is the best.
+    began: int = 0  # frames at which what is judged became what it is
+    start: int | None = None
+    goal_rate: float = 0.0
 
 
 class Ladder:
@@ -34,10 +37,9 @@ class Ladder:
 
     LEAST_GAIN = 0.05  # of success from the game's own start that counts as progress
 
-    def __init__(self, spec: Stall) -> None:
+    def __init__(self, spec: Stall, frames: int = 0) -> None:
         self._spec = spec
-        self._state = _State()
-        self.at_best = False  # at the latest look
+        self._state = _State(since=frames, began=frames)
 
     @property
     def rung(self) -> int:
@@ -59,10 +61,7 @@ class Ladder:
         """Look at the run after an update; a sentence where something changed."""
         state, spec = self._state, self._spec
         rate = goal_rate or 0.0
-        earliest = state.best_start is None or start <= state.best_start
-        self.at_best = earliest and (start > 0 or rate >= state.highest_goal_rate)
-        if start == 0:
-            state.highest_goal_rate = max(state.highest_goal_rate, rate)
+        state.start, state.goal_rate = start, rate
         if self._took_progress(start, rate):
             relieved = state.rung
             state.since, state.rung, state.stalled = frames, 0, False
@@ -104,7 +103,28 @@ class Ladder:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`, perhaps with another number of rungs."""
-        kept, rungs = _State(**state), self._spec.rungs
+        known = {field.name for field in fields(_State)}
+        kept = _State(**{name: value for name, value in state.items() if name in known})
+        rungs = self._spec.rungs
         kept.stalled = kept.stalled and kept.rung >= rungs > 0
         kept.rung = min(kept.rung, rungs)
         self._state = kept
+
+
+def better(now: dict[str, Any], kept: dict[str, Any]) -> bool:
+    """Whether a checkpoint is at least as good as the one that is kept as the best.
+
+    That one, and not the best of all updates: most of them are never saved.
+
+    Args:
+        now: The run's state in it, a `RunState.state`.
+        kept: That in the other.
+    """
+    if now["goal"]["met"]:
+        return True
+    ours, theirs = _State(**now["stall"]), kept["stall"]
+    if theirs.get("start") is None or ours.start is None or theirs.get("began") != ours.began:
+        return True
+    if ours.start != theirs["start"]:
+        return bool(ours.start < theirs["start"])
+    return ours.start > 0 or bool(ours.goal_rate >= theirs["goal_rate"])

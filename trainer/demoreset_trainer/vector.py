@@ -19,7 +19,14 @@ from gymnasium.vector.utils import batch_space
 from demoreset_api.errors import UserError
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.env import TRUNCATED, DemoResetEnv, End, Rules, check_actions
+from demoreset_trainer.env import (
+    TRUNCATED,
+    DemoResetEnv,
+    End,
+    Rules,
+    check_actions,
+    check_options,
+)
 from demoreset_trainer.machine import cores
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.states import View
@@ -87,7 +94,7 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         emulator ends episodes.
 
         Raises:
-            UserError: a start is not a decision boundary inside the demo.
+            UserError: a start is not a decision boundary inside the demo, or an option is none.
         """
         if isinstance(seed, list):
             seed = next((one for one in seed if one is not None), None)
@@ -95,6 +102,7 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
             self._seed = seed
             self._episodes[:] = 0
         options = options or {}
+        check_options(options)
         self._starts[:] = options.get("start", 0)
         self._limits = bool(options.get("limits", True))
         begins = [self._begin(slot) for slot in range(self.num_envs)]

@@ -1,0 +1,48 @@
+"""What a run takes with it from a checkpoint, where what is wanted has changed meanwhile."""
+
+from typing import Any
+
+import pytest
+
+from demoreset_api.spec import RunSpec
+from demoreset_trainer import runfile
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.run_state import RunState
+
+
+def spec(**changes: Any) -> RunSpec:
+    return RunSpec.model_validate({"demo": {"name": "freeway-crossing"}, **changes})
+
+
+def learned(demo: Demo) -> dict[str, Any]:
+    """The state of a run that has met its goal."""
+    state = RunState(spec(), demo)
+    state.counters.frames = 1000
+    state.ladder.watch(frames=1000, start=0, goal_rate=0.95)
+    state.goal.confirm([True] * 95 + [False] * 5, 7)
+    return state.state()
+
+
+@pytest.mark.parametrize(
+    ("changes", "met", "same_rules"),
+    [
+        ({}, True, True),
+        ({"environment": {"processes": 3}}, True, True),
+        ({"ppo": {"learningRate": 1e-4}}, True, True),
+        ({"goal": {"successRate": 0.99}}, False, True),
+        ({"environment": {"stickyProbability": 0.25}}, False, False),
+        ({"curriculum": {"lagFrames": 60}}, False, False),
+    ],
+)
+def test_what_was_reached_under_other_rules_says_nothing(
+    freeway: Demo, changes: dict[str, Any], met: bool, same_rules: bool
+) -> None:
+    before, wanted = learned(freeway), spec(**changes)
+    assert runfile.met(before, wanted) is met
+    state = RunState(wanted, freeway)
+    state.resume(before)
+    assert state.goal.met is met
+    assert (state.goal.rate is not None) is same_rules
+    assert (state.ladder.state()["best_start"] == 0) is same_rules
+    assert state.ladder.state()["began"] == (0 if same_rules else 1000)
+    assert state.counters.frames == 1000
