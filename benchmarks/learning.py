@@ -43,6 +43,8 @@ STICKY = {"environment": {"stickyProbability": 0.25}}
 CONDITIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "no guide": {"curriculum": {"guide": 0}},
+    "no guide, exploring 8": {"curriculum": {"guide": 0, "exploreFrames": 8}},
+    "no guide, exploring 40": {"curriculum": {"guide": 0, "exploreFrames": 40}},
     "original": {"curriculum": {"mode": "Original"}},
     "sticky": STICKY,
     "recurrent": {"policy": {"recurrent": True}},

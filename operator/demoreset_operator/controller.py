@@ -228,11 +228,11 @@ class Controller:
         meta = body["metadata"]
         if self._puzzled.get(meta["uid"]) == said:
             return
-        self._puzzled[meta["uid"]] = said
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
         message = f"this version of the operator does not know {said}; the run is left as it is"
         await self._api.create(_event(reference, Event("Warning", story.NOT_UNDERSTOOD, message)))
+        self._puzzled[meta["uid"]] = said
 
     async def _write_status(self, run: Run, plan: Plan) -> float | None:
         """Write the status; where it may wait, seconds until it is due."""
