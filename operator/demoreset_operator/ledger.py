@@ -7,6 +7,7 @@ recorded. So it does not matter how often this runs, nor when the operator was a
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import reduce
 from typing import Any
 
 from demoreset_api.spec import Restart
@@ -42,52 +43,42 @@ def record(
             nothing of it.
         hung: Names of pods that do not go on, with why: recorded as ended, then ended by `group`.
     """
-    run, status = seen.run, seen.run.status
+    status, judge = seen.run.status, _Judge(seen, now, outdated, config, hung)
     places = {place.worker: place for place in status.places}
-    pods: dict[int, list[Pod]] = {index: [] for index in range(run.spec.workers.max)}
+    pods: dict[int, dict[int, Pod]] = {index: {} for index in range(seen.run.spec.workers.max)}
     for pod in seen.workers:
         if pod.worker in pods:
-            pods[pod.worker].append(pod)
-    attempts, restarts = list(status.attempts), status.restarts
+            pods[pod.worker][pod.attempt] = pod
     losses: list[Loss] = []
     for index, its in pods.items():
-        place = places.get(index) or Place(worker=index)
-        known = {pod.attempt: pod for pod in its}
-        for number in sorted({*known, *range(place.ended + 1, place.attempt + 1)}):
-            ended = known.get(number)
-            if number <= place.ended:
-                continue
-            if ended is not None and ended.live and ended.name not in hung:
-                if place.failures and _ran(ended, now) > CALM:
-                    place = place.model_copy(update={"failures": 0})
-                continue
-            why, place = _judge(ended, number, place, now, seen, outdated, config, hung)
-            if why is not None:
-                entry = _attempt(seen, ended, index, number, why, now)
-                attempts.append(entry)
-                if why.cause not in NO_LOSS:
-                    restarts = _count(restarts, entry)
-                wait = (place.not_before - now).total_seconds() if place.not_before else 0.0
-                losses.append(Loss(entry, wait))
-            place = place.model_copy(update={"ended": number})
-        latest = max([place.attempt, *known])
+        place = judge.follow(places.get(index) or Place(worker=index), its, losses)
+        latest = max([place.attempt, *its])
         if latest > place.attempt:  # what was waited for is there
-            place = place.model_copy(
-                update={
-                    "attempt": latest,
-                    "not_before": place.not_before if latest <= place.ended else None,
-                }
-            )
+            waits = place.not_before if latest <= place.ended else None
+            place = place.model_copy(update={"attempt": latest, "not_before": waits})
         places[index] = place
     for index in set(places) - set(pods):  # of a larger group; names must not come again
         gone = max([places[index].attempt, *(p.attempt for p in seen.workers if p.worker == index)])
         places[index] = Place(worker=index, attempt=gone, ended=gone)
-    kept = [places[index] for index in sorted(places) if places[index].attempt]
-    return (
-        status.model_copy(
-            update={"places": kept, "attempts": attempts[-KEPT:], "restarts": restarts}
-        ),
-        losses,
+    attempts = [*status.attempts, *(loss.attempt for loss in losses)]
+    changes = {
+        "places": [places[index] for index in sorted(places) if places[index].attempt],
+        "attempts": attempts[-KEPT:],
+        "restarts": reduce(_count, losses, status.restarts),
+    }
+    return status.model_copy(update=changes), losses
+
+
+def _count(restarts: Restarts, loss: Loss) -> Restarts:
+    """How often workers were started again, with one more that ended."""
+    one = loss.attempt
+    if one.cause in NO_LOSS:
+        return restarts
+    return Restarts(
+        total=restarts.total + 1,
+        counted=restarts.counted + one.counts,
+        out_of_memory=restarts.out_of_memory + (one.counts and one.cause is Cause.OUT_OF_MEMORY),
+        hung=restarts.hung + (one.counts and one.cause is Cause.HUNG),
     )
 
 
@@ -143,53 +134,89 @@ def _moved(told: Told) -> datetime:
     return told.moved
 
 
-def _judge(
-    pod: Pod | None,
-    number: int,
-    place: Place,
-    now: datetime,
-    seen: Observation,
-    outdated: set[str],
-    config: str,
-    hung: Mapping[str, str],
-) -> tuple[Verdict | None, Place]:
-    """Why it ended, None where nobody need be told; and when the next may start."""
-    if pod is None:
-        why = Verdict(Cause.DELETED, "the pod was deleted")
-    elif pod.name in hung:
-        why = Verdict(Cause.HUNG, hung[pod.name])
-    else:
-        why = verdict(pod)
-    name = pod.name if pod is not None else worker_name(seen.run, place.worker, number)
-    began = pod is not None and pod.started is not None
-    if began:
-        place = place.model_copy(update={"ran": True, "replaced": False})
-    at_ease = place.model_copy(update={"failures": 0, "not_before": None})
-    left = why.cause in (Cause.DELETED, Cause.DRAINED)
-    if seen.run.spec.suspend and left:
-        return None, at_ease
-    past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != config
-    if past or (left and name in outdated | seen.deleted):
-        why = Verdict(Cause.REPLACED, "replaced by one that is as the spec says now")
-        return why, at_ease.model_copy(update={"replaced": place.replaced or began})
-    if why.cause in OWN and seen.training(now):  # others go on: it is not the run
-        why = Verdict(Cause.CRASHED, why.message)
-    calm = pod is not None and _ran(pod, now) > CALM
-    failures = 1 if calm else place.failures + 1
-    wait = timedelta(seconds=back_off(failures, seen.run.spec.restart))
-    return why, place.model_copy(
-        update={"failures": failures, "not_before": now + wait if wait else None}
-    )
+@dataclass(frozen=True)
+class _Judge:
+    """What an end is judged by: see `record`."""
 
+    seen: Observation
+    now: datetime
+    outdated: set[str]
+    config: str
+    hung: Mapping[str, str]
 
-def _count(restarts: Restarts, one: Attempt) -> Restarts:
-    """How often workers were started again, with one more."""
-    return Restarts(
-        total=restarts.total + 1,
-        counted=restarts.counted + one.counts,
-        out_of_memory=restarts.out_of_memory + (one.counts and one.cause is Cause.OUT_OF_MEMORY),
-        hung=restarts.hung + (one.counts and one.cause is Cause.HUNG),
-    )
+    def follow(self, place: Place, pods: Mapping[int, Pod], losses: list[Loss]) -> Place:
+        """A worker's place with all of its ends that are not recorded yet, each added to `losses`.
+
+        Args:
+            place: As it was.
+            pods: Its pods, by their attempts; one that is not there was deleted.
+            losses: Takes what people are told.
+        """
+        for number in sorted({*pods, *range(place.ended + 1, place.attempt + 1)}):
+            pod = pods.get(number)
+            if number <= place.ended:
+                continue
+            if pod is not None and pod.live and pod.name not in self.hung:
+                if place.failures and _ran(pod, self.now) > CALM:
+                    place = place.model_copy(update={"failures": 0})
+                continue
+            why, place = self.why(pod, number, place)
+            if why is not None:
+                wait = (place.not_before - self.now).total_seconds() if place.not_before else 0.0
+                losses.append(Loss(self.attempt(pod, place.worker, number, why), wait))
+            place = place.model_copy(update={"ended": number})
+        return place
+
+    def why(self, pod: Pod | None, number: int, place: Place) -> tuple[Verdict | None, Place]:
+        """Why it ended, None where nobody need be told; and when the next may start."""
+        run = self.seen.run
+        if pod is None:
+            why = Verdict(Cause.DELETED, "the pod was deleted")
+        elif pod.name in self.hung:
+            why = Verdict(Cause.HUNG, self.hung[pod.name])
+        else:
+            why = verdict(pod)
+        name = pod.name if pod is not None else worker_name(run, place.worker, number)
+        began = pod is not None and pod.started is not None
+        if began:
+            place = place.model_copy(update={"ran": True, "replaced": False})
+        at_ease = place.model_copy(update={"failures": 0, "not_before": None})
+        left = why.cause in (Cause.DELETED, Cause.DRAINED)
+        if run.spec.suspend and left:
+            return None, at_ease
+        past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != self.config
+        if past or (left and name in self.outdated | self.seen.deleted):
+            why = Verdict(Cause.REPLACED, "replaced by one that is as the spec says now")
+            return why, at_ease.model_copy(update={"replaced": place.replaced or began})
+        if why.cause in OWN and self.seen.training(self.now):  # others go on: it is not the run
+            why = Verdict(Cause.CRASHED, why.message)
+        calm = pod is not None and _ran(pod, self.now) > CALM
+        failures = 1 if calm else place.failures + 1
+        wait = timedelta(seconds=back_off(failures, run.spec.restart))
+        not_before = self.now + wait if wait else None
+        return why, place.model_copy(update={"failures": failures, "not_before": not_before})
+
+    def attempt(self, pod: Pod | None, index: int, number: int, why: Verdict) -> Attempt:
+        """What is kept of an end."""
+        life, update, frames = _stood(self.seen)
+        # While others learn it is not the run that fails, but a node, or an image that is new:
+        # limits end runs that do not get on.
+        others = self.seen.training(self.now) - ({pod.name} if pod is not None else set())
+        return Attempt(
+            worker=index,
+            attempt=number,
+            pod=pod.name if pod is not None else worker_name(self.seen.run, index, number),
+            node=pod.node if pod is not None else None,
+            cause=why.cause,
+            counts=why.counts and not others,
+            exit_code=pod.exit_code if pod is not None else None,
+            message=why.message[:MOST_TEXT],
+            update=update,
+            frames=frames,
+            life=life,
+            started=pod.started if pod is not None else None,
+            ended=self.now,
+        )
 
 
 def _ran(pod: Pod, now: datetime) -> timedelta:
@@ -202,30 +229,6 @@ def back_off(failures: int, limits: Restart) -> float:
     if failures < 2:
         return 0.0
     return min(limits.back_off_seconds * 2.0 ** min(failures - 2, 30), limits.max_back_off_seconds)
-
-
-def _attempt(
-    seen: Observation, pod: Pod | None, index: int, number: int, why: Verdict, now: datetime
-) -> Attempt:
-    life, update, frames = _stood(seen)
-    # While others learn it is not the run that fails, but a node, or an image that is new: limits
-    # end runs that do not get on.
-    others = seen.training(now) - ({pod.name} if pod is not None else set())
-    return Attempt(
-        worker=index,
-        attempt=number,
-        pod=pod.name if pod is not None else worker_name(seen.run, index, number),
-        node=pod.node if pod is not None else None,
-        cause=why.cause,
-        counts=why.counts and not others,
-        exit_code=pod.exit_code if pod is not None else None,
-        message=why.message[:MOST_TEXT],
-        update=update,
-        frames=frames,
-        life=life,
-        started=pod.started if pod is not None else None,
-        ended=now,
-    )
 
 
 def _stood(seen: Observation) -> tuple[int | None, int | None, int | None]:
