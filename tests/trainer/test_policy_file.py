@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
-from demoreset_trainer import checkpoint, cli, evaluate, policy_file, runfile
+from demoreset_trainer import checkpoint, cli, evaluate, policy_file, run_folder
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
@@ -202,7 +202,7 @@ def run(freeway: Demo, tmp_path: Path) -> Path:
     weights = Policy(architecture(spec.policy), 3).state_dict()
     checkpoints = tmp_path / "crossing" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    freeway.save(checkpoints.parent / runfile.DEMO)
+    freeway.save(checkpoints.parent / run_folder.DEMO)
     for update in (1, 2):
         checkpoint.write(checkpoints, Snapshot(1, update, 2048 * update, 1, weights, {}, state))
     checkpoint.mark_best(checkpoints, checkpoints / FIRST)

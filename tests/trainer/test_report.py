@@ -25,7 +25,7 @@ from rich.console import Console
 
 from demoreset_api.errors import UserError
 from demoreset_api.names import API_VERSION, KIND
-from demoreset_trainer import metrics, plot, report, runfile
+from demoreset_trainer import metrics, plot, report, run_folder
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
@@ -291,7 +291,7 @@ def test_the_graph_says_whether_the_guide_was_used(
         content = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}}
         if curriculum is not None:  # else there are metrics alone
             content["spec"] = {"demo": {"name": "x"}, "curriculum": curriculum}
-            runfile.write_json(folder / runfile.SPEC, content)
+            run_folder.write_json(folder / run_folder.SPEC, content)
         runs.append(folder)
     said = [f"{runs[0]}, guide 0.1", f"{runs[1]}, pure reinforcement learning", str(runs[2])]
     for folder, title in zip(runs, said, strict=True):

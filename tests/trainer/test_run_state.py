@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from demoreset_api.spec import RunSpec
-from demoreset_trainer import runfile
+from demoreset_trainer import run_folder
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.run_state import RunState
 
@@ -38,7 +38,7 @@ def test_what_was_reached_under_other_rules_says_nothing(
     freeway: Demo, changes: dict[str, Any], met: bool, same_rules: bool
 ) -> None:
     before, wanted = learned(freeway), spec(**changes)
-    assert runfile.met(before, wanted) is met
+    assert run_folder.met(before, wanted) is met
     state = RunState(wanted, freeway)
     state.resume(before)
     assert state.goal.met is met

@@ -78,7 +78,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
-    from demoreset_trainer import evaluate, policy_file, runfile
+    from demoreset_trainer import evaluate, policy_file, run_folder
     from demoreset_trainer.machine import cores
     from demoreset_trainer.play import Act
 
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
             measured = evaluate.as_json(
                 trained, cells, rates, seed=options.seed, max_frames=options.max_frames
             )
-            runfile.write_json(out, measured)
+            run_folder.write_json(out, measured)
 
     if options.profile:  # first: where the demo is not at hand, it says so
         rates = evaluate.profile(

@@ -106,14 +106,14 @@ def met(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
     Raises:
         UserError: it is another run's.
     """
-    from demoreset_trainer import runfile
+    from demoreset_trainer import run_folder
 
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
         state = None if newest is None else json.loads(newest.read_text())
-        if state is None or not runfile.met(state, spec):
+        if state is None or not run_folder.met(state, spec):
             return False
-        runfile.check_same_run(state, spec, demo, folder)
+        run_folder.check_same_run(state, spec, demo, folder)
         return True
     except (OSError, ValueError, KeyError, TypeError):
         return False  # a broken one: those who read checkpoints decide

@@ -75,7 +75,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_trainer.network import bind_gloo_to
 
     bind_gloo_to(options.address)
-    from demoreset_trainer import checkpoint, runfile, stall
+    from demoreset_trainer import checkpoint, run_folder, runfile, stall
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import PATIENCE, CheckpointWriter
     from demoreset_trainer.elastic import Elastic
@@ -84,16 +84,16 @@ def _train(options: argparse.Namespace) -> ExitCode:
     wanted = runfile.read(options.file, options.set)
     spec, folder = wanted.spec, options.dir
     demo = runfile.load_demo(spec, options.file)
-    checkpoints = runfile.make_folder(folder)
+    checkpoints = run_folder.make_folder(folder)
 
     def find() -> "tuple[int, Snapshot | None]":
         checkpoint.settle(checkpoints, PATIENCE)
         newest = checkpoint.newest(checkpoints)
         snapshot = checkpoint.read(newest) if newest is not None else None
         if snapshot is not None:
-            runfile.check_same_run(snapshot.state, spec, demo, folder)
+            run_folder.check_same_run(snapshot.state, spec, demo, folder)
             wire.note(f"going on from {newest} ({snapshot.frames:,} frames)")
-        runfile.keep(wanted, demo, folder)
+        run_folder.keep(wanted, demo, folder)
         return checkpoint.next_life(checkpoints), snapshot
 
     group = Elastic(

@@ -73,7 +73,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     signals = Signals()
-    from demoreset_trainer import runfile, tensorboard
+    from demoreset_trainer import run_folder, runfile, tensorboard
     from demoreset_trainer.claim import claimed
     from demoreset_trainer.screen import say
 
@@ -84,8 +84,8 @@ def run(options: argparse.Namespace) -> int:
     demo = runfile.load_demo(wanted.spec, options.file)  # a mistake is told once, and first
     if options.fresh and os.path.isdir(folder):  # Path's asks no further where it may not look
         with claimed(folder):
-            say(f"the folder that was there is now {runfile.set_aside(folder)}", sys.stdout)
-    runfile.make_folder(folder)
+            say(f"the folder that was there is now {run_folder.set_aside(folder)}", sys.stdout)
+    run_folder.make_folder(folder)
     with claimed(folder):
         if members > 1:
             from demoreset_trainer.cli_group import run_group
@@ -102,7 +102,7 @@ def _train(
     signals: Signals,
 ) -> int:
     """Put a run together, train it in this process, and say how it ended."""
-    from demoreset_trainer import checkpoint, runfile, stall, summary
+    from demoreset_trainer import checkpoint, run_folder, stall, summary
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.group import Alone
@@ -113,12 +113,12 @@ def _train(
     newest = checkpoint.newest(checkpoints)
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
-        runfile.check_same_run(snapshot.state, spec, demo, folder)
-        if runfile.met(snapshot.state, spec):
+        run_folder.check_same_run(snapshot.state, spec, demo, folder)
+        if run_folder.met(snapshot.state, spec):
             say(summary.met_already(folder), sys.stdout)
             return ExitCode.DONE
     life = checkpoint.next_life(checkpoints)
-    runfile.keep(wanted, demo, folder)
+    run_folder.keep(wanted, demo, folder)
     with (
         Watchers(folder, options, snapshot.update if snapshot else None) as watchers,
         CheckpointWriter(

@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
-    from demoreset_trainer import hangs, runfile, tensorboard
+    from demoreset_trainer import hangs, run_folder, runfile, tensorboard
     from demoreset_trainer.cli_group import GOOD, all_kept, met, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.report import standing
@@ -122,7 +122,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     members = runfile.members(options.members, wanted.spec.workers)
     demo = runfile.load_demo(wanted.spec, options.file)
     folder: Path = options.dir
-    runfile.make_folder(folder)
+    run_folder.make_folder(folder)
     with (
         Watchers(folder, options, None) as watchers,
         Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,

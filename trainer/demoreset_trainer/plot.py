@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from demoreset_api.errors import UserError
-from demoreset_trainer import metrics, runfile
+from demoreset_trainer import metrics, run_folder, runfile
 
 matplotlib.use("Agg")
 
@@ -78,7 +78,7 @@ def plot(folders: Sequence[Path], out: Path) -> None:
 def _name(folder: Path) -> str:
     """A run's folder, and whether it used the guide, as far as that is told there."""
     try:
-        return f"{folder}, {runfile.guided(runfile.read(folder / runfile.SPEC).spec)}"
+        return f"{folder}, {runfile.guided(runfile.read(folder / run_folder.SPEC).spec)}"
     except UserError:  # there are metrics alone, or another version wrote it
         return str(folder)
 

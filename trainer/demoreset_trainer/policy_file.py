@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 
 from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
-from demoreset_trainer import checkpoint, runfile
+from demoreset_trainer import checkpoint, run_folder, runfile
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import SUFFIX as DEMO_SUFFIX
 from demoreset_trainer.demo import Demo
@@ -106,7 +106,7 @@ def _load_checkpoint(path: Path) -> Trained:
     place = checkpoint.find(path)
     snapshot = checkpoint.read(place)
     folder = _run_of(place)
-    demo = demos.load(folder / runfile.DEMO)
+    demo = demos.load(folder / run_folder.DEMO)
     state = snapshot.state
     try:
         spec = RunSpec.model_validate(state["spec"])
@@ -152,7 +152,7 @@ def _load_checkpoint(path: Path) -> Trained:
 def _run_of(place: Path) -> Path:
     """The folder of a checkpoint's run: where one went to it, unless that was by a link to it."""
     gone, real = (Path(path).parent.parent for path in (os.path.abspath(place), place.resolve()))
-    return gone if (gone / runfile.DEMO).exists() else real
+    return gone if (gone / run_folder.DEMO).exists() else real
 
 
 def _load_file(path: Path) -> Trained:

@@ -8,7 +8,7 @@ import numpy as np
 
 from demoreset_api.errors import TryAgain
 from demoreset_api.spec import CurriculumMode, RunSpec
-from demoreset_trainer import runfile
+from demoreset_trainer import run_folder
 from demoreset_trainer.counters import Counters
 from demoreset_trainer.curriculum import Curriculum, Result, make_curriculum
 from demoreset_trainer.demo import Demo
@@ -85,7 +85,7 @@ class RunState:
         Raises:
             TryAgain: names what differs. Not a wrong run: it may be the others that must go.
         """
-        found = runfile.difference(_learned(state), _learned(self.state()), "spec")
+        found = run_folder.difference(_learned(state), _learned(self.state()), "spec")
         if found is not None:
             raise TryAgain(
                 f"the other members of this group have {found}; give all of them one run file"
@@ -96,9 +96,11 @@ class RunState:
         self.load(state)
         counters = self.counters
         counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
-        if runfile.other_goal(state, self._spec):
+        if run_folder.other_goal(state, self._spec):
             self.goal.met = self.playing_on = False
-        if runfile.other_rules(state, self._spec):  # what was reached under those says nothing now
+        if run_folder.other_rules(
+            state, self._spec
+        ):  # what was reached under those says nothing now
             self.goal = GoalWatch(self._spec.goal)
             self.ladder = Ladder(self._spec.stall, counters.frames)
             self.playing_on = False

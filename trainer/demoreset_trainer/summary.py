@@ -11,7 +11,7 @@ from typing import Any
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_api.spec import RunSpec
-from demoreset_trainer import metrics, runfile
+from demoreset_trainer import metrics, run_folder
 
 NAME = "summary.json"
 LAST_SAVE = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
@@ -48,7 +48,7 @@ def leave(
     found["savedUpdate"] = saved(folder / "checkpoints")
     words = last_words(found, folder, options)
     try:
-        runfile.write_json(folder / NAME, found)
+        run_folder.write_json(folder / NAME, found)
     except TryAgain as error:  # what was learned is in the checkpoints
         words = f"{error}\n{words}"
     return words

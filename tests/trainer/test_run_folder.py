@@ -1,0 +1,95 @@
+"""A run's folder: whose checkpoints it holds, and what becomes of an old one."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.spec import ApiModel, RunSpec
+from demoreset_trainer import run_folder
+from demoreset_trainer.demo import Demo, record
+
+
+def crossing(frames: int = 172) -> Demo:
+    return record("freeway", np.full(frames, 2, np.uint8), frame_skip=4)
+
+
+def spec(**demo: object) -> RunSpec:
+    return RunSpec.model_validate({"demo": demo})
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seed": 1}, "spec.seed = 0, the run file 1"),
+        ({"policy": {"preset": "Base"}}, "spec.policy.preset = Small, the run file Base"),
+        ({"environment": {"frameSkip": 3}}, "spec.environment.frameSkip = 4, the run file 3"),
+    ],
+)
+def test_a_checkpoint_of_another_spec_is_refused(changed: dict[str, object], says: str) -> None:
+    demo = crossing()
+    before = spec(name="x")
+    state = {
+        "spec": before.model_dump(mode="json", by_alias=True),
+        "demo": {"game": demo.game, "sha256": demo.sha256},
+    }
+    run_folder.check_same_run(state, before, demo, Path("runs/x"))  # the same one is welcome
+    other = RunSpec.model_validate({"demo": {"name": "x"}, **changed})
+    with pytest.raises(UserError, match="--fresh") as error:
+        run_folder.check_same_run(state, other, demo, Path("runs/x"))
+    assert says in str(error.value)
+
+
+def test_a_checkpoint_of_another_demo_is_refused() -> None:
+    wanted = spec(name="x")
+    theirs = crossing(180)
+    state = {
+        "spec": wanted.model_dump(mode="json", by_alias=True),
+        "demo": {"game": theirs.game, "sha256": theirs.sha256},
+    }
+    with pytest.raises(UserError, match="belongs to another demo"):
+        run_folder.check_same_run(state, wanted, crossing(), Path("runs/x"))
+
+
+def test_an_old_folder_is_renamed_and_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert run_folder.set_aside(folder) is None
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "kept").write_text(str(number))
+        assert run_folder.set_aside(folder) == tmp_path / f"x.{number}"
+    assert (tmp_path / "x.2" / "kept").read_text() == "2"
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EROFS, TryAgain), (errno.EACCES, UserError)])
+def test_a_folder_that_cannot_be_renamed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(kind, match=rf"--fresh: {tmp_path} cannot be renamed: .*another --dir"):
+        run_folder.set_aside(tmp_path)
+
+
+def test_what_a_checkpoint_depends_on_never_changes_on_a_cluster() -> None:
+    def fixed(model: type[ApiModel], place: str = "") -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            shown = place + (field.alias or name)
+            if shown.rpartition(".")[2] in model.fixed:
+                yield shown
+            elif isinstance(field.annotation, type) and issubclass(field.annotation, ApiModel):
+                yield from fixed(field.annotation, f"{shown}.")
+
+    there = set(fixed(RunSpec))
+    for field in run_folder._FIXED:
+        assert {field, field.partition(".")[0]} & there, field
+    # And the other way round, but for what has nothing to do with learning.
+    assert {one.partition(".")[0] for one in there} - {"managedBy", "checkpoint"} == {
+        field.partition(".")[0] for field in run_folder._FIXED
+    }

@@ -1,0 +1,174 @@
+"""The folder that a run lives in: made, kept, and whether what is there belongs to a run file."""
+
+import errno
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.spec import After, DemoResetRun, RunSpec
+from demoreset_trainer import demo as demos
+from demoreset_trainer.demo import Demo
+from demoreset_trainer.disk import fault, write_whole
+
+SPEC, DEMO = "run.json", "demo" + demos.SUFFIX
+HOSTS_OWN = ("processes",)  # fields of a spec that are a machine's, and nothing that is learned
+# What must be the same for a checkpoint to be of use; all else may change between two lives.
+_FIXED = (
+    "demo.endFrame",
+    "seed",
+    "curriculum.mode",
+    "policy.preset",
+    "policy.recurrent",
+    "environment.frameSkip",
+    "environment.fullActionSpace",
+    "environment.maxOverFrames",
+    "environment.slots",
+)
+
+
+def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Path) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Raises:
+        UserError: names what differs.
+    """
+    advice = (
+        "choose another --dir, or --fresh to begin anew (the old folder is kept); on a cluster, "
+        "another name"
+    )
+    if state["demo"]["sha256"] != demo.sha256:
+        theirs = state["demo"]
+        raise UserError(
+            f"{folder} belongs to another demo: its checkpoints are of {theirs['game']} "
+            f"({theirs['sha256'][:12]}), the run file's demo is {demo.game} "
+            f"({demo.sha256[:12]}); {advice}"
+        )
+    wanted = spec.model_dump(mode="json", by_alias=True)
+    for field in _FIXED:
+        before, now = _lookup(state["spec"], field), _lookup(wanted, field)
+        if before != now:
+            raise UserError(
+                f"{folder}: its checkpoints have spec.{field} = {before}, the run file {now}; "
+                f"{advice}"
+            )
+
+
+def met(state: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a checkpoint's state says that this goal is met, and nothing is left to do."""
+    same = not other_goal(state, spec) and not other_rules(state, spec)
+    return bool(same and state["goal"]["met"] and spec.goal.after is After.STOP)
+
+
+def other_goal(state: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a checkpoint is of a run with another goal."""
+    return _differs(state, spec, "goal")
+
+
+def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a checkpoint's episodes were others: with other noise, or judged otherwise."""
+    return _differs(state, spec, "environment") or _differs(state, spec, "curriculum")
+
+
+def _differs(state: dict[str, Any], spec: RunSpec, topic: str) -> bool:
+    wanted = spec.model_dump(mode="json", by_alias=True)
+    return difference(state["spec"][topic], wanted[topic], topic) is not None
+
+
+def difference(theirs: Any, ours: Any, path: str) -> str | None:
+    """The first field in which two parts of a spec differ, if any; in words.
+
+    Fields that only one of two versions knows are not compared.
+    """
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        shared = (key for key in theirs if key in ours and key not in HOSTS_OWN)
+        found = (difference(theirs[key], ours[key], f"{path}.{key}") for key in shared)
+        return next((one for one in found if one is not None), None)
+    return None if theirs == ours else f"{path} = {theirs}, this one {ours}"
+
+
+def _lookup(spec: dict[str, Any], field: str) -> Any:
+    value: Any = spec
+    for key in field.split("."):
+        value = value.get(key)
+    return value
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a run's folder, so that a new run can have its name; None if there is none.
+
+    Raises:
+        UserError: it cannot be renamed.
+        TryAgain: not now.
+    """
+    if not folder.name:
+        raise UserError(
+            f"--fresh: {folder} has no name that could be changed; say --dir from outside of it"
+        )
+    number = 1
+    try:
+        if not folder.exists():
+            return None
+        while (old := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        return folder.rename(old)
+    except OSError as error:
+        raise fault(error)(
+            f"--fresh: {folder} cannot be renamed: {error.strerror}; choose another --dir"
+        ) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a run's folder; where its checkpoints are.
+
+    Raises:
+        UserError: it cannot be written.
+        TryAgain: not now.
+    """
+    checkpoints = folder / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if not os.access(checkpoints, os.W_OK):
+            read_only = os.statvfs(checkpoints).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
+    except OSError as error:
+        raise fault(error)(
+            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
+        ) from error
+    return checkpoints
+
+
+def keep(wanted: DemoResetRun, demo: Demo, folder: Path) -> None:
+    """Write what is learned into the run's folder, beside what comes of it.
+
+    Raises:
+        TryAgain: the disk is full, read-only, or away.
+    """
+    write_json(folder / SPEC, wanted.model_dump(mode="json", by_alias=True))
+    with suppress(OSError):
+        if (folder / DEMO).read_bytes() == demo.to_bytes():
+            return
+    try:
+        demo.save(folder / DEMO)
+    except UserError as error:
+        raise TryAgain(str(error)) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Put a JSON file there, whole or not at all.
+
+    Raises:
+        TryAgain: the disk is full, read-only, or away.
+    """
+    try:
+        # As it is, for YAML's sake: it does not know JSON's pairs of surrogates.
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        if path.exists() and not path.is_file():  # a device, or a pipe
+            path.write_text(text + "\n", encoding="utf-8")
+            return
+        write_whole(path, f"{text}\n".encode())
+    except OSError as error:
+        raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error
