@@ -75,7 +75,7 @@ def main() -> None:
     """Run until a signal, or until the lease is lost."""
     options = arguments()
     _log(options.log)
-    _give_back()
+    _return_freed_memory()
     sys.exit(asyncio.run(operate(options)))
 
 
@@ -90,7 +90,7 @@ def _log(form: str) -> None:
     logging.getLogger("kopf").setLevel(logging.WARNING)
 
 
-def _give_back() -> None:
+def _return_freed_memory() -> None:
     """Large blocks, as answers are, return to the system when they are freed.
 
     By default glibc soon keeps them among the small ones, where the memory is never whole again.

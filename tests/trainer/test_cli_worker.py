@@ -17,8 +17,8 @@ import pytest
 
 from demoreset_api.errors import UserError
 from demoreset_trainer import metrics, runfile, summary
-from demoreset_trainer.cli_group import met
-from demoreset_trainer.cli_worker import MOST_BYTES, leave, whereabouts
+from demoreset_trainer.cli_group import goal_met_on_disk
+from demoreset_trainer.cli_worker import MOST_BYTES, leave_words, whereabouts
 from demoreset_trainer.local_coordinator import PORTS, free_port
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.runfile import read
@@ -89,7 +89,7 @@ def test_its_last_error_fits_where_the_kubelet_reads_it(
     place = tmp_path / "log"
     monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(place))
     error = LastError("ValueError", "7", tuple(f"{number} " + "€" * 300 for number in range(20)))
-    leave(error.report(MOST_BYTES))
+    leave_words(error.report(MOST_BYTES))
     content = place.read_bytes()
     assert MOST_BYTES - 1000 < len(content) <= MOST_BYTES
     assert content.startswith(b"ValueError: 7\n")
@@ -140,7 +140,7 @@ def test_a_users_mistake_is_told_in_a_line_and_to_the_kubelet(
 def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: bool) -> None:
     spec = read(CROSSING).spec
     demo = runfile.load_demo(spec, CROSSING)
-    assert not met(tmp_path, spec, demo)
+    assert not goal_met_on_disk(tmp_path, spec, demo)
     goal = {
         "spec": spec.model_dump(mode="json", by_alias=True),
         "demo": {"game": demo.game, "sha256": demo.sha256},
@@ -151,7 +151,7 @@ def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: b
         (folder / "state.json").write_text(
             "torn" if content is None else json.dumps(goal | content)
         )
-    assert met(tmp_path, spec, demo) is expected
+    assert goal_met_on_disk(tmp_path, spec, demo) is expected
 
 
 def test_what_keeps_members_running_needs_no_torch() -> None:

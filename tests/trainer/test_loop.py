@@ -265,9 +265,9 @@ def test_a_run_that_is_to_play_on_is_not_over_whatever_was_saved_last(crossing: 
     loop.run(after(loop, 1))
     saved = shelf.saved[0].state
     assert saved["goal"]["met"]
-    assert not run_folder.met(saved, loop.spec)
+    assert not run_folder.goal_met(saved, loop.spec)
     stop = loop.spec.model_copy(update={"goal": Goal()})
-    assert run_folder.met(saved | {"spec": stop.model_dump(mode="json", by_alias=True)}, stop)
+    assert run_folder.goal_met(saved | {"spec": stop.model_dump(mode="json", by_alias=True)}, stop)
 
 
 def test_a_run_that_played_on_and_has_another_goal_is_taught_again(crossing: Demo) -> None:

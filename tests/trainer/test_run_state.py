@@ -38,7 +38,7 @@ def test_what_was_reached_under_other_rules_says_nothing(
     freeway: Demo, changes: dict[str, Any], met: bool, same_rules: bool
 ) -> None:
     before, wanted = learned(freeway), spec(**changes)
-    assert run_folder.met(before, wanted) is met
+    assert run_folder.goal_met(before, wanted) is met
     state = RunState(wanted, freeway)
     state.resume(before)
     assert state.goal.met is met

@@ -46,7 +46,7 @@ def run_group(
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
-    if met(folder, spec, demo):
+    if goal_met_on_disk(folder, spec, demo):
         say(summary.met_already(folder), sys.stdout)
         return ExitCode.DONE
     with (
@@ -81,7 +81,7 @@ def run_group(
         to_stderr(f"demoreset: {supervisor.error}")
         return code
     lost = supervisor.updates_lost
-    say(summary.leave(folder, spec, code, options, members=members, updates_lost=lost), sys.stdout)
+    say(summary.finish(folder, spec, code, options, members=members, updates_lost=lost), sys.stdout)
     return code
 
 
@@ -100,7 +100,7 @@ def all_kept(folder: Path, supervisor: Supervisor) -> bool:
     return progress is None or summary.kept(folder, progress.update)
 
 
-def met(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
+def goal_met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
     """Whether the newest checkpoint says that this goal is met. No tensor is read, nor torch.
 
     Raises:
@@ -111,7 +111,7 @@ def met(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
         state = None if newest is None else json.loads(newest.read_text())
-        if state is None or not run_folder.met(state, spec):
+        if state is None or not run_folder.goal_met(state, spec):
             return False
         run_folder.check_same_run(state, spec, demo, folder)
         return True

@@ -114,7 +114,7 @@ def _train(
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
         run_folder.check_same_run(snapshot.state, spec, demo, folder)
-        if run_folder.met(snapshot.state, spec):
+        if run_folder.goal_met(snapshot.state, spec):
             say(summary.met_already(folder), sys.stdout)
             return ExitCode.DONE
     life = checkpoint.next_life(checkpoints)
@@ -151,7 +151,7 @@ def _train(
     if code in OVER and not saved:
         say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)
         code = ExitCode.TRY_AGAIN
-    say(summary.leave(folder, spec, code, options), sys.stdout)
+    say(summary.finish(folder, spec, code, options), sys.stdout)
     return code
 
 

@@ -103,14 +103,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _work(options, signals)
     except DemoResetError as error:
-        leave(LastError(type(error).__name__, str(error)).report(MOST_BYTES))
+        leave_words(LastError(type(error).__name__, str(error)).report(MOST_BYTES))
         raise
 
 
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
     from demoreset_trainer import hangs, run_folder, runfile, tensorboard
-    from demoreset_trainer.cli_group import GOOD, all_kept, met, to_stderr
+    from demoreset_trainer.cli_group import GOOD, all_kept, goal_met_on_disk, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.report import standing
     from demoreset_trainer.screen import live
@@ -128,9 +128,9 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,
         runfile.frozen(wanted, options.file) as file,
     ):
-        if met(folder, wanted.spec, demo):
+        if goal_met_on_disk(folder, wanted.spec, demo):
             watchers.note(f"{folder}: the goal is met already")
-            leave(NO_NEWS)
+            leave_words(NO_NEWS)
             return ExitCode.DONE
         supervisor = Supervisor(
             options.id or os.environ.get(ENV_ID) or "worker",
@@ -148,10 +148,10 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
     if code in restart.OVER:
         progress = supervisor.progress
-        leave(json.dumps(standing(progress)).encode() if progress is not None else NO_NEWS)
+        leave_words(json.dumps(standing(progress)).encode() if progress is not None else NO_NEWS)
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
-        leave(supervisor.error.report(MOST_BYTES))
+        leave_words(supervisor.error.report(MOST_BYTES))
     return code
 
 
@@ -187,7 +187,7 @@ def whereabouts(coordinator: str | None, address: str | None) -> tuple[str, str]
     return coordinator, address
 
 
-def leave(words: bytes) -> None:
+def leave_words(words: bytes) -> None:
     """Write the last words where the kubelet reads them; without such a place, nowhere."""
     place = os.environ.get(ENV_TERMINATION_LOG)
     path = Path(place or TERMINATION_LOG)

@@ -99,13 +99,13 @@ class Adaptive:
         self._whole = int(spec.horizon_frames is not None)
         self._wins = np.zeros(self._starts)
         self._counts = np.zeros(self._starts)
-        self._look()
+        self._recompute()
 
     @property
     def frontier(self) -> int:
         return self._frontier * self._skip
 
-    def _look(self) -> None:
+    def _recompute(self) -> None:
         """Work out, once per update, all that `choose` needs."""
         wins, counts = (_smooth(table, self.SMOOTHING) for table in (self._wins, self._counts))
         if self._whole:
@@ -137,7 +137,7 @@ class Adaptive:
             start = result.start // self._skip
             self._wins[start] = self._wins[start] * self._spec.memory + result.success
             self._counts[start] = self._counts[start] * self._spec.memory + 1
-        self._look()
+        self._recompute()
 
     def success_rate(self) -> float:
         low, high = self._window
@@ -155,7 +155,7 @@ class Adaptive:
     def load(self, state: dict[str, Any]) -> None:
         self._wins = np.array(state["wins"])
         self._counts = np.array(state["counts"])
-        self._look()
+        self._recompute()
 
 
 class Original:

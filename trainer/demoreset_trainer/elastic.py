@@ -297,7 +297,7 @@ class Elastic:
             return
         if not self._doubted:
             self._doubted = True
-            self._look()
+            self._check_links()
         elif slow(self._links.seconds.values()):
             self._give_up()
             raise MemberLost("a member's network is too slow")
@@ -328,10 +328,10 @@ class Elastic:
 
     def _give_up(self) -> None:
         self._formed = ""
-        self._look()
+        self._check_links()
         self._abort()
 
-    def _look(self) -> None:
+    def _check_links(self) -> None:
         self._links.look({id: store for id, store in self._stores.items() if id != self._id})
 
     def _abort(self) -> None:

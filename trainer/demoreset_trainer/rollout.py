@@ -213,7 +213,7 @@ class Collector:
         begun[:] = False
         logit_scale = np.where(self._exploring()[part], EXPLORING_SCALE, 1).astype(np.float32)
         chances = to_device(np.stack([logit_scale, noise]), self.device)
-        answers, state = self._recorded(self._look(row, part), self._state[part], chances)
+        answers, state = self._recorded(self._observe(row, part), self._state[part], chances)
         self._state[part] = state
         rollout.logit_scale[t, part] = logit_scale
         actions, log_probs, values = answers.cpu().numpy()
@@ -263,7 +263,7 @@ class Collector:
         exploring: npt.NDArray[np.bool_] = self.episodes % every == 0
         return exploring & (self._explore > 0)
 
-    def _look(self, row: int, part: slice) -> Tensor:
+    def _observe(self, row: int, part: slice) -> Tensor:
         """What these columns see now, kept in a row of the rollout, [columns, C, H, W]."""
         seen = self._observations[row, part]
         there = seen if self._staging is None else self._staging[part]

@@ -56,7 +56,7 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
             )
 
 
-def met(state: dict[str, Any], spec: RunSpec) -> bool:
+def goal_met(state: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a checkpoint's state says that this goal is met, and nothing is left to do."""
     same = not other_goal(state, spec) and not other_rules(state, spec)
     return bool(same and state["goal"]["met"] and spec.goal.after is After.STOP)

@@ -19,7 +19,7 @@ NOT_KEPT = "the run is over, but how it ended could not be saved"
 _NAME = re.compile(r"ckpt-l(\d+)-u(\d+)")  # life and update, as `checkpoint` has it, without torch
 
 
-def leave(
+def finish(
     folder: Path,
     spec: RunSpec,
     code: int,
