@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -66,10 +67,13 @@ def main(given: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(given)
     try:
         options.func(options)
+        sys.stdout.flush()
     except (PluginError, UserError) as error:
         sys.exit(f"kubectl demoreset: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `kubectl demoreset status RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,6 +64,7 @@ class Said(StatusModel):
     """A worker's words; those of its first update and later have all parts."""
 
     world_size: int
+    rank: int = 0  # of its first member in the group; who has 0 writes checkpoints
     phase: str = ""
     generation: int = 0
     life: int = 0

@@ -32,7 +32,9 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     ready = seen.training(now)
     told = [seen.told[name] for name in ready]
     first = max(told, key=_update, default=None)
-    latest = max([*told, *_farewells(seen, status, now)], key=_update, default=None)
+    known = [*told, *_farewells(seen, status, now)]
+    latest = max(known, key=_update, default=None)
+    writer = max((one for one in known if one.said.rank == 0), key=_update, default=None)
     live = [pod for pod in seen.workers if pod.live]
     wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
     workers = WorkersStatus(
@@ -45,12 +47,14 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         generation=first.said.generation if first else status.workers.generation,
     )
     if seen.unasked and not ready:  # an operator that has just begun knows no better yet
-        known = status.workers
-        same = {"ready": known.ready, "shown": known.shown, "members": known.members}
+        before = status.workers
+        same = {"ready": before.ready, "shown": before.shown, "members": before.members}
         workers = workers.model_copy(update=same)
     changes: Json = {"workers": workers}
     if latest is not None and _newer(latest, status):
         changes |= _progress(latest, status)
+    if writer is not None:
+        changes["checkpoint"] = _kept(writer, status.checkpoint)
     return status.model_copy(update=changes)
 
 
@@ -80,7 +84,7 @@ def _newer(told: Told, status: RunStatus) -> bool:
 
 def _progress(told: Told, status: RunStatus) -> Json:
     said = told.said
-    where, how, kept = said.curriculum, said.training, said.checkpoint
+    where, how = said.curriculum, said.training
     assert where is not None, "read() sees to it"
     before = status.curriculum
     stands = before is not None and before.start_frame == where.start_frame
@@ -110,15 +114,24 @@ def _progress(told: Told, status: RunStatus) -> Json:
         changes["evaluation"] = EvaluationStatus(
             update=tried.update, episodes=tried.episodes, success_rate=round(tried.success_rate, 3)
         )
-    if kept.update is not None or kept.error is not None:
-        age = None if kept.age_seconds is None else timedelta(seconds=kept.age_seconds)
-        changes["checkpoint"] = CheckpointStatus(
-            update=kept.update,
-            time=None if age is None else (told.at - age).replace(microsecond=0),
-            bytes=kept.bytes,
-            error=None if kept.error is None else kept.error[:MOST_TEXT],
-        )
     return changes
+
+
+def _kept(told: Told, before: CheckpointStatus | None) -> CheckpointStatus | None:
+    """The latest checkpoint, by the words of the worker that writes them."""
+    kept = told.said.checkpoint
+    if kept.update is None and kept.error is None:  # it has not written any: others may have
+        return before
+    error = None if kept.error is None else kept.error[:MOST_TEXT]
+    if before is not None and (kept.update, error) == (before.update, before.error):
+        return before  # its age has grown, and no news
+    age = None if kept.age_seconds is None else timedelta(seconds=kept.age_seconds)
+    return CheckpointStatus(
+        update=kept.update,
+        time=None if age is None else (told.at - age).replace(microsecond=0),
+        bytes=kept.bytes,
+        error=error,
+    )
 
 
 def _short(value: float | None, digits: int = 3) -> float | None:

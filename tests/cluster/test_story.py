@@ -23,6 +23,8 @@ def test_a_run_survives_what_clusters_do_and_completes(
         run.goes_on()
         run.ready(3)
         assert run.done() > before
+    saved = run.status["checkpoint"]["update"]
+    until(lambda: run.status["checkpoint"]["update"] > saved, "another one writes, and is heard")
     causes = [attempt["cause"] for attempt in run.status["attempts"]]
     assert causes == ["Crashed", "Deleted"]
     assert (run.status["restarts"]["total"], run.status["restarts"]["counted"]) == (2, 0)

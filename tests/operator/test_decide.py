@@ -342,6 +342,27 @@ def test_after_a_resume_the_deadline_counts_although_a_worker_once_crashed() -> 
     assert failed[1] == "PendingDeadlineExceeded"
 
 
+def test_the_latest_checkpoint_is_the_writers_whoever_is_ahead() -> None:
+    world = training()
+    for update in (40, 41):
+        world.tick(20)
+        kept = {"update": update - 2, "ageSeconds": 5.0, "bytes": 9, "error": None}
+        world.say("key-worker-1-1", update, rank=0, checkpoint=kept)
+        for name in ("key-worker-0-1", "key-worker-2-1"):  # they answer a moment later
+            world.say(name, update + 1, rank=1)
+        world.settle()
+        assert world.status.training is not None
+        assert world.status.training.update == update + 1
+        assert world.status.checkpoint is not None
+        assert world.status.checkpoint.update == update - 2
+        assert world.status.checkpoint.time == world.now - timedelta(seconds=5)
+    before = world.status.checkpoint
+    world.tick(3)
+    world.say("key-worker-1-1", 41, rank=0, checkpoint=kept | {"ageSeconds": 8.7})
+    world.settle()
+    assert world.status.checkpoint == before, "it is older, and the same"
+
+
 @pytest.mark.parametrize(("code", "kind"), [(0, "Complete"), (2, "Failed")])
 def test_the_last_words_of_a_worker_that_is_done_are_how_the_run_stands(
     code: int, kind: str

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,14 @@ def test_a_run_of_a_later_version_is_no_traceback(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(plugin, "_kubectl", lambda *_: json.dumps(body))
     with pytest.raises(SystemExit, match=r"does not know what key says: spec\.magic: Extra inputs"):
         plugin.main(["why", "key"])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    script = (
+        "import sys; from demoreset_operator import plugin; "
+        "plugin._status = lambda options: print('x' * 100_000); "
+        "plugin.main(['status', 'key'])"
+    )
+    shell = f"'{sys.executable}' -c \"{script}\" | head -c 1"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("x", "")

@@ -242,7 +242,7 @@ class Report(Collector):
         if p is None:
             return status | {"generation": 0, "worldSize": 1, "rank": 0, "recoveries": 0}
         recoveries = sum(p.recoveries.values())
-        return status | {"rank": p.rank, "recoveries": recoveries} | standing(p)
+        return status | {"recoveries": recoveries} | standing(p)
 
     def close(self) -> None:
         """Stop serving."""
@@ -255,6 +255,7 @@ def standing(p: Progress) -> dict[str, Any]:
     return {
         "generation": p.generation,
         "worldSize": p.members,
+        "rank": p.rank,
         "life": p.life,
         "resumed": {"update": p.resumed_update, "frames": p.resumed_frames},
         "update": p.update,
