@@ -5,34 +5,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from demoreset_operator import said
-from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import standing
+from small_progress import PROGRESS
 
-PROGRESS = Progress(
-    update=7,
-    frames=57_344,
-    seconds=12.5,
-    episodes=90,
-    start_frame=200,
-    demo_frames=356,
-    success_rate=0.5,
-    goal_rate=None,
-    goal=0.9,
-    ended=3,
-)
+PARTS = (said.Curriculum, said.Training, said.Checkpoint, said.Evaluation, said.Resumed)
 
 
 def read_fields(model: type[BaseModel], prefix: str = "") -> set[str]:
-    """The names, as on the wire, that a model reads; its default for a part shows its type."""
+    """The names, as on the wire, that a model reads, with those of its parts."""
     names = set()
     for name, field in model.model_fields.items():
         wire = f"{prefix}{field.alias or name}"
         part = next((kind for kind in PARTS if kind.__name__.lower() == name), None)
         names |= read_fields(part, f"{wire}.") if part else {wire}
     return names
-
-
-PARTS = (said.Curriculum, said.Training, said.Checkpoint, said.Evaluation, said.Resumed)
 
 
 def written_fields(content: dict[str, Any], prefix: str = "") -> set[str]:
