@@ -172,9 +172,12 @@ class Controller:
         body = self.cache.runs.get(uid)
         if body is None:
             self._metrics.forget(uid)
-            for known in (self._written, self._failures, self._retry, self._refusals):
+            of_runs: tuple[dict[str, Any], ...] = (
+                *(self._written, self._failures, self._retry),
+                *(self._refusals, self._puzzled),
+            )
+            for known in of_runs:
                 known.pop(uid, None)
-            self._puzzled.pop(uid, None)
             return
         try:
             run = parse_run(body)
@@ -230,7 +233,7 @@ class Controller:
             return
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
-        message = f"this version of the operator does not know {said}; the run is left as it is"
+        message = f"{story.unknown(said)}; the run is left as it is"
         await self._api.create(_event(reference, Event("Warning", story.NOT_UNDERSTOOD, message)))
         self._puzzled[meta["uid"]] = said
 

@@ -7,7 +7,7 @@ recorded. So it does not matter how often this runs, nor when the operator was a
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 from demoreset_api.spec import Restart
@@ -144,6 +144,23 @@ class _Judge:
     config: str
     hung: Mapping[str, str]
 
+    @cached_property
+    def training(self) -> set[str]:
+        """Names of pods that train."""
+        return self.seen.training(self.now)
+
+    @cached_property
+    def stood(self) -> tuple[int | None, int | None, int | None]:
+        """Life, update and frames of the run, as far as they were told: the status may lag."""
+        known = [
+            (told.said.life, told.said.update, told.said.frames)
+            for told in self.seen.told.values()
+            if told.said.update
+        ]
+        if (training := self.seen.run.status.training) is not None:
+            known.append((training.life, training.update, training.frames))
+        return max(known, default=(None, None, None))
+
     def follow(self, place: Place, pods: Mapping[int, Pod], losses: list[Loss]) -> Place:
         """A worker's place with all of its ends that are not recorded yet, each added to `losses`.
 
@@ -188,7 +205,7 @@ class _Judge:
         if past or (left and name in self.outdated | self.seen.deleted):
             why = Verdict(Cause.REPLACED, "replaced by one that is as the spec says now")
             return why, at_ease.model_copy(update={"replaced": place.replaced or began})
-        if why.cause in OWN and self.seen.training(self.now):  # others go on: it is not the run
+        if why.cause in OWN and self.training:  # others go on: it is not the run
             why = Verdict(Cause.CRASHED, why.message)
         calm = pod is not None and _ran(pod, self.now) > CALM
         failures = 1 if calm else place.failures + 1
@@ -198,10 +215,10 @@ class _Judge:
 
     def attempt(self, pod: Pod | None, index: int, number: int, why: Verdict) -> Attempt:
         """What is kept of an end."""
-        life, update, frames = _stood(self.seen)
+        life, update, frames = self.stood
         # While others learn it is not the run that fails, but a node, or an image that is new:
         # limits end runs that do not get on.
-        others = self.seen.training(self.now) - ({pod.name} if pod is not None else set())
+        others = self.training - ({pod.name} if pod is not None else set())
         return Attempt(
             worker=index,
             attempt=number,
@@ -229,15 +246,3 @@ def back_off(failures: int, limits: Restart) -> float:
     if failures < 2:
         return 0.0
     return min(limits.back_off_seconds * 2.0 ** min(failures - 2, 30), limits.max_back_off_seconds)
-
-
-def _stood(seen: Observation) -> tuple[int | None, int | None, int | None]:
-    """Life, update and frames of the run, as far as they were told: the status may lag behind."""
-    known = [
-        (told.said.life, told.said.update, told.said.frames)
-        for told in seen.told.values()
-        if told.said.update
-    ]
-    if (training := seen.run.status.training) is not None:
-        known.append((training.life, training.update, training.frames))
-    return max(known, default=(None, None, None))

@@ -220,9 +220,14 @@ def _aside(seen: Observation, now: datetime) -> str:
 def not_understood(status: RunStatus, said: str, now: datetime, generation: int) -> RunStatus:
     """The status of a run that this version cannot read: what trains, trains on."""
     runs = holds(status, ConditionType.RUNNING)
-    message = f"this version of the operator does not know {said}"[:MOST_TEXT]
+    message = unknown(said)[:MOST_TEXT]
     told = put(status, ConditionType.RUNNING, runs, NOT_UNDERSTOOD, message, now, generation)
     return told.model_copy(update={"observed_generation": generation})
+
+
+def unknown(said: str) -> str:
+    """What of a run this version does not know, in words."""
+    return f"this version of the operator does not know {said}"
 
 
 def put(

@@ -62,16 +62,21 @@ def test_a_wrong_image_does_not_harm_those_who_train() -> None:
     assert "no such image: typo" in condition(world, "Running")[2]
 
 
+def learned(world: World, update: int, seconds: float) -> None:
+    """Those who run have done an update, and those who were deleted are gone."""
+    world.tick(seconds)
+    world.train(update)
+    world.settle()
+    world.vanish()
+    world.settle()
+
+
 @pytest.mark.parametrize("code", [1, 64, 128, 137])
 def test_what_only_some_workers_fail_of_does_not_end_what_the_others_learn(code: int) -> None:
     world = training(4)
     world.change(workers={"min": 1, "max": 4, "image": "broken"})
     for update in range(2, 200):
-        world.tick(10)
-        world.train(update)
-        world.settle()
-        world.vanish()
-        world.settle()
+        learned(world, update, seconds=10)
         for name, body in list(world.pods.items()):
             if body["status"]["phase"] == "Pending":
                 world.start(name)
@@ -134,11 +139,7 @@ def test_a_template_without_room_costs_no_second_worker_however_often_its_pod_is
     large = {"requests": {"memory": "900Gi"}}
     world.change(workers={"min": 1, "max": 8, "resources": large})
     for update in range(2, 40):
-        world.tick(120)
-        world.train(update)
-        world.settle()
-        world.vanish()
-        world.settle()
+        learned(world, update, seconds=120)
         for name, body in list(world.pods.items()):
             if body["status"]["phase"] == "Pending":
                 world.unschedulable(name, "no room")

@@ -4,22 +4,24 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import ApiModel, RunSpec
 from demoreset_trainer import run_folder
-from demoreset_trainer.demo import Demo, record
+from demoreset_trainer.demo import Demo
+
+WANTED = RunSpec.model_validate({"demo": {"name": "x"}})
 
 
-def crossing(frames: int = 172) -> Demo:
-    return record("freeway", np.full(frames, 2, np.uint8), frame_skip=4)
-
-
-def spec(**demo: object) -> RunSpec:
-    return RunSpec.model_validate({"demo": demo})
+def state_of(demo: Demo) -> dict[str, Any]:
+    """What a checkpoint says of the run that it is of."""
+    return {
+        "spec": WANTED.model_dump(mode="json", by_alias=True),
+        "demo": {"game": demo.game, "sha256": demo.sha256},
+    }
 
 
 @pytest.mark.parametrize(
@@ -30,29 +32,21 @@ def spec(**demo: object) -> RunSpec:
         ({"environment": {"frameSkip": 3}}, "spec.environment.frameSkip = 4, the run file 3"),
     ],
 )
-def test_a_checkpoint_of_another_spec_is_refused(changed: dict[str, object], says: str) -> None:
-    demo = crossing()
-    before = spec(name="x")
-    state = {
-        "spec": before.model_dump(mode="json", by_alias=True),
-        "demo": {"game": demo.game, "sha256": demo.sha256},
-    }
-    run_folder.check_same_run(state, before, demo, Path("runs/x"))  # the same one is welcome
+def test_a_checkpoint_of_another_spec_is_refused(
+    freeway: Demo, changed: dict[str, object], says: str
+) -> None:
+    state = state_of(freeway)
+    run_folder.check_same_run(state, WANTED, freeway, Path("runs/x"))  # the same one is welcome
     other = RunSpec.model_validate({"demo": {"name": "x"}, **changed})
     with pytest.raises(UserError, match="--fresh") as error:
-        run_folder.check_same_run(state, other, demo, Path("runs/x"))
+        run_folder.check_same_run(state, other, freeway, Path("runs/x"))
     assert says in str(error.value)
 
 
-def test_a_checkpoint_of_another_demo_is_refused() -> None:
-    wanted = spec(name="x")
-    theirs = crossing(180)
-    state = {
-        "spec": wanted.model_dump(mode="json", by_alias=True),
-        "demo": {"game": theirs.game, "sha256": theirs.sha256},
-    }
+def test_a_checkpoint_of_another_demo_is_refused(freeway: Demo) -> None:
+    state = state_of(freeway.prefix(100))
     with pytest.raises(UserError, match="belongs to another demo"):
-        run_folder.check_same_run(state, wanted, crossing(), Path("runs/x"))
+        run_folder.check_same_run(state, WANTED, freeway, Path("runs/x"))
 
 
 def test_an_old_folder_is_renamed_and_kept(tmp_path: Path) -> None:

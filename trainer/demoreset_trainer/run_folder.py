@@ -69,12 +69,12 @@ def other_goal(state: dict[str, Any], spec: RunSpec) -> bool:
 
 def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a checkpoint's episodes were others: with other noise, or judged otherwise."""
-    return _differs(state, spec, "environment") or _differs(state, spec, "curriculum")
+    return _differs(state, spec, "environment", "curriculum")
 
 
-def _differs(state: dict[str, Any], spec: RunSpec, topic: str) -> bool:
+def _differs(state: dict[str, Any], spec: RunSpec, *topics: str) -> bool:
     wanted = spec.model_dump(mode="json", by_alias=True)
-    return difference(state["spec"][topic], wanted[topic], topic) is not None
+    return any(difference(state["spec"][one], wanted[one], one) is not None for one in topics)
 
 
 def difference(theirs: Any, ours: Any, path: str) -> str | None:

@@ -98,9 +98,8 @@ class RunState:
         counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
         if run_folder.other_goal(state, self._spec):
             self.goal.met = self.playing_on = False
-        if run_folder.other_rules(
-            state, self._spec
-        ):  # what was reached under those says nothing now
+        if run_folder.other_rules(state, self._spec):
+            # What was reached under those says nothing now.
             self.goal = GoalWatch(self._spec.goal)
             self.ladder = Ladder(self._spec.stall, counters.frames)
             self.playing_on = False
