@@ -1,4 +1,4 @@
-"""`kubectl demoreset`: a run's story, its log, its files. It does what kubectl may do."""
+"""`kubectl demoreset`: a run's story, its log, its files. It uses kubectl, with your rights."""
 
 import argparse
 import json
@@ -87,32 +87,41 @@ def _parser() -> argparse.ArgumentParser:
         for flag in (("-n", "--namespace"), ("--context",)):  # as kubectl, before and after
             made.add_argument(*flag, default=argparse.SUPPRESS, help="default: kubectl's")
         if run:
-            made.add_argument("run", metavar="RUN")
+            made.add_argument("run", metavar="RUN", help="the run's name")
         made.set_defaults(func=func)
         return made
 
     command("list", _list, "all runs", run=False).add_argument(
         "-A", "--all-namespaces", action="store_true"
     )
-    command("status", _status, "a run's figures, and its latest losses")
-    command("why", _why, "what is happening, and what to do")
-    logs = command("logs", _logs, "what its workers say")
+    command("status", _status, "a run's figures and its latest losses")
+    command("why", _why, "explain what is happening, and what to do about it")
+    logs = command("logs", _logs, "what a run's workers say")
     logs.add_argument("-f", "--follow", action="store_true")
-    logs.add_argument("--pod", help="of one pod, also of one that has ended")
-    command("suspend", lambda options: _suspend(options, True), "save, and give all pods back")
-    command("resume", lambda options: _suspend(options, False), "go on from there")
-    checkpoints = command("checkpoints", _checkpoints, "what is on its volume")
-    fetch = command("fetch", _fetch, "its folder to this machine, for `demoreset evaluate`")
+    logs.add_argument("--pod", help="of this pod alone, also of one that has ended")
+    command(
+        "suspend", lambda options: _suspend(options, True), "save a checkpoint and delete all pods"
+    )
+    command("resume", lambda options: _suspend(options, False), "continue a suspended run")
+    checkpoints = command("checkpoints", _checkpoints, "list the checkpoints on a run's volume")
+    fetch = command(
+        "fetch", _fetch, "copy a run's folder to this machine, for `demoreset evaluate`"
+    )
     fetch.add_argument("--out", type=Path, help="a new folder; default runs/RUN")
-    fetch.add_argument("--best", action="store_true", help="of its checkpoints only the best")
-    branch = command("branch", _branch, "a new run that goes on from this one's checkpoint")
+    fetch.add_argument("--best", action="store_true", help="of its checkpoints bring only the best")
+    branch = command("branch", _branch, "start a new run from the latest checkpoint of another")
     branch.add_argument("new", metavar="NEW", help="the new run's name")
     for reads in (checkpoints, fetch, branch):
         reads.add_argument(
-            "--image", help="a trainer's, to read the volume with; needed where no pod is left"
+            "--image",
+            help="a trainer's, for a pod that reads the volume; needed if the run has no pod left",
         )
     branch.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="spec.a.b=value"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the new run, as spec.ppo.learningRate=1e-4; repeatable",
     )
     return parser
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from demoreset_api import names
+from demoreset_api.spec import RunSpec
 from demoreset_operator import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,19 @@ def test_the_linter_has_nothing_to_say_with_everything_on(helm: Run) -> None:
     said = helm("lint", "--strict", str(CHART), *flags)
     assert said.returncode == 0, said.stdout
     assert "[" not in said.stdout
+
+
+def test_the_run_of_the_notes_can_be_pasted_into_a_shell(helm: Run) -> None:
+    said = helm("install", "demoreset", str(CHART), "--dry-run=client").stdout
+    notes = said.partition("NOTES:")[2]
+    pasted = re.search(r"^ *kubectl apply .*?^ *RUN$", notes, re.DOTALL | re.MULTILINE)
+    assert pasted is not None
+    script = "kubectl() { cat; }\n" + pasted[0] + "\n"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert ran.stderr == ""
+    run = yaml.safe_load(ran.stdout)
+    assert run["kind"] == names.KIND
+    RunSpec.model_validate(run["spec"])
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--min",
         type=whole(1, 65536),
         default=1,
-        help="members below which nobody trains; default 1",
+        help="train only while at least so many members live; default 1",
     )
     parser.add_argument(
         "--dead-ms",

@@ -22,7 +22,7 @@ memory along the way. DEMO is the name of a bundled one, or a file.
   demoreset demo explore freeway --score 1 --grid 20x26x16 --out crossing.demo.safetensors
 """
 VERIFY = """Replay every frame from the game's own start and compare: rewards, lives, memory.
-Exit code 1, with the first difference, where the replay is another."""
+Ends with 1 and names the first difference if the replay differs."""
 IMPORT = """Read a demonstration as OpenAI published them (a pickle, read without running it) and
 replay it until every reward and life is as recorded; where the old emulator began otherwise, bytes
 of the console's memory are put right from the recording's own checkpoints."""
@@ -49,7 +49,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     read.add_argument("--game", help="montezuma_revenge, ...; default: the file's name says it")
     read.set_defaults(func=import_)
     cut = kinds.add_parser("trim", help="keep a beginning that ends at a reward", description=TRIM)
-    cut.add_argument("--end", type=int, required=True, metavar="FRAME", help="not behind this one")
+    cut.add_argument(
+        "--end",
+        type=int,
+        required=True,
+        metavar="FRAME",
+        help="the last frame to keep; the cut is at the last gain of score up to there",
+    )
     cut.set_defaults(func=trim)
     cli_explore.register(kinds)
     text = "Score, rewards and lives over a demo's frames, as PNG."

@@ -38,13 +38,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--out", type=Path, required=True, metavar="DEMO")
     parser.add_argument("--score", type=whole(1), default=1, help="the score wanted; default 1")
     parser.add_argument(
-        "--decisions", type=whole(1), default=200_000, help="to spend; default 200000"
+        "--decisions", type=whole(1), default=200_000, help="how many to play; default 200000"
     )
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument(
         "--grid",
         default="11x8x8",
-        help="a cell: width x height x grey levels; finer for small sprites; default 11x8x8",
+        help="how screens are compared: width x height x grey levels; finer where sprites are "
+        "small; default 11x8x8",
     )
     parser.add_argument("--processes", type=whole(1), help="default: the cores it may use")
     parser.add_argument("--archive", type=Path, help="default: DEMO.archive")

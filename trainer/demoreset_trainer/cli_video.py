@@ -29,9 +29,21 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="FRAME",
         help="begin at this frame of the demo; default 0, the game's own start",
     )
-    parser.add_argument("--frames", type=whole(1), default=3600, help="most; default 3600")
-    parser.add_argument("--act", choices=("sampled", "sharpened", "argmax"), default="sampled")
-    parser.add_argument("--sticky", type=chance, default=0.0, help="sticky actions; default 0")
+    parser.add_argument(
+        "--frames", type=whole(1), default=3600, help="the longest film; default 3600"
+    )
+    parser.add_argument(
+        "--act",
+        choices=("sampled", "sharpened", "argmax"),
+        default="sampled",
+        help="how actions are chosen; default sampled",
+    )
+    parser.add_argument(
+        "--sticky",
+        type=chance,
+        default=0.0,
+        help="chance, at every frame, that the last action is repeated; default 0",
+    )
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", type=Path, help="default NAME.mp4, in the run's folder or here")
     parser.set_defaults(func=run)

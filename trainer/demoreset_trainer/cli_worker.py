@@ -33,7 +33,7 @@ HELP = f"""Train as one worker of a group: what a pod runs.
 
 A worker keeps its members running: it starts again those that die or hang, and ends when the run
 does. It reaches the others through the run's coordinator and shares the run's folder with them.
-Where it is, it is told by flags or by the environment, and never guesses:
+Flags or the environment tell it where it is and where the coordinator is:
 
   {ENV_COORDINATOR}      host:port of the coordinator
   {ENV_ADDRESS}          where other workers reach this one: the pod's IP
