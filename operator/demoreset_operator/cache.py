@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 from demoreset_api.names import LABEL_RUN_UID
-from demoreset_operator import said
 from demoreset_operator.observation import (
     Child,
     Json,
@@ -18,7 +17,7 @@ from demoreset_operator.observation import (
     parse_child,
     parse_pod,
 )
-from demoreset_operator.said import Said, Told
+from demoreset_operator.worker_status import Answer, WorkerStatus, next_answer
 
 REMEMBERED = 60.0  # seconds that what is gone cannot come back: an answer may be late
 
@@ -36,7 +35,7 @@ class Cache:
         self._children: dict[str, dict[tuple[str, str], Child]] = defaultdict(dict)
         self._versions: dict[str, int] = {}  # of all objects, by their own UIDs
         self._names: dict[str, tuple[str, str, str]] = {}  # run, kind and name, by the same
-        self._told: dict[str, dict[str, Told]] = defaultdict(dict)
+        self._answers: dict[str, dict[str, Answer]] = defaultdict(dict)
         self._missed: dict[str, dict[str, int]] = defaultdict(dict)
         self._deleted: dict[str, set[str]] = defaultdict(set)  # pods, by us
 
@@ -45,7 +44,7 @@ class Cache:
         uid: str = body["metadata"]["uid"]
         if gone:
             self.runs.pop(uid, None)
-            for known in (self._told, self._missed, self._deleted):
+            for known in (self._answers, self._missed, self._deleted):
                 known.pop(uid, None)
             self._bury(uid)
         elif self._newer(body):
@@ -90,11 +89,11 @@ class Cache:
         if kind == "Pod":
             if (pod := self._pods[uid].get(name)) is not None and pod.uid == own:
                 del self._pods[uid][name]
-                self._told[uid].pop(name, None)
+                self._answers[uid].pop(name, None)
                 self._missed[uid].pop(name, None)
         elif (child := self._children[uid].get((kind, name))) is not None and child.uid == own:
             del self._children[uid][kind, name]
-        for its in (self._pods, self._children, self._told, self._missed):
+        for its in (self._pods, self._children, self._answers, self._missed):
             if not its[uid]:
                 del its[uid]
         return uid
@@ -156,13 +155,15 @@ class Cache:
             return self.put_run(self.runs[uid], gone=True)
         return self._drop(uid)
 
-    def tell(self, uid: str, pod: str, words: Said, at: datetime, holds: timedelta) -> None:
-        """What a worker has said, and for how long it is believed."""
+    def answered(
+        self, uid: str, pod: str, status: WorkerStatus, at: datetime, holds: timedelta
+    ) -> None:
+        """A worker has answered, and is believed for so long."""
         if pod not in self._pods[uid]:
             return
-        its = self._told[uid]
+        its = self._answers[uid]
         self._missed[uid].pop(pod, None)
-        its[pod] = said.told(its.get(pod), words, at, holds)
+        its[pod] = next_answer(its.get(pod), status, at, holds)
 
     def missed(self, uid: str, pod: str) -> None:
         """A worker has not answered."""
@@ -173,9 +174,9 @@ class Cache:
         """The operator has deleted a pod."""
         self._deleted[uid].add(pod)
 
-    def told(self, uid: str) -> dict[str, Told]:
-        """What a run's workers have said."""
-        return self._told[uid]
+    def answers(self, uid: str) -> dict[str, Answer]:
+        """The latest of a run's workers, by the names of their pods."""
+        return self._answers[uid]
 
     def pods(self, uid: str) -> list[Pod]:
         """A run's pods."""
@@ -187,7 +188,7 @@ class Cache:
             run=run,
             pods=tuple(self._pods[run.uid].values()),
             children=tuple(self._children[run.uid].values()),
-            told=dict(self._told[run.uid]),
+            answers=dict(self._answers[run.uid]),
             missed=dict(self._missed[run.uid]),
             deleted=frozenset(self._deleted[run.uid]),
             refused=refused,

@@ -7,7 +7,7 @@ from demoreset_api.errors import ExitCode
 from demoreset_api.names import OUT_OF_MEMORY
 from demoreset_api.status import Cause
 from demoreset_operator.observation import Pod
-from demoreset_operator.said import read
+from demoreset_operator.worker_status import read
 
 BY_CODE: dict[int, Cause] = {
     ExitCode.DONE: Cause.DONE,
@@ -41,17 +41,17 @@ class Verdict:
 
 def verdict(pod: Pod) -> Verdict:
     """Why a pod that has ended, or is being deleted, did."""
-    said = last_words(pod.last_words)
+    words = last_words(pod.last_words)
     by_code = BY_CODE.get(pod.exit_code) if pod.exit_code is not None else None
     if by_code in (Cause.DONE, Cause.BUDGET_SPENT):
         if _stands(pod.last_words):
             return Verdict(by_code, "")
         no_trainer = f"exit code {pod.exit_code}, and not a word of the run: is this its image?"
-        return Verdict(Cause.CRASHED, f"{no_trainer} {said}".strip())
+        return Verdict(Cause.CRASHED, f"{no_trainer} {words}".strip())
     if by_code in FINAL:  # it has the last word, however the pod ended
-        return Verdict(by_code, said)
+        return Verdict(by_code, words)
     if pod.oom_killed or (
-        pod.exit_code == ExitCode.OUT_OF_MEMORY and said.startswith(OUT_OF_MEMORY)
+        pod.exit_code == ExitCode.OUT_OF_MEMORY and words.startswith(OUT_OF_MEMORY)
     ):
         limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "the node's memory"
         return Verdict(
@@ -67,7 +67,7 @@ def verdict(pod: Pod) -> Verdict:
         word = pod.disruption or pod.reason
         return Verdict(Cause.EVICTED, f"{word}: {pod.message}".removesuffix(": "))
     if by_code is not None:
-        return Verdict(by_code, said)
+        return Verdict(by_code, words)
     if pod.exit_code is None:
         if pod.ended and pod.unready:
             return Verdict(Cause.CRASHED, pod.unready)
@@ -77,7 +77,7 @@ def verdict(pod: Pod) -> Verdict:
     how = f"exit code {pod.exit_code}"
     if 128 < pod.exit_code <= 128 + 64:
         how += f" (signal {pod.exit_code - 128})"
-    return Verdict(Cause.CRASHED, f"{how}: {said}" if said else how)
+    return Verdict(Cause.CRASHED, f"{how}: {words}" if words else how)
 
 
 def _stands(words: str) -> bool:

@@ -49,7 +49,7 @@ class Taken(ApiError):
 class Refusal:
     """What the API server would not take, until when it is not asked again, and how often."""
 
-    said: str
+    message: str
     until: float
     generation: int
     times: int
@@ -186,7 +186,7 @@ class Controller:
             return
         now = datetime.now(UTC)
         refusal = self._refusals.get(uid)
-        seen = self.cache.observe(run, refusal.said if refusal is not None else "")
+        seen = self.cache.observe(run, refusal.message if refusal is not None else "")
         plan = decide(seen, self._settings, now)
         if story.failed(plan.status) == VOLUME_LOST and await self._claim_of_another(run):
             seen = replace(seen, claimed=True)
@@ -208,34 +208,34 @@ class Controller:
         where = "PersistentVolumeClaim", run.namespace, claim_name(run)
         return await self._api.get(*where) is not None
 
-    async def _not_understood(self, body: Json, said: str) -> None:
+    async def _not_understood(self, body: Json, what: str) -> None:
         """Say that a run is left as it is; all else that a later version has written is kept."""
         meta = body["metadata"]
-        log.warning("run %s: not understood: %s", self._name(meta["uid"]), said)
+        log.warning("run %s: not understood: %s", self._name(meta["uid"]), what)
         manager = (body.get("spec") or {}).get("managedBy")
         if manager not in (None, MANAGER) or "deletionTimestamp" in meta:
             return
         try:
             status = RunStatus.model_validate(body.get("status") or {})
         except ValidationError:  # then no condition of ours may be put beside those
-            await self._say_once(body, said)
+            await self._say_once(body, what)
             return
-        told = story.not_understood(status, said, datetime.now(UTC), meta.get("generation", 0))
-        if told != status:
+        after = story.not_understood(status, what, datetime.now(UTC), meta.get("generation", 0))
+        if after != status:
             own = {"phase", "conditions", "observed_generation"}
-            words = told.model_dump(mode="json", by_alias=True, include=own)
-            await self._put_status(meta, {**(body.get("status") or {}), **words})
+            content = after.model_dump(mode="json", by_alias=True, include=own)
+            await self._put_status(meta, {**(body.get("status") or {}), **content})
 
-    async def _say_once(self, body: Json, said: str) -> None:
+    async def _say_once(self, body: Json, what: str) -> None:
         """An event that a run is left as it is, as long as this operator lives."""
         meta = body["metadata"]
-        if self._puzzled.get(meta["uid"]) == said:
+        if self._puzzled.get(meta["uid"]) == what:
             return
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
-        message = f"{story.unknown(said)}; the run is left as it is"
+        message = f"{story.unknown(what)}; the run is left as it is"
         await self._api.create(_event(reference, Event("Warning", story.NOT_UNDERSTOOD, message)))
-        self._puzzled[meta["uid"]] = said
+        self._puzzled[meta["uid"]] = what
 
     async def _write_status(self, run: Run, plan: Plan) -> float | None:
         """Write the status; where it may wait, seconds until it is due."""
@@ -246,8 +246,8 @@ class Controller:
             if left > 0:
                 return left
         self._written[run.uid] = time.monotonic()
-        words = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        await self._put_status(self.cache.runs[run.uid]["metadata"], words)
+        content = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        await self._put_status(self.cache.runs[run.uid]["metadata"], content)
         return None
 
     async def _put_status(self, meta: Json, status: Json) -> None:

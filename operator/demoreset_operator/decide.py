@@ -66,7 +66,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     still = {} if leaving else hung(seen, now)
     status, losses = record(seen, now, outdated=leaves, config=wanted.config, hung=still)
     status = _times(seen, status, now)
-    status, back = regained(status, (seen.told[name] for name in seen.training(now)))
+    status, back = regained(status, [seen.answers[name] for name in seen.training(now)])
     status = story.progress(seen, status, now)
     end = ending(seen, status, losses, now)
     if end is not None:
@@ -171,9 +171,8 @@ def _after(seen: Observation, now: datetime) -> Plan:
     due = finished + timedelta(seconds=ttl) if ttl is not None else None
     if due is not None and now < due:
         times.append(due)
-    told = _if_new(run, story.progress(seen, status, now))
     return Plan(
-        status=told,
+        status=_if_new(run, story.progress(seen, status, now)),
         delete=changes.delete,
         events=[_in_vain(run)] if run.generation > status.observed_generation else [],
         delete_run=due is not None and now >= due,
@@ -183,16 +182,17 @@ def _after(seen: Observation, now: datetime) -> Plan:
 
 def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
     """What has happened, for people."""
-    told = []
+    events = []
     for loss in losses:
         attempt = loss.attempt
         if attempt.cause is Cause.DONE:
             continue
         goes_on = loss.wait and attempt.cause not in FINAL
         then = f"; the next one in {loss.wait:g} s" if goes_on else ""
-        said = f"worker {attempt.worker} ({attempt.pod}): {attempt.message or attempt.cause}{then}"
+        how = attempt.message or attempt.cause
+        message = f"worker {attempt.worker} ({attempt.pod}): {how}{then}"
         kind = "Warning" if attempt.counts else "Normal"
-        told.append(Event(kind, f"Worker{attempt.cause}", said))
+        events.append(Event(kind, f"Worker{attempt.cause}", message))
     reasons = {
         ConditionType.RUNNING: "TrainingStarted",
         ConditionType.COMPLETE: "GoalMet",
@@ -201,17 +201,17 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
     }
     for one in story.news(run.status, status, [*reasons, ConditionType.FAILED]):
         kind = "Warning" if one.type in (ConditionType.FAILED, ConditionType.STALLED) else "Normal"
-        told.append(Event(kind, reasons.get(one.type, one.reason), one.message))
-    return told
+        events.append(Event(kind, reasons.get(one.type, one.reason), one.message))
+    return events
 
 
 def _in_vain(run: Run) -> Event:
     """That a change to a run that is over changes nothing."""
-    said = (
+    message = (
         "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts; "
         f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
     )
-    return Event("Warning", "RunIsOver", said)
+    return Event("Warning", "RunIsOver", message)
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:
@@ -219,13 +219,13 @@ def _recovered(back: list[Attempt]) -> list[Event]:
     if not back:
         return []
     lost = max(back, key=lambda attempt: attempt.recovery_seconds or 0.0)
-    said = f"the run learns on {lost.recovery_seconds:.1f} s after {lost.pod} ended"
+    message = f"the run learns on {lost.recovery_seconds:.1f} s after {lost.pod} ended"
     if lost.resumed_from is not None:
-        said += (
+        message += (
             f", from the checkpoint of update {lost.resumed_from}: {lost.lost_frames:,} frames are "
             "learned again"
         )
-    return [Event("Normal", "Recovered", said)]
+    return [Event("Normal", "Recovered", message)]
 
 
 def _again(seen: Observation, status: RunStatus, now: datetime) -> datetime | None:

@@ -42,8 +42,8 @@ def ending(
         return Ending(ConditionType.COMPLETE, "GoalMet", _met(seen, status))
     for cause in FINAL:
         if cause in causes:
-            said = causes[cause].message
-            return _failed(cause.value, EXPLAINED[cause] + (f": {said}" if said else ""))
+            message = causes[cause].message
+            return _failed(cause.value, EXPLAINED[cause] + (f": {message}" if message else ""))
     if (spent := _spent(status, spec.restart)) is not None:
         return _failed("RestartLimit", spent)
     if spec.suspend:
@@ -88,8 +88,8 @@ def _spent(status: RunStatus, limits: Restart) -> str | None:
     ):
         if count > limit:
             last = next((one for one in reversed(status.attempts) if one.cause is cause), None)
-            said = f"; the last of {last.pod}: {last.message}" if last is not None else ""
-            return f"{count} {what} is {limit}{said}"
+            words = f"; the last of {last.pod}: {last.message}" if last is not None else ""
+            return f"{count} {what} is {limit}{words}"
     return None
 
 

@@ -118,18 +118,18 @@ def _roll(
     """Whose pods of another template go now: one at a time, while all the others train."""
     stale = [index for index, pod in live.items() if pod.hash != wanted.worker]
     heard, training = seen.heard(now), seen.training(now)
-    told = {index: heard[pod.name] for index, pod in live.items() if pod.name in heard}
+    answers = {index: heard[pod.name] for index, pod in live.items() if pod.name in heard}
     # Who does not run, has loaded nothing yet, or sits out, has nothing to lose.
     idle = [
         index
         for index in stale
         if live[index].phase != "Running"
-        or (index in told and not told[index].said.update)
+        or (index in answers and not answers[index].status.update)
         or seen.aside(live[index])
     ]
     # Nor have those who all answer, and all stand still; with one of the new template among them
     # they may be waiting for it, and hold what was learned.
-    if not idle and not training and len(stale) == len(told) == len(live):
+    if not idle and not training and len(stale) == len(answers) == len(live):
         idle = stale
     if idle or not stale:
         return idle

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from demoreset_api.names import CONFIRM, QUORUM, STARTING
 from demoreset_operator.ending import NO_ROOM
 from demoreset_operator.observation import HOPELESS, Observation, Pod
-from demoreset_operator.said import Told
+from demoreset_operator.worker_status import Answer
 
 LOAD = timedelta(minutes=10)  # for a worker to load and join; its own supervisor gives up sooner
 NOT_COMING = (*NO_ROOM, *HOPELESS)
@@ -26,21 +26,23 @@ def hung(seen: Observation, now: datetime) -> dict[str, str]:
     learned.
     """
     workers = [pod for pod in seen.workers if pod.live and not seen.aside(pod)]
-    told = {pod.name: seen.told[pod.name] for pod in workers if pod.name in seen.told}
+    answers = {pod.name: seen.answers[pod.name] for pod in workers if pod.name in seen.answers}
     answering = seen.heard(now)
     heard = [pod for pod in workers if pod.name in answering]
     since = _since(seen, heard)
     if since is None or len(heard) < seen.run.spec.workers.min or _waits(seen, workers, heard, now):
         return {}
-    still = [pod for pod in heard if not told[pod.name].trains(now)]
-    patience = LOAD if len(still) < len(heard) else _patience(list(told.values()))
+    still = [pod for pod in heard if not answers[pod.name].trains(now)]
+    patience = LOAD if len(still) < len(heard) else _patience(list(answers.values()))
     standing = [
-        pod for pod in still if told[pod.name].at - max(since, told[pod.name].moved) > patience
+        pod
+        for pod in still
+        if answers[pod.name].at - max(since, answers[pod.name].moved) > patience
     ]
     if not standing:
         return {}
-    chosen = min(standing, key=lambda pod: _suspicion(pod, told[pod.name]))
-    seconds = told[chosen.name].stood.total_seconds()
+    chosen = min(standing, key=lambda pod: _suspicion(pod, answers[pod.name]))
+    seconds = answers[chosen.name].stood.total_seconds()
     return {
         chosen.name: f"no update for {seconds:.0f} s; where its threads stood is in hangs/ on the "
         "volume, if it could say so"
@@ -60,7 +62,7 @@ def _waits(seen: Observation, workers: list[Pod], heard: list[Pod], now: datetim
     """Whether the others may be waiting for somebody who comes, goes, or confirms the goal."""
     comes = [pod for pod in workers if pod.reason not in NOT_COMING and not late(pod, now)]
     goes = any(pod.deleting and pod.present(now) for pod in seen.workers)
-    confirms = any(seen.told[pod.name].said.phase == CONFIRM for pod in heard)
+    confirms = any(seen.answers[pod.name].status.phase == CONFIRM for pod in heard)
     return len(comes) > len(heard) or goes or confirms
 
 
@@ -70,12 +72,12 @@ def late(pod: Pod, now: datetime) -> bool:
     return waited and pod.phase != "Running"
 
 
-def _patience(told: list[Told]) -> timedelta:
+def _patience(answers: list[Answer]) -> timedelta:
     """How long the group may stand."""
-    loads = any(not one.said.update or one.said.phase == STARTING for one in told)
-    return LOAD if loads else max(one.patience for one in told)
+    loads = any(not one.status.update or one.status.phase == STARTING for one in answers)
+    return LOAD if loads else max(one.patience for one in answers)
 
 
-def _suspicion(pod: Pod, told: Told) -> tuple[bool, int, int]:
+def _suspicion(pod: Pod, answer: Answer) -> tuple[bool, int, int]:
     """Who waits for the others in a quorum comes last; then who is ahead, or was there first."""
-    return told.said.phase == QUORUM, told.said.update or 0, -(pod.worker or 0)
+    return answer.status.phase == QUORUM, answer.status.update or 0, -(pod.worker or 0)

@@ -4,7 +4,7 @@ A pod is known by its worker and its attempt. Attempts only grow; those up to `P
 recorded. So it does not matter how often this runs, nor when the operator was away.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, reduce
@@ -15,7 +15,7 @@ from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
 from demoreset_operator.causes import FINAL, NO_LOSS, OWN, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
-from demoreset_operator.said import Told
+from demoreset_operator.worker_status import Answer
 
 CALM = timedelta(seconds=60)  # a pod that ran for so long was not in vain: nobody need wait
 KEPT = 20  # attempts that the status shows
@@ -82,56 +82,56 @@ def _count(restarts: Restarts, loss: Loss) -> Restarts:
     )
 
 
-def regained(status: RunStatus, told: Iterable[Told]) -> tuple[RunStatus, list[Attempt]]:
+def regained(status: RunStatus, answers: Sequence[Answer]) -> tuple[RunStatus, list[Attempt]]:
     """The status with what it took until the run learned again; the attempts that this ends.
 
     Args:
         status: With all that ended.
-        told: What workers said that train now.
+        answers: Of the workers that train now.
     """
-    words, active = list(told), status.active_since
+    active = status.active_since
     attempts = [
-        _regained(attempt, words) if active is not None and attempt.ended >= active else attempt
+        _regained(attempt, answers) if active is not None and attempt.ended >= active else attempt
         for attempt in status.attempts
     ]
     news = [new for new, old in zip(attempts, status.attempts, strict=True) if new is not old]
     return (status.model_copy(update={"attempts": attempts}) if news else status), news
 
 
-def _regained(lost: Attempt, told: Sequence[Told]) -> Attempt:
-    """An attempt, with how the run went on after it, if anybody tells that it did."""
+def _regained(lost: Attempt, answers: Sequence[Answer]) -> Attempt:
+    """An attempt, with how the run went on after it, if any answer tells that it did."""
     if lost.recovery_seconds is not None or lost.cause in NO_LOSS:
         return lost
     if lost.update is not None and not lost.life:  # of a version that did not tell it
         return lost
-    first = min((one for one in told if _goes_on(one, lost)), key=_moved, default=None)
+    first = min((one for one in answers if _goes_on(one, lost)), key=_moved, default=None)
     if first is None:
         return lost
     found: dict[str, Any] = {
         "recovery_seconds": round((first.moved - lost.ended).total_seconds(), 1),
         "lost_frames": 0,
     }
-    if lost.life and first.said.life > lost.life:
-        resumed = first.said.resumed
+    if lost.life and first.status.life > lost.life:
+        resumed = first.status.resumed
         found["resumed_from"] = resumed.update
         found["lost_frames"] = max(0, (lost.frames or 0) - resumed.frames)
     return lost.model_copy(update=found)
 
 
-def _goes_on(told: Told, lost: Attempt) -> bool:
+def _goes_on(answer: Answer, lost: Attempt) -> bool:
     """Whether this tells of an update that was done after the loss.
 
     What was known at the time was seconds old. So in the same life two answers count, both of them
     from after the loss, and the second with another update.
     """
-    if told.said.life > (lost.life or 0):
-        return told.moved > lost.ended
-    same = told.said.life == (lost.life or 0)
-    return same and told.before is not None and told.before > lost.ended
+    if answer.status.life > (lost.life or 0):
+        return answer.moved > lost.ended
+    same = answer.status.life == (lost.life or 0)
+    return same and answer.before is not None and answer.before > lost.ended
 
 
-def _moved(told: Told) -> datetime:
-    return told.moved
+def _moved(answer: Answer) -> datetime:
+    return answer.moved
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ class _Judge:
     def stood(self) -> tuple[int | None, int | None, int | None]:
         """Life, update and frames of the run, as far as they were told: the status may lag."""
         known = [
-            (told.said.life, told.said.update, told.said.frames)
-            for told in self.seen.told.values()
-            if told.said.update
+            (one.status.life, one.status.update, one.status.frames)
+            for one in self.seen.answers.values()
+            if one.status.update
         ]
         if (training := self.seen.run.status.training) is not None:
             known.append((training.life, training.update, training.frames))

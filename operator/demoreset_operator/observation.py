@@ -19,7 +19,7 @@ from demoreset_api.names import (
 )
 from demoreset_api.spec import DemoResetRun, RunSpec
 from demoreset_api.status import RunStatus
-from demoreset_operator.said import Told
+from demoreset_operator.worker_status import Answer
 
 Json = dict[str, Any]
 # An image that cannot be had, a volume or Secret that is not there: the kubelet tries for ever.
@@ -148,15 +148,16 @@ class Child:
 class Observation:
     """All that a decision may depend on.
 
-    told: what workers said, by pod name. missed: how often in a row they did not answer. deleted:
-    pods that the operator has deleted. refused: what the API server said of the latest request that
-    it would not take. claimed: whether a claim has the name of the run's, and is not known as its.
+    answers: the latest of workers, by pod name. missed: how often in a row they did not answer.
+    deleted: pods that the operator has deleted. refused: what the API server said of the latest
+    request that it would not take. claimed: whether a claim has the name of the run's, and is not
+    known as its.
     """
 
     run: Run
     pods: tuple[Pod, ...] = ()
     children: tuple[Child, ...] = ()
-    told: dict[str, Told] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
     deleted: frozenset[str] = frozenset()
     refused: str = ""
@@ -172,20 +173,20 @@ class Observation:
         return {
             pod.name
             for pod in self.workers
-            if pod.live and pod.name in self.told and self.told[pod.name].trains(now)
+            if pod.live and pod.name in self.answers and self.answers[pod.name].trains(now)
         }
 
-    def heard(self, now: datetime) -> dict[str, Told]:
-        """What workers that live have said, by their pods' names, where it still holds."""
+    def heard(self, now: datetime) -> dict[str, Answer]:
+        """The answers of workers that live, by their pods' names, where they still hold."""
         return {
-            pod.name: self.told[pod.name]
+            pod.name: self.answers[pod.name]
             for pod in self.workers
-            if pod.live and pod.name in self.told and now <= self.told[pod.name].until
+            if pod.live and pod.name in self.answers and now <= self.answers[pod.name].until
         }
 
     def aside(self, pod: Pod) -> bool:
-        """Whether a pod's worker sits out, by its latest words."""
-        return pod.name in self.told and self.told[pod.name].said.phase == ASIDE
+        """Whether a pod's worker sits out, by its latest answer."""
+        return pod.name in self.answers and self.answers[pod.name].status.phase == ASIDE
 
     @property
     def unasked(self) -> bool:
@@ -193,7 +194,7 @@ class Observation:
         return any(
             pod.live
             and pod.phase == "Running"
-            and pod.name not in self.told
+            and pod.name not in self.answers
             and self.missed.get(pod.name, 0) < PATIENCE
             for pod in self.workers
         )
@@ -291,8 +292,8 @@ def _unready(containers: list[Json]) -> str:
     for one in containers:
         ended = (one.get("state") or {}).get("terminated") or {}
         if code := ended.get("exitCode"):
-            said = ended.get("message") or ended.get("reason") or ""
-            return f"init container {one['name']}: exit code {code}: {said}".removesuffix(": ")
+            message = ended.get("message") or ended.get("reason") or ""
+            return f"init container {one['name']}: exit code {code}: {message}".removesuffix(": ")
     return ""
 
 

@@ -174,8 +174,8 @@ def _suspend(options: argparse.Namespace, suspend: bool) -> None:
 def _checkpoints(options: argparse.Namespace) -> None:
     _, run = _read(options)
     with _Reader(options, run) as reader:
-        said = reader.run("python", "-c", CHECKPOINTS, f"{DATA}/{run.name}")
-    print(said.decode() or "no checkpoint yet\n", end="")
+        output = reader.run("python", "-c", CHECKPOINTS, f"{DATA}/{run.name}")
+    print(output.decode() or "no checkpoint yet\n", end="")
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -194,10 +194,10 @@ def _fetch(options: argparse.Namespace) -> None:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                     archive.extractall(partial, filter="data")
             except tarfile.TarError as error:
-                said = "nothing to fetch yet, or not a folder"
+                message = "nothing to fetch yet, or not a folder"
                 if partial.exists():
-                    said = f"the stream was cut off; what came is in {partial}"
-                raise PluginError(f"{said}: {error}") from error
+                    message = f"the stream was cut off; what came is in {partial}"
+                raise PluginError(f"{message}: {error}") from error
             process.stdout.read()
         if process.returncode:
             raise PluginError(f"not all was fetched; what came is in {partial}")

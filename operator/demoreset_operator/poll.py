@@ -12,7 +12,7 @@ import aiohttp
 from demoreset_api.names import METRICS_PORT
 from demoreset_operator.cache import Cache
 from demoreset_operator.observation import Pod
-from demoreset_operator.said import read
+from demoreset_operator.worker_status import read
 
 EVERY = 5.0  # seconds between two questions to a worker
 MOST_PER_SECOND = 25.0  # questions: with more workers each is asked less often
@@ -67,7 +67,7 @@ class Poll:
         runs = {uid: pods for uid in list(self._cache.runs) if (pods := self._asked(uid))}
         count = sum(map(len, runs.values()))
         seconds = _seconds(count)
-        # Words hold for some rounds, also where many do not answer.
+        # An answer holds for some rounds, also where many do not come.
         holds = timedelta(seconds=3 * seconds + 15)
         apart = seconds / len(runs) if spread and runs else 0.0
         begun = time.monotonic()
@@ -100,12 +100,12 @@ class Poll:
         try:
             async with session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
-                words = read(await _body(response))
+                status = read(await _body(response))
         except Exception as error:  # whatever a pod answers, the operator goes on
             log.debug("pod %s: no status: %r", pod.name, error)
             self._cache.missed(uid, pod.name)
         else:
-            self._cache.tell(uid, pod.name, words, datetime.now(UTC), holds)
+            self._cache.answered(uid, pod.name, status, datetime.now(UTC), holds)
 
 
 def _seconds(count: int) -> float:

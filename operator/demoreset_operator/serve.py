@@ -22,8 +22,8 @@ async def serve(port: int, metrics: Metrics, alive: Callable[[], str | None]) ->
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def health(_request: web.Request) -> web.Response:
-        said = alive()
-        return web.Response(text=f"{said or 'ok'}\n", status=503 if said else 200)
+        trouble = alive()
+        return web.Response(text=f"{trouble or 'ok'}\n", status=503 if trouble else 200)
 
     async def ready(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")  # who waits for the lease is as ready as can be

@@ -21,20 +21,20 @@ from demoreset_operator import render
 from demoreset_operator.ending import named, waiting
 from demoreset_operator.ledger import MOST_TEXT
 from demoreset_operator.observation import Json, Observation
-from demoreset_operator.said import Told, read
+from demoreset_operator.worker_status import Answer, read
 
 REFUSED = "Refused"  # the reason where the API server would not take a request
 NOT_UNDERSTOOD = "NotUnderstood"  # where the operator's version does not know what the run says
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
-    """The status with what the workers said."""
+    """The status with what the workers answered."""
     ready = seen.training(now)
-    told = [seen.told[name] for name in ready]
-    first = max(told, key=_update, default=None)
-    known = [*told, *_farewells(seen, status, now)]
+    answers = [seen.answers[name] for name in ready]
+    first = max(answers, key=_update, default=None)
+    known = [*answers, *_farewells(seen, status, now)]
     latest = max(known, key=_update, default=None)
-    writer = max((one for one in known if one.said.rank == 0), key=_update, default=None)
+    writer = max((one for one in known if one.status.rank == 0), key=_update, default=None)
     live = [pod for pod in seen.workers if pod.live]
     wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
     workers = WorkersStatus(
@@ -43,8 +43,8 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         ready=len(ready),
         shown=f"{len(ready)}/{wanted}",
         selector=render.selector(seen.run),
-        members=first.said.world_size if first else 0,
-        generation=first.said.generation if first else status.workers.generation,
+        members=first.status.world_size if first else 0,
+        generation=first.status.generation if first else status.workers.generation,
     )
     if seen.unasked and not ready:  # an operator that has just begun knows no better yet
         before = status.workers
@@ -58,11 +58,11 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     return status.model_copy(update=changes)
 
 
-def _update(told: Told) -> int:
-    return told.said.update or 0
+def _update(answer: Answer) -> int:
+    return answer.status.update or 0
 
 
-def _farewells(seen: Observation, status: RunStatus, now: datetime) -> list[Told]:
+def _farewells(seen: Observation, status: RunStatus, now: datetime) -> list[Answer]:
     """How the run stood when it was over: the last words of workers that are done.
 
     Those of workers with an earlier goal are passed over when the run has gone on since.
@@ -72,19 +72,19 @@ def _farewells(seen: Observation, status: RunStatus, now: datetime) -> list[Told
     for pod in seen.workers:
         if pod.ended and pod.exit_code in (ExitCode.DONE, ExitCode.BUDGET_SPENT):
             with suppress(ValueError, RecursionError):
-                at, said = pod.finished or now, read(pod.last_words.encode())
-                if said.update and said.update >= furthest:
-                    found.append(Told(at, at, at, said))
+                at, last = pod.finished or now, read(pod.last_words.encode())
+                if last.update and last.update >= furthest:
+                    found.append(Answer(at, at, at, last))
     return found
 
 
-def _newer(told: Told, status: RunStatus) -> bool:
-    return status.training is None or told.said.update != status.training.update
+def _newer(answer: Answer, status: RunStatus) -> bool:
+    return status.training is None or answer.status.update != status.training.update
 
 
-def _progress(told: Told, status: RunStatus) -> Json:
-    said = told.said
-    where, how = said.curriculum, said.training
+def _progress(answer: Answer, status: RunStatus) -> Json:
+    latest = answer.status
+    where, how = latest.curriculum, latest.training
     assert where is not None, "read() sees to it"
     before = status.curriculum
     stands = before is not None and before.start_frame == where.start_frame
@@ -94,13 +94,13 @@ def _progress(told: Told, status: RunStatus) -> Json:
         progress=f"{where.progress:.0%}",
         success_rate=_short(where.success_rate),
         goal_rate=_short(where.goal_rate),
-        last_move=before.last_move if before is not None and stands else told.at,
+        last_move=before.last_move if before is not None and stands else answer.at,
     )
     learning = TrainingStatus(
-        frames=said.frames,
-        update=said.update or 0,
-        seconds=round(said.seconds, 1),
-        life=said.life,
+        frames=latest.frames,
+        update=latest.update or 0,
+        seconds=round(latest.seconds, 1),
+        life=latest.life,
         frames_per_second=_short(how.frames_per_second, 0),
         score_mean=_short(how.score_mean),
         score_max=_short(how.score_max),
@@ -109,7 +109,7 @@ def _progress(told: Told, status: RunStatus) -> Json:
         eta_seconds=_short(how.eta_seconds, 0),
     )
     changes: Json = {"curriculum": curriculum, "training": learning}
-    tried = said.evaluation
+    tried = latest.evaluation
     if tried.update is not None and tried.episodes and tried.success_rate is not None:
         changes["evaluation"] = EvaluationStatus(
             update=tried.update, episodes=tried.episodes, success_rate=round(tried.success_rate, 3)
@@ -117,9 +117,9 @@ def _progress(told: Told, status: RunStatus) -> Json:
     return changes
 
 
-def _kept(told: Told, before: CheckpointStatus | None) -> CheckpointStatus | None:
-    """The latest checkpoint, by the words of the worker that writes them."""
-    kept = told.said.checkpoint
+def _kept(answer: Answer, before: CheckpointStatus | None) -> CheckpointStatus | None:
+    """The latest checkpoint, by the answer of the worker that writes them."""
+    kept = answer.status.checkpoint
     if kept.update is None and kept.error is None:  # it has not written any: others may have
         return before
     error = None if kept.error is None else kept.error[:MOST_TEXT]
@@ -128,7 +128,7 @@ def _kept(told: Told, before: CheckpointStatus | None) -> CheckpointStatus | Non
     age = None if kept.age_seconds is None else timedelta(seconds=kept.age_seconds)
     return CheckpointStatus(
         update=kept.update,
-        time=None if age is None else (told.at - age).replace(microsecond=0),
+        time=None if age is None else (answer.at - age).replace(microsecond=0),
         bytes=kept.bytes,
         error=error,
     )
@@ -141,34 +141,35 @@ def _short(value: float | None, digits: int = 3) -> float | None:
 def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The conditions of a run that is not over."""
     ready = seen.training(now)
-    told = [seen.told[name].said for name in ready]
+    answers = [seen.answers[name] for name in ready]
     made: list[tuple[ConditionType, bool, str, str]] = []
     if seen.run.spec.suspend:
         left = [pod for pod in seen.workers if pod.present(now)]
         made.append((ConditionType.RUNNING, False, "Suspended", "spec.suspend is true"))
         if left:
-            said = f"{len(left)} pods save and leave"
-            made.append((ConditionType.SUSPENDED, False, "Suspending", said))
+            message = f"{len(left)} pods save and leave"
+            made.append((ConditionType.SUSPENDED, False, "Suspending", message))
         else:
-            said = "no pods; spec.suspend: false goes on from the checkpoint"
-            made.append((ConditionType.SUSPENDED, True, "Suspended", said))
+            message = "no pods; spec.suspend: false goes on from the checkpoint"
+            made.append((ConditionType.SUSPENDED, True, "Suspended", message))
     else:
         if ready or not (seen.unasked and holds(status, ConditionType.RUNNING)):
             made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready, now)))
         if find(status, ConditionType.SUSPENDED) is not None:
             made.append((ConditionType.SUSPENDED, False, "Resumed", "spec.suspend is false"))
-    if told:
-        stalled = any(one.training.stalled for one in told)
-        said = "all remedies of spec.stall were tried in vain" if stalled else "it learns"
+    if answers:
+        stalled = any(one.status.training.stalled for one in answers)
+        message = "all remedies of spec.stall were tried in vain" if stalled else "it learns"
         if stalled or find(status, ConditionType.STALLED) is not None:
-            made.append((ConditionType.STALLED, stalled, "Plateau" if stalled else "Moves", said))
+            reason = "Plateau" if stalled else "Moves"
+            made.append((ConditionType.STALLED, stalled, reason, message))
     if (kept := status.checkpoint) is not None:
         well = kept.error is None
-        said = "what was learned is on the volume" if well else str(kept.error)
+        message = "what was learned is on the volume" if well else str(kept.error)
         reason = "Written" if well else "NotWritten"
-        made.append((ConditionType.CHECKPOINT_READY, well, reason, said))
-    for kind, value, reason, message in made:
-        status = put(status, kind, value, reason, message, now, seen.run.generation)
+        made.append((ConditionType.CHECKPOINT_READY, well, reason, message))
+    for one in made:
+        status = put(status, *one, now, seen.run.generation)
     return status
 
 
@@ -191,12 +192,12 @@ def _running(
     held = [place for place in status.places if place.not_before and place.not_before > now]
     if held and not any(pod.live for pod in seen.workers):
         last = status.attempts[-1]
-        said = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
-        return "BackOff", f"waiting before the next try; {said}"[:MOST_TEXT]
-    still = [pod for pod in seen.workers if pod.live and seen.told.get(pod.name)]
-    if any(seen.told[pod.name].said.update for pod in still):
-        said = "workers answer, and have done no update for a while"
-        return "NoUpdates", _aside(seen, now) or said
+        message = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
+        return "BackOff", f"waiting before the next try; {message}"[:MOST_TEXT]
+    still = [pod for pod in seen.workers if pod.live and seen.answers.get(pod.name)]
+    if any(seen.answers[pod.name].status.update for pod in still):
+        message = "workers answer, and have done no update for a while"
+        return "NoUpdates", _aside(seen, now) or message
     if any(pod.started and pod.live for pod in seen.workers):
         return "Starting", "workers load the demonstration and meet one another"
     return "Creating", waiting(seen)
@@ -204,8 +205,8 @@ def _running(
 
 def _begins(seen: Observation, ready: set[str]) -> str:
     """Which workers have done no update yet."""
-    told = {name for name, told in seen.told.items() if told.said.update}
-    new = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in told | ready]
+    trained = ready | {name for name, answer in seen.answers.items() if answer.status.update}
+    new = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in trained]
     return ", ".join(f"worker {pod.worker} loads" for pod in new)
 
 
@@ -213,21 +214,21 @@ def _aside(seen: Observation, now: datetime) -> str:
     """Which workers sit out."""
     heard = seen.heard(now)
     out = [pod for pod in seen.workers if pod.name in heard and seen.aside(pod)]
-    said = ", ".join(f"worker {pod.worker} on {pod.node} sits out" for pod in out)
-    return said and f"{said}: the network to the others is too slow"
+    who = ", ".join(f"worker {pod.worker} on {pod.node} sits out" for pod in out)
+    return who and f"{who}: the network to the others is too slow"
 
 
-def not_understood(status: RunStatus, said: str, now: datetime, generation: int) -> RunStatus:
+def not_understood(status: RunStatus, what: str, now: datetime, generation: int) -> RunStatus:
     """The status of a run that this version cannot read: what trains, trains on."""
     runs = holds(status, ConditionType.RUNNING)
-    message = unknown(said)[:MOST_TEXT]
-    told = put(status, ConditionType.RUNNING, runs, NOT_UNDERSTOOD, message, now, generation)
-    return told.model_copy(update={"observed_generation": generation})
+    message = unknown(what)[:MOST_TEXT]
+    status = put(status, ConditionType.RUNNING, runs, NOT_UNDERSTOOD, message, now, generation)
+    return status.model_copy(update={"observed_generation": generation})
 
 
-def unknown(said: str) -> str:
+def unknown(what: str) -> str:
     """What of a run this version does not know, in words."""
-    return f"this version of the operator does not know {said}"
+    return f"this version of the operator does not know {what}"
 
 
 def put(

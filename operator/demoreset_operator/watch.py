@@ -83,7 +83,7 @@ class Watch:
         self.namespaces, self._own = list(namespaces), own
         self._heard = time.monotonic()
         self._kinds: set[str] = set()  # of which a watch has told
-        self._told: dict[str, int] = {}  # by a watch: the version of each object, by its UID
+        self._versions: dict[str, int] = {}  # of each object, as a watch told it last; by UID
         self._listed: dict[str, tuple[str, int]] = {}  # by the latest list: kind and version
         self._filled = self._heard  # when that was
         self._away: set[str] = set()  # namespaces that could not be listed then
@@ -146,9 +146,9 @@ class Watch:
         gone: bool = event["type"] == "DELETED"
         meta = event["object"]["metadata"]
         if gone:
-            self._told.pop(meta["uid"], None)
+            self._versions.pop(meta["uid"], None)
         else:
-            self._told[meta["uid"]] = int(meta["resourceVersion"])
+            self._versions[meta["uid"]] = int(meta["resourceVersion"])
         return gone
 
     async def fill(self) -> None:
@@ -172,7 +172,7 @@ class Watch:
                     log.warning("namespace %s cannot be listed now: %s", namespace, error)
         self._away = away
         for uid in known - listed.keys() - self._cache.identities(away):
-            self._told.pop(uid, None)
+            self._versions.pop(uid, None)
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
                 self._changed(run)
@@ -181,7 +181,7 @@ class Watch:
         late = time.monotonic() - self._filled > DEAF
         self._awaited = {
             uid: (kind, version)
-            for uid, (kind, version) in self._untold(self._listed).items()
+            for uid, (kind, version) in self._missing(self._listed).items()
             if late or kind not in self._kinds
         }
         self._listed, self._filled = listed, time.monotonic()
@@ -196,13 +196,13 @@ class Watch:
                 if (run := put({**body, "kind": kind})) is not None:
                     self._changed(run)
 
-    def _untold(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    def _missing(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """What of a list is still there, and no watch has told of it as it was then, or later."""
         there = self._cache.identities()
         return {
             uid: (kind, version)
             for uid, (kind, version) in listed.items()
-            if uid in there and self._told.get(uid, -1) < version
+            if uid in there and self._versions.get(uid, -1) < version
         }
 
     async def refill(self) -> None:
@@ -245,7 +245,7 @@ class Watch:
 
     def deaf(self) -> str | None:
         """Why the watches count as dead; None while they live."""
-        if kinds := {kind for kind, _ in self._untold(self._awaited).values()}:
+        if kinds := {kind for kind, _ in self._missing(self._awaited).values()}:
             return f"no watch tells of {', '.join(sorted(kinds))}"
         silent = time.monotonic() - self._heard
         return f"no sign of life from the watches for {silent:.0f} s" if silent > DEAF else None

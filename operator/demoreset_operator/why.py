@@ -55,18 +55,18 @@ def why(run: Run, now: datetime) -> str:
         now: The time.
     """
     status = run.status
-    said = [_stands(run, status)]
+    sentences = [_stands(run, status)]
     if run.generation > status.observed_generation and not run.deleting:
-        said.append(_unseen(run))
+        sentences.append(_unseen(run))
     for found in status.conditions:
         if _speaks(found, status):
-            said.append(f"{found.reason}: {found.message.rstrip('.')}.")
+            sentences.append(f"{found.reason}: {found.message.rstrip('.')}.")
             words = (found.reason, *found.message.split(": "))  # of a worker that is lacking, too
             if (word := next((word for word in words if word in DO), None)) is not None:
-                said.append(DO[word].format(name=run.name))
+                sentences.append(DO[word].format(name=run.name))
     if (lost := _lost(status, now)) is not None:
-        said.append(lost)
-    return " ".join(said)
+        sentences.append(lost)
+    return " ".join(sentences)
 
 
 def _speaks(found: Condition, status: RunStatus) -> bool:
@@ -105,14 +105,14 @@ def _stands(run: Run, status: RunStatus) -> str:
         Phase.COMPLETE: f"{run.name} is complete: the policy plays from the game's own start",
         Phase.FAILED: f"{run.name} has failed",
     }
-    said = parts[status.phase]
+    text = parts[status.phase]
     if where is not None and how is not None:
         at = f"frame {where.start_frame} of {where.demo_frames}"
         at = at if where.start_frame else "the game's own start"
-        said += f"; the start stands at {at} after {how.frames:,} frames"
+        text += f"; the start stands at {at} after {how.frames:,} frames"
         if status.phase is Phase.RUNNING and how.frames_per_second:
-            said += f", {how.frames_per_second:,.0f} a second"
-    return said + "."
+            text += f", {how.frames_per_second:,.0f} a second"
+    return text + "."
 
 
 def _lost(status: RunStatus, now: datetime) -> str | None:
@@ -127,13 +127,13 @@ def _lost(status: RunStatus, now: datetime) -> str | None:
     minutes = (now - last.ended).total_seconds() / 60
     count = "A worker was" if len(recent) == 1 else f"{len(recent)} workers were"
     message = f": {last.message}" if last.message else ""
-    said = (
+    text = (
         f"{count} lost in the last hour, the latest {minutes:.0f} min ago "
         f"({last.pod}, {last.cause}{message})."
     )
     if last.recovery_seconds is not None:
-        said += f" The run learned again {last.recovery_seconds:.0f} s later"
+        text += f" The run learned again {last.recovery_seconds:.0f} s later"
         if last.resumed_from is not None:
-            said += f", from update {last.resumed_from}: {last.lost_frames:,} frames lost"
-        said += "."
-    return said
+            text += f", from update {last.resumed_from}: {last.lost_frames:,} frames lost"
+        text += "."
+    return text

@@ -178,19 +178,19 @@ class Port:
         selector: str,
         query: dict[str, str],
     ) -> web.StreamResponse:
-        told = int(query.pop("resourceVersion"))
+        since = int(query.pop("resourceVersion"))
         assert query.keys() == {"watch", "allowWatchBookmarks", "timeoutSeconds"}
         self._watches.append((kind, request))
         response = web.StreamResponse()
         await response.prepare(request)
-        if told < self._forgotten:
+        if since < self._forgotten:
             gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
             await response.write(_line("ERROR", gone))
             return response
         while request.transport is not None and not request.transport.is_closing():
             self.server.notice()
             if kind not in self.deaf:
-                news, told = self.server.log[told:], len(self.server.log)
+                news, since = self.server.log[since:], len(self.server.log)
                 for change, body in news:
                     if fits(body, kind, namespace, selector):
                         await response.write(_line(change, body))

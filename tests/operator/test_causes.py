@@ -61,13 +61,13 @@ def test_a_signal_is_named() -> None:
 
 
 def test_another_image_is_found_out_by_its_words() -> None:
-    said = verdict(pod(exit_code=2, last_words="error: unrecognized arguments: worker")).message
-    assert "is this its image? error: unrecognized arguments" in said
+    message = verdict(pod(exit_code=2, last_words="error: unrecognized arguments: worker")).message
+    assert "is this its image? error: unrecognized arguments" in message
 
 
 def test_half_a_letter_is_no_word_for_a_status() -> None:
-    said = verdict(pod(exit_code=1, last_words='{"text": "cannot open /data/\\udcff"}')).message
-    assert said == "exit code 1: cannot open /data/?"
+    message = verdict(pod(exit_code=1, last_words='{"text": "cannot open /data/\\udcff"}')).message
+    assert message == "exit code 1: cannot open /data/?"
 
 
 def test_of_a_log_s_end_the_notes_are_told_and_no_numbers() -> None:
@@ -75,8 +75,8 @@ def test_of_a_log_s_end_the_notes_are_told_and_no_numbers() -> None:
         '12, "goodput": 0.98}\n{"time": 7.5, "event": "note", "text": "generation 2: 3 members"}\n'
         '{"time": 8.1, "event": "update", "update": 424}\nTraceback {'
     )
-    said = verdict(pod(exit_code=137, last_words=log)).message
-    assert said == "exit code 137 (signal 9): generation 2: 3 members\nTraceback {"
+    message = verdict(pod(exit_code=137, last_words=log)).message
+    assert message == "exit code 137 (signal 9): generation 2: 3 members\nTraceback {"
     assert verdict(pod(exit_code=137, last_words=log[:20])).message == "exit code 137 (signal 9)"
 
 
@@ -93,6 +93,6 @@ def test_a_line_that_looks_like_json_and_is_none_is_told(line: str) -> None:
 
 
 def test_long_last_words_are_cut() -> None:
-    said = verdict(pod(exit_code=64, last_words="x" * 5000)).message
-    assert len(said) == MOST_WORDS
-    assert "…" in said
+    message = verdict(pod(exit_code=64, last_words="x" * 5000)).message
+    assert len(message) == MOST_WORDS
+    assert "…" in message

@@ -180,8 +180,8 @@ def test_a_claim_that_somebody_has_put_in_the_place_of_a_lost_one_is_no_loss() -
     del server.objects["PersistentVolumeClaim", "key-data"]
     controller.cache.forget(own)
     other(server, "PersistentVolumeClaim", "key-data")  # as from a snapshot
-    said(server, controller, uid)  # the first look finds out, and asks for it
-    words = said(server, controller, uid)
+    conditions(server, controller, uid)  # the first look finds out, and asks for it
+    words = conditions(server, controller, uid)
     assert "VolumeLost" not in words
     assert "kubectl label pvc key-data app.kubernetes.io/managed-by=demoreset-operator" in words
     server.objects["PersistentVolumeClaim", "key-data"]["metadata"]["labels"] = OURS
@@ -268,7 +268,7 @@ def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
     refuse(server, "exceeded quota", lambda body: body["metadata"]["name"] == "key-worker-1-1")
     asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-2-1") in server.objects
-    assert "exceeded quota" in said(server, controller, uid)
+    assert "exceeded quota" in conditions(server, controller, uid)
 
 
 def other(server: Server, kind: str, name: str, **labels: str) -> None:
@@ -276,7 +276,7 @@ def other(server: Server, kind: str, name: str, **labels: str) -> None:
     server._keep({"kind": kind, "metadata": {"name": name, "namespace": "games", "labels": labels}})
 
 
-def said(server: Server, controller: Controller, uid: str) -> str:
+def conditions(server: Server, controller: Controller, uid: str) -> str:
     """What the next look puts into the status."""
     asyncio.run(controller.reconcile(uid))
     return str(server.objects["DemoResetRun", "key"]["status"]["conditions"])
@@ -290,7 +290,7 @@ def test_a_pod_of_an_earlier_run_of_this_name_is_waited_for_and_not_taken() -> N
     earlier = {**OURS, "demoreset.dev/run-uid": "u-0"}
     other(server, "Pod", "key-worker-0-1", **earlier)
     asyncio.run(controller.reconcile(uid))
-    assert "of an earlier run is still there" in said(server, controller, uid)
+    assert "of an earlier run is still there" in conditions(server, controller, uid)
     assert "key-worker-0-1" not in {pod.name for pod in controller.cache.pods(uid)}
     del server.objects["Pod", "key-worker-0-1"]
     controller._refusals.clear()  # its time is over
@@ -302,7 +302,7 @@ def test_what_is_somebody_elses_is_left_alone_and_told() -> None:
     server, controller, uid = made()
     other(server, "Service", "key-coordinator", app="shop")
     asyncio.run(controller.reconcile(uid))
-    words = said(server, controller, uid)
+    words = conditions(server, controller, uid)
     assert "Service key-coordinator exists and is not this run's" in words
     assert server.objects["Service", "key-coordinator"]["metadata"]["labels"] == {"app": "shop"}
 
@@ -371,7 +371,7 @@ def test_a_claim_that_goes_with_an_earlier_run_is_not_taken() -> None:
     claim = server.objects["PersistentVolumeClaim", "key-data"]
     claim["metadata"]["ownerReferences"] = [{"uid": "u-0"}]
     asyncio.run(controller.reconcile(uid))
-    assert "of an earlier run is still there" in said(server, controller, uid)
+    assert "of an earlier run is still there" in conditions(server, controller, uid)
 
 
 def test_somebody_elses_pod_of_this_name_does_not_take_ours_away() -> None:

@@ -9,7 +9,7 @@ import pytest
 from demoreset_api.crd import schema
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, Crash, World, stamp, told, training
+from world import SETTINGS, Crash, World, stamp, training, worker_status
 
 
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
@@ -139,8 +139,8 @@ def test_where_others_go_on_a_loss_costs_seconds_and_no_frames() -> None:
         world.settle()
     (lost,) = world.status.attempts
     assert (lost.recovery_seconds, lost.resumed_from, lost.lost_frames) == (1.5, None, 0)
-    told = [event.message for event in world.events if event.reason == "Recovered"]
-    assert told == ["the run learns on 1.5 s after key-worker-1-1 ended"]
+    messages = [event.message for event in world.events if event.reason == "Recovered"]
+    assert messages == ["the run learns on 1.5 s after key-worker-1-1 ended"]
     world.tick(9)
     world.train(11, life=1)
     world.settle()
@@ -196,9 +196,9 @@ def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:
         assert (lost.update, lost.life) == (42, 1)
         assert (lost.resumed_from, lost.lost_frames) == (30, 12 * 8192)
         assert lost.recovery_seconds == 20
-    told = [event.message for event in world.events if event.reason == "Recovered"]
-    assert len(told) == 1
-    assert told[0].endswith(", from the checkpoint of update 30: 98,304 frames are learned again")
+    messages = [event.message for event in world.events if event.reason == "Recovered"]
+    (message,) = messages
+    assert message.endswith(", from the checkpoint of update 30: 98,304 frames are learned again")
     assert world.status.training is not None
     assert world.status.training.life == 2
 
@@ -369,7 +369,7 @@ def test_the_last_words_of_a_worker_that_is_done_are_how_the_run_stands(
 ) -> None:
     world = training(2)
     tried = {"update": 98, "episodes": 100, "successRate": 0.93}
-    world.end("key-worker-1-1", code, words=json.dumps(told(99, 2, evaluation=tried)))
+    world.end("key-worker-1-1", code, words=json.dumps(worker_status(99, 2, evaluation=tried)))
     world.settle()
     found = world.condition(kind)
     assert found is not None
@@ -402,7 +402,7 @@ def test_last_words_of_an_earlier_goal_do_not_take_a_run_back() -> None:
     world.train(50)
     world.settle()
     world.change(goal={"episodes": 7})
-    world.end("key-worker-0-1", 0, words=json.dumps(told(40, 1)))
+    world.end("key-worker-0-1", 0, words=json.dumps(worker_status(40, 1)))
     world.settle()
     assert world.status.training is not None
     assert world.status.training.update == 50

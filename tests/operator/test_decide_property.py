@@ -27,9 +27,9 @@ from demoreset_operator.api import ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller, Queue
 from demoreset_operator.metrics import Metrics
-from demoreset_operator.said import Said
 from demoreset_operator.watch import CHILDREN, OURS, Watch
-from world import BEGIN, SETTINGS, Crash, World, stamp, told
+from demoreset_operator.worker_status import WorkerStatus
+from world import BEGIN, SETTINGS, Crash, World, stamp, worker_status
 
 CODES = st.sampled_from([1, 137, 139, 143, 75])
 KINDS = (KIND, *CHILDREN)
@@ -97,8 +97,8 @@ class Operator:
                     continue
                 truth = world.pods.get(pod.name)
                 if truth is not None and truth["status"]["phase"] == "Running":
-                    words = Said.model_validate(told(update, 3))
-                    self.cache.tell(uid, pod.name, words, world.now, timedelta(seconds=30))
+                    status = WorkerStatus.model_validate(worker_status(update, 3))
+                    self.cache.answered(uid, pod.name, status, world.now, timedelta(seconds=30))
                 else:
                     self.cache.missed(uid, pod.name)
             self.controller.wake(uid)

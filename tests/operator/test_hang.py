@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from demoreset_api.status import Cause, ConditionType, Phase
-from demoreset_operator import said, story
-from world import World, told, training
+from demoreset_operator import story
+from world import World, training, worker_status
 
 STAND = 150  # seconds: more than what a run of one update a second is given
 
@@ -124,7 +124,7 @@ def test_a_crash_between_record_and_deletion_replaces_it_once() -> None:
     plan = world.decide()
     assert plan.status is not None
     world.write(plan.status)  # and the operator dies
-    world.told.clear()
+    world.answers.clear()
     world.taken.clear()
     world.settle()
     assert "deletionTimestamp" in world.pods["key-worker-1-1"]["metadata"]
@@ -325,9 +325,7 @@ def test_a_run_that_hangs_for_ever_ends() -> None:
 def answer(world: World, update: int, **more: object) -> None:
     """All workers are asked, and nobody asks them again for 160 s."""
     for name in world.live().values():
-        words = said.Said.model_validate(told(update, 3, **more))
-        before = world.told.get(name)
-        world.told[name] = said.told(before, words, world.now, timedelta(seconds=495))
+        world.answer(name, worker_status(update, 3, **more), timedelta(seconds=495))
 
 
 def pass_by(world: World, seconds: int = 160) -> None:

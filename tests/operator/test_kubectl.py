@@ -91,9 +91,11 @@ def test_a_branch_of_a_run_that_trains_says_that_it_may_wait_for_the_volume(
 ) -> None:
     world = World()
     pods = {"items": [{"metadata": {"name": "key-worker-0-1"}, "status": {"phase": "Running"}}]}
-    said = {("get", "pods"): json.dumps(pods), ("get", "pvc"): json.dumps([mode])}
+    answers = {("get", "pods"): json.dumps(pods), ("get", "pvc"): json.dumps([mode])}
     monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
-    monkeypatch.setattr(plugin, "_kubectl", lambda _options, *words, **_: said.get(words[:2], ""))
+    monkeypatch.setattr(
+        plugin, "_kubectl", lambda _options, *words, **_: answers.get(words[:2], "")
+    )
     monkeypatch.setattr(plugin._Reader, "run", lambda *_: b"")
     plugin.main(["branch", "key", "new"])
     warning = 'key runs, and its volume key-data is ["ReadWriteOnce"]: pods of new that come to'

@@ -13,7 +13,7 @@ from demoreset_operator.cache import Cache
 from demoreset_operator.metrics import Metrics
 from demoreset_operator.poll import Poll
 from demoreset_operator.serve import serve
-from world import World, told
+from world import World, worker_status
 
 
 async def asked(
@@ -51,10 +51,10 @@ async def asked(
 
 
 def test_an_answer_is_kept_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, changed = asyncio.run(asked(told(7, 1), monkeypatch))
+    cache, changed = asyncio.run(asked(worker_status(7, 1), monkeypatch))
     assert changed == ["u-1"]
-    kept = cache.told("u-1")["key-worker-0-1"]
-    assert kept.said.update == 7
+    kept = cache.answers("u-1")["key-worker-0-1"]
+    assert kept.status.update == 7
     assert (datetime.now(UTC) - kept.at).total_seconds() < 60
 
 
@@ -100,15 +100,15 @@ def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answ
             meta = body["metadata"] | {"uid": f"{run}-{name}", "ownerReferences": [{"uid": run}]}
             meta["labels"] = meta["labels"] | {LABEL_RUN_UID: run}
             cache.put({**body, "metadata": meta, "status": body["status"] | {"podIP": "10.0.0.1"}})
-    told: list[str] = []
+    order: list[str] = []
 
     class Asks(Poll):
         async def _ask(self, _session: Any, uid: str, pod: Any, _holds: Any) -> None:
             await asyncio.sleep(0.01 * pod.worker)
-            told.append(uid)
+            order.append(uid)
 
-    asyncio.run(Asks(cache, lambda uid: told.append(f"{uid} changed")).round(spread=True))
-    assert told == [
+    asyncio.run(Asks(cache, lambda uid: order.append(f"{uid} changed")).round(spread=True))
+    assert order == [
         word for number in range(5) for word in [f"u-{number}"] * 2 + [f"u-{number} changed"]
     ]
 
@@ -152,7 +152,7 @@ def test_what_is_no_status_is_passed_over_and_the_run_looked_at(
 ) -> None:
     cache, changed = asyncio.run(asked(answer, monkeypatch, status))
     assert changed == ["u-1"]
-    assert not cache.told("u-1")
+    assert not cache.answers("u-1")
 
 
 def test_the_operators_port_tells_metrics_and_health() -> None:

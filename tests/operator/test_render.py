@@ -124,9 +124,9 @@ def test_a_worker_knows_its_cores_and_asks_for_half_a_core_a_member(
 ) -> None:
     container = worker(workers=workers)["spec"]["containers"][0]
     assert container["resources"] == asked
-    told = [one["valueFrom"] for one in container["env"] if one["name"] == "DEMORESET_CORES"]
+    sources = [one["valueFrom"] for one in container["env"] if one["name"] == "DEMORESET_CORES"]
     field = {"containerName": "worker", "resource": cores, "divisor": "1"}
-    assert told == ([{"resourceFieldRef": field}] if cores else [])
+    assert sources == ([{"resourceFieldRef": field}] if cores else [])
 
 
 def test_gpus_and_placement_pass_through() -> None:
@@ -165,9 +165,9 @@ def test_gpus_and_placement_pass_through() -> None:
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
     assert pod["metadata"]["labels"][LABEL_RUN_UID] == "u-1", "ours cannot be forged"
     assert pod["metadata"]["annotations"]["note"] == "b"
-    told = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
-    assert told["DEMORESET_HANG_SECONDS"] == "60"
-    assert told["DEMORESET_COORDINATOR"] == "key-coordinator.games.svc:29510", "ours wins"
+    environment = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    assert environment["DEMORESET_HANG_SECONDS"] == "60"
+    assert environment["DEMORESET_COORDINATOR"] == "key-coordinator.games.svc:29510", "ours wins"
 
 
 def test_a_lost_node_is_left_within_seconds_unless_the_user_says_otherwise() -> None:

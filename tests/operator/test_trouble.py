@@ -21,7 +21,7 @@ def condition(world: World, kind: str) -> tuple[str, str, str]:
 def test_an_operator_that_has_just_begun_tells_nothing_new() -> None:
     world = training()
     before = world.writes
-    world.told.clear()
+    world.answers.clear()
     world.step()
     assert world.status.phase is Phase.RUNNING
     assert [event.reason for event in world.events] == ["TrainingStarted"]
@@ -30,7 +30,7 @@ def test_an_operator_that_has_just_begun_tells_nothing_new() -> None:
 
 def test_an_operator_with_another_image_does_not_take_all_workers_for_idle() -> None:
     world = training()
-    world.told.clear()
+    world.answers.clear()
     world.step(settings=Settings("trainer:next", "Never", SETTINGS.namespace))
     assert set(world.live().values()) == {f"key-worker-{index}-1" for index in range(3)}
 
@@ -505,14 +505,14 @@ def test_an_operator_that_has_asked_nobody_yet_ends_no_run() -> None:
     world.pods["key-worker-2-1"]["status"]["phase"] = "Pending"
     world.wait_for("key-worker-2-1", "ImagePullBackOff", "no such image")
     world.tick(3600)
-    world.told.clear()
+    world.answers.clear()
     world.settle()
     assert world.status.phase is Phase.RUNNING
 
 
 def test_workers_that_never_answer_do_not_count_as_training_for_ever() -> None:
     world = training(2)
-    world.told.clear()
+    world.answers.clear()
     world.missed = dict.fromkeys(world.pods, 100)
     world.settle()
     assert world.status.phase is Phase.PENDING
@@ -551,7 +551,7 @@ def test_pending_pods_that_the_operator_replaces_are_no_losses() -> None:
 
 def test_a_run_does_not_begin_anew_in_silence_when_its_volume_is_gone() -> None:
     world = training(1)
-    world.told.clear()
+    world.answers.clear()
     kept = {"update": 7, "ageSeconds": 3.0, "bytes": 9, "error": None}
     world.train(8, checkpoint=kept)
     world.settle()

@@ -6,7 +6,7 @@ from demoreset_operator.why import why
 from world import World, training
 
 
-def told(world: World) -> str:
+def explanation(world: World) -> str:
     return why(world.run, world.now + timedelta(minutes=3))
 
 
@@ -16,7 +16,7 @@ def test_a_run_that_trains_says_where_it_stands() -> None:
     world.start()
     world.train(10)
     world.settle()
-    assert told(world) == (
+    assert explanation(world) == (
         "key trains with 2 of 2 workers; the start stands at frame 200 of 356 after 81,920 frames, "
         "8,000 a second."
     )
@@ -30,7 +30,7 @@ def test_a_loss_is_told() -> None:
     world.evict("key-worker-1-1")
     world.settle()
     assert "A worker was lost in the last hour, the latest 3 min ago (key-worker-1-1, Evicted" in (
-        told(world)
+        explanation(world)
     )
 
 
@@ -45,7 +45,7 @@ def test_what_a_loss_has_cost_is_told() -> None:
     world.tick(9)
     world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
     world.settle()
-    assert told(world).endswith(
+    assert explanation(world).endswith(
         " The run learned again 9 s later, from update 7: 24,576 frames lost."
     )
 
@@ -55,9 +55,9 @@ def test_a_run_that_waits_says_for_what_and_what_to_do() -> None:
     world.settle()
     world.unschedulable("key-worker-0-1", "0/2 nodes: 2 Insufficient nvidia.com/gpu.")
     world.settle()
-    said = told(world)
-    assert said.startswith("key waits for its first worker. Unschedulable: ")
-    assert "Insufficient nvidia.com/gpu. Give it fewer gpus or resources" in said
+    text = explanation(world)
+    assert text.startswith("key waits for its first worker. Unschedulable: ")
+    assert "Insufficient nvidia.com/gpu. Give it fewer gpus or resources" in text
 
 
 def test_a_run_that_failed_says_why_and_what_to_do() -> None:
@@ -66,25 +66,25 @@ def test_a_run_that_failed_says_why_and_what_to_do() -> None:
     world.start()
     world.end("key-worker-0-1", 2)
     world.settle()
-    said = told(world)
-    assert said.startswith("key has failed. BudgetSpent: ")
-    assert "kubectl demoreset branch key NEW" in said
+    text = explanation(world)
+    assert text.startswith("key has failed. BudgetSpent: ")
+    assert "kubectl demoreset branch key NEW" in text
 
 
 def test_a_run_that_no_operator_has_seen_says_so() -> None:
     world = World()
-    said = told(world)
-    assert said.startswith("key waits for its first worker. No operator has looked at it yet. ")
-    assert "kubectl get pods --all-namespaces --selector app.kubernetes.io/name=demoreset" in said
+    text = explanation(world)
+    assert text.startswith("key waits for its first worker. No operator has looked at it yet. ")
+    assert "kubectl get pods --all-namespaces --selector app.kubernetes.io/name=demoreset" in text
     world.settle()
-    assert "No operator" not in told(world)
+    assert "No operator" not in explanation(world)
     world.change(suspend=True)
-    assert "No operator has looked at its latest change yet." in told(world)
+    assert "No operator has looked at its latest change yet." in explanation(world)
 
 
 def test_a_run_of_another_manager_names_it() -> None:
     world = World(managedBy="kueue.x-k8s.io/multikueue")
-    assert "It is kueue.x-k8s.io/multikueue's to look after (spec.managedBy)." in told(world)
+    assert "It is kueue.x-k8s.io/multikueue's to look after (spec.managedBy)." in explanation(world)
 
 
 def test_what_a_worker_lacks_is_explained_while_the_others_train() -> None:
@@ -94,9 +94,9 @@ def test_what_a_worker_lacks_is_explained_while_the_others_train() -> None:
     world.wait_for("key-worker-1-1", "ContainerCreating", "")
     world.train(10)
     world.settle()
-    said = told(world)
-    assert "Training: 1 of 2 workers train; worker 1: ContainerCreating. Its image is" in said
-    assert "FailedMount" in said
+    text = explanation(world)
+    assert "Training: 1 of 2 workers train; worker 1: ContainerCreating. Its image is" in text
+    assert "FailedMount" in text
 
 
 def test_a_run_that_waits_after_it_has_trained_says_where_it_stands() -> None:
@@ -105,6 +105,6 @@ def test_a_run_that_waits_after_it_has_trained_says_where_it_stands() -> None:
     world.settle()
     world.wait_for("key-worker-0-2", "ImagePullBackOff", "no such image")
     world.settle()
-    said = told(world)
-    assert said.startswith("key waits: no worker trains; the start stands at frame 200 of 356")
-    assert "no such image. Correct spec.workers.image" in said
+    text = explanation(world)
+    assert text.startswith("key waits: no worker trains; the start stands at frame 200 of 356")
+    assert "no such image. Correct spec.workers.image" in text

@@ -18,7 +18,6 @@ from demoreset_api.names import (
     LABEL_WORKER,
 )
 from demoreset_api.status import Attempt, RunStatus
-from demoreset_operator import said
 from demoreset_operator.decide import Event, Plan, decide
 from demoreset_operator.observation import (
     Observation,
@@ -31,6 +30,7 @@ from demoreset_operator.observation import (
 )
 from demoreset_operator.render import Settings
 from demoreset_operator.story import urgent
+from demoreset_operator.worker_status import Answer, WorkerStatus, next_answer
 
 Json = dict[str, Any]
 SETTINGS = Settings("trainer:test", "Never", "operators")
@@ -59,7 +59,7 @@ class World:
         }
         self.pods: dict[str, Json] = {}
         self.children: dict[tuple[str, str], Json] = {}
-        self.told: dict[str, said.Told] = {}
+        self.answers: dict[str, Answer] = {}
         self.missed: dict[str, int] = {}
         self.pods_before: dict[str, Pod] = {}  # as they were last seen
         self.taken: set[str] = set()  # that the operator has deleted
@@ -91,7 +91,7 @@ class World:
             self.run,
             tuple(self.pods_before.values()),
             tuple(parse_child(body) for body in self.children.values() if self._own(body)),
-            {name: told for name, told in self.told.items() if name in self.pods},
+            {name: answer for name, answer in self.answers.items() if name in self.pods},
             {name: count for name, count in self.missed.items() if name in self.pods},
             frozenset(self.taken),
             self.refused,
@@ -206,10 +206,13 @@ class World:
     def say(self, name: str, update: int | None, **more: Any) -> None:
         """A worker tells of an update; None: it has loaded nothing yet."""
         loads = {"phase": "starting", "worldSize": 1, "generation": 0}
-        content = loads if update is None else told(update, len(self.workers()), **more)
-        words = said.Said.model_validate(content)
-        before = self.told.get(name)
-        self.told[name] = said.told(before, words, self.now, timedelta(seconds=30))
+        content = loads if update is None else worker_status(update, len(self.workers()), **more)
+        self.answer(name, content, timedelta(seconds=30))
+
+    def answer(self, name: str, content: Json, holds: timedelta) -> None:
+        """A worker's /status has this content, and is believed for so long."""
+        status = WorkerStatus.model_validate(content)
+        self.answers[name] = next_answer(self.answers.get(name), status, self.now, holds)
 
     def end(self, name: str, code: int, reason: str = "Error", words: str = "") -> None:
         """A pod's container ends."""
@@ -249,7 +252,7 @@ class World:
         ]
         for name in chosen:
             self.pods.pop(name, None)
-            self.told.pop(name, None)
+            self.answers.pop(name, None)
 
     def evict(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
         condition = {"type": "DisruptionTarget", "status": "True", "reason": reason}
@@ -302,7 +305,7 @@ def training(count: int = 3, **spec: Any) -> World:
     return world
 
 
-def told(update: int, members: int, **more: Any) -> Json:
+def worker_status(update: int, members: int, **more: Any) -> Json:
     return {
         "phase": "rollout",
         "worldSize": members,

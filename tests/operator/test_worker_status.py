@@ -4,11 +4,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from demoreset_operator import said
+from demoreset_operator import worker_status
+from demoreset_operator.worker_status import WorkerStatus
 from demoreset_trainer.report import standing
 from small_progress import PROGRESS
 
-PARTS = (said.Curriculum, said.Training, said.Checkpoint, said.Evaluation, said.Resumed)
+PARTS = (
+    worker_status.Curriculum,
+    worker_status.Training,
+    worker_status.Checkpoint,
+    worker_status.Evaluation,
+    worker_status.Resumed,
+)
 
 
 def read_fields(model: type[BaseModel], prefix: str = "") -> set[str]:
@@ -31,5 +38,5 @@ def written_fields(content: dict[str, Any], prefix: str = "") -> set[str]:
 
 def test_all_that_the_operator_reads_a_worker_writes() -> None:
     written = written_fields(standing(PROGRESS)) | {"phase"}  # that one is the moment's
-    assert read_fields(said.Said) <= written
-    assert "curriculum.startFrame" in read_fields(said.Said)
+    assert read_fields(WorkerStatus) <= written
+    assert "curriculum.startFrame" in read_fields(WorkerStatus)

@@ -60,8 +60,8 @@ class Resumed(StatusModel):
     frames: int = 0
 
 
-class Said(StatusModel):
-    """A worker's words; those of its first update and later have all parts."""
+class WorkerStatus(StatusModel):
+    """A worker's status; that of its first update and later has all parts."""
 
     world_size: int
     rank: int = 0  # of its first member in the group; who has 0 writes checkpoints
@@ -79,8 +79,8 @@ class Said(StatusModel):
 
 
 @dataclass(frozen=True)
-class Told:
-    """A worker's words, when they came, until when they hold, and when its update last moved.
+class Answer:
+    """A worker's status, when it came, until when it holds, and when its update last moved.
 
     before: when the answer came that showed the update before that one; None where there is none.
 
@@ -91,12 +91,12 @@ class Told:
     at: datetime
     until: datetime
     moved: datetime
-    said: Said
+    status: WorkerStatus
     before: datetime | None = None
 
     def trains(self, now: datetime) -> bool:
         """Whether the worker learns: it says so, and its updates go on."""
-        learns = bool(self.said.update) and self.said.phase != ASIDE
+        learns = bool(self.status.update) and self.status.phase != ASIDE
         return learns and now <= self.until and self.stood <= self.patience
 
     @property
@@ -110,41 +110,43 @@ class Told:
 
         What it does between two questions, as a confirmation of the goal, is not seen.
         """
-        usual = timedelta(seconds=pace.patience(self.said.update or 0, self.said.seconds))
+        usual = timedelta(seconds=pace.patience(self.status.update or 0, self.status.seconds))
         return max(usual, self.until - self.at)
 
 
-def read(raw: bytes) -> Said:
-    """A worker's words.
+def read(raw: bytes) -> WorkerStatus:
+    """A worker's status.
 
     Raises:
-        ValueError: they are none. (pydantic's ValidationError is one.)
-        RecursionError: they are meant to do harm.
+        ValueError: it is none. (pydantic's ValidationError is one.)
+        RecursionError: it is meant to do harm.
     """
     # What is not a number yet, JSON has no word for.
     content = json.loads(raw, parse_constant=lambda _: None)
-    said = Said.model_validate(content)
-    if said.update is not None and said.curriculum is None:
+    status = WorkerStatus.model_validate(content)
+    if status.update is not None and status.curriculum is None:
         raise ValueError("an update without a curriculum")
-    return said
+    return status
 
 
-def told(before: Told | None, said: Said, at: datetime, holds: timedelta) -> Told:
-    """New words, with what is known from the earlier ones.
+def next_answer(
+    before: Answer | None, status: WorkerStatus, at: datetime, holds: timedelta
+) -> Answer:
+    """A new answer, with what is known from the earlier ones.
 
     Args:
-        before: The same worker's earlier words.
-        said: The new ones.
-        at: When they came.
-        holds: For how long they are believed.
+        before: The same worker's latest answer until now.
+        status: What it says now.
+        at: When that came.
+        holds: For how long it is believed.
     """
     # The goal's episodes are played between two updates, and may take as long as they like; so may
     # a network that is slow; and who was not heard for long may have been cut off, or all of us
     # stopped.
-    busy = said.phase in (CONFIRM, ASIDE)
+    busy = status.phase in (CONFIRM, ASIDE)
     if before is None:
-        return Told(at, at + holds, at, said)
-    if before.said.update != said.update:
-        return Told(at, at + holds, at, said, before.at)
+        return Answer(at, at + holds, at, status)
+    if before.status.update != status.update:
+        return Answer(at, at + holds, at, status, before.at)
     moved = at if busy or at > before.until else before.moved
-    return Told(at, at + holds, moved, said, before.before)
+    return Answer(at, at + holds, moved, status, before.before)
