@@ -268,7 +268,7 @@ class Controller:
         run = seen.run
         known = {(child.kind, child.name): child.uid for child in seen.children}
         known |= {("Pod", pod.name): pod.uid for pod in seen.pods}
-        gone = [("Pod", name) for name in plan.delete]
+        gone = [("Pod", name) for name in plan.delete_pods]
         try:
             await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
             held = await self._make(run, plan, known)
@@ -276,7 +276,9 @@ class Controller:
             await self._tell(run, plan.events)  # the next plan has them no more
             raise
         await self._tell(run, plan.events)
-        await self._all([self._delete(run, *key, known.get(key, "")) for key in plan.remove])
+        await self._all(
+            [self._delete(run, *key, known.get(key, "")) for key in plan.delete_children]
+        )
         if plan.delete_run:
             await self._api.delete(KIND, run.namespace, run.name, run.uid)
         return held
@@ -286,17 +288,17 @@ class Controller:
     ) -> float | None:
         """Make what is to be there; after a refusal not at once again, while all else goes on."""
         refusal = self._refusals.get(run.uid)
-        if refusal is not None and (plan.apply or plan.create):
+        if refusal is not None and (plan.apply_children or plan.create_pods):
             left = refusal.until - time.monotonic()
             if left > 0 and refusal.generation == run.generation:
                 return left
         try:
-            for body in plan.apply:
+            for body in plan.apply_children:
                 if (body["kind"], body["metadata"]["name"]) in known:
                     self._put(await self._api.apply(body), body["kind"])
                 else:
                     await self._create(run, body)
-            create = plan.create
+            create = plan.create_pods
             if refusal is not None and create:  # one that is taken first, and then the others
                 await self._create(run, create[0])
                 create = create[1:]

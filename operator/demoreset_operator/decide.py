@@ -36,16 +36,15 @@ class Event:
 class Plan:
     """What is to be done.
 
-    status: None where there is nothing to tell. apply: objects, as they are to be. delete: pods by
-    name, before those that take their place. remove: other objects. again: when to look again, if
-    nothing happens before.
+    status: None where there is nothing to tell. delete_pods: by name, before those that take their
+    place. delete_children: by kind and name. again: when to look again, if nothing happens before.
     """
 
     status: RunStatus | None = None
-    apply: list[Json] = field(default_factory=list)
-    delete: list[str] = field(default_factory=list)
-    create: list[Json] = field(default_factory=list)
-    remove: list[tuple[str, str]] = field(default_factory=list)
+    apply_children: list[Json] = field(default_factory=list)
+    delete_pods: list[str] = field(default_factory=list)
+    create_pods: list[Json] = field(default_factory=list)
+    delete_children: list[tuple[str, str]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     delete_run: bool = False
     again: datetime | None = None
@@ -72,19 +71,19 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     if end is not None:
         return _end(seen, status, end, losses, now)
     apply: list[Json] = []
-    remove: list[tuple[str, str]] = []
+    delete: list[tuple[str, str]] = []
     if run.spec.suspend:
         changes = give_back(seen, now)
     else:
-        apply, remove = _children(seen, settings, wanted, now)
+        apply, delete = _children(seen, settings, wanted, now)
         changes = change(seen, status, settings, wanted, now)
     status = story.conditions(seen, status, now)
     return Plan(
         status=_if_new(run, status),
-        apply=apply,
-        create=changes.create,
-        delete=changes.delete,
-        remove=remove,
+        apply_children=apply,
+        delete_pods=changes.delete,
+        create_pods=changes.create,
+        delete_children=delete,
         events=_events(run, status, losses) + _recovered(back),
         again=_again(seen, status, now),
     )
@@ -148,7 +147,7 @@ def _children(
                 continue  # what a claim asks for cannot be changed
             apply.append(one)
     used = {pod.config for pod in seen.workers if pod.present(now)}
-    remove = [
+    delete = [
         key
         for key, child in known.items()
         if key not in right
@@ -156,7 +155,7 @@ def _children(
         and child.kind != "PersistentVolumeClaim"
         and used <= {wanted.config}
     ]
-    return apply, remove
+    return apply, delete
 
 
 def _after(seen: Observation, now: datetime) -> Plan:
@@ -173,7 +172,7 @@ def _after(seen: Observation, now: datetime) -> Plan:
         times.append(due)
     return Plan(
         status=_if_new(run, story.progress(seen, status, now)),
-        delete=changes.delete,
+        delete_pods=changes.delete,
         events=[_in_vain(run)] if run.generation > status.observed_generation else [],
         delete_run=due is not None and now >= due,
         again=min(times, default=None),

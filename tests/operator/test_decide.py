@@ -15,7 +15,7 @@ from world import SETTINGS, Crash, World, stamp, training, worker_status
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
     world = World(workers={"max": 3})
     plan = world.step()
-    assert [body["kind"] for body in plan.apply] == [
+    assert [body["kind"] for body in plan.apply_children] == [
         "ConfigMap",
         "Service",
         "NetworkPolicy",

@@ -118,7 +118,7 @@ def test_a_crash_between_record_and_deletion_replaces_it_once() -> None:
     for _ in range(STAND // 5):
         world.tick(5)
         world.train(1)
-        if world.decide().delete:
+        if world.decide().delete_pods:
             break
         world.settle()
     plan = world.decide()

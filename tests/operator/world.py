@@ -120,19 +120,19 @@ class World:
         if plan.status is not None and not self._may_wait(plan.status):
             request()
             self.write(plan.status)
-        for body in plan.apply:
+        for body in plan.apply_children:
             request()
             made = copy.deepcopy(body)
             made["metadata"]["uid"] = f"c-{self.writes}"
             self.children[body["kind"], body["metadata"]["name"]] = made
-        for name in plan.delete:
+        for name in plan.delete_pods:
             request()
             self.taken.add(name)
             self.delete(name)
-        for body in plan.create:
+        for body in plan.create_pods:
             request()
             self.create(body)
-        for key in plan.remove:
+        for key in plan.delete_children:
             request()
             self.children.pop(key, None)
         self.events += plan.events
@@ -143,8 +143,8 @@ class World:
         """Look until there is nothing left to do now."""
         for _ in range(most):
             plan = self.step()
-            idle = not (plan.apply or plan.create or plan.delete or plan.remove)
-            if idle and (plan.status is None or self._may_wait(plan.status)):
+            work = (plan.apply_children, plan.create_pods, plan.delete_pods, plan.delete_children)
+            if not any(work) and (plan.status is None or self._may_wait(plan.status)):
                 return
         raise AssertionError(f"the operator does not come to rest: {plan}")
 
