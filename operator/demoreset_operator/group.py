@@ -24,7 +24,7 @@ class Changes:
 def outdated(seen: Observation, wanted: Wanted) -> list[Pod]:
     """Workers that are to go: of another template, or of a place that is no longer wanted."""
     count = seen.run.spec.workers.max
-    return [pod for pod in seen.workers if pod.hash != wanted.worker or (pod.worker or 0) >= count]
+    return [pod for pod in seen.workers if pod.hash != wanted.worker or pod.index >= count]
 
 
 def change(
@@ -43,8 +43,7 @@ def change(
         wanted: What pods are to be made of.
         now: The time.
     """
-    run, changes = seen.run, Changes()
-    _coordinate(seen, settings, wanted, changes, now)
+    run, changes = seen.run, _coordinate(seen, settings, wanted, now)
     # What is learned has changed: members with different rules must not meet in one group. All
     # leave, the last one saves, and the new ones go on from there.
     others = [pod for pod in seen.workers if pod.config != wanted.config and pod.present(now)]
@@ -56,12 +55,12 @@ def change(
     for pod in sorted(seen.workers, key=lambda pod: pod.attempt):
         if not pod.live:
             continue
-        place = places.get(pod.worker or 0)
+        place = places.get(pod.index)
         over = place is not None and pod.attempt <= place.ended  # it is recorded so: it hung
-        if over or pod.worker in live or (pod.worker or 0) >= run.spec.workers.max:
+        if over or pod.index in live or pod.index >= run.spec.workers.max:
             changes.delete.append(pod.name)
-        elif pod.worker is not None:
-            live[pod.worker] = pod
+        else:
+            live[pod.index] = pod
     stale = _roll(seen, status, wanted, live, now)
     changes.delete += [live.pop(index).name for index in stale]
     together = render.one_node(run, seen.children)
@@ -71,30 +70,29 @@ def change(
             continue
         if place is not None and place.not_before is not None and now < place.not_before:
             continue
-        attempts = [pod.attempt for pod in seen.workers if pod.worker == index]
+        attempts = [pod.attempt for pod in seen.workers if pod.index == index]
         attempt = max([place.attempt if place is not None else 0, *attempts]) + 1
         changes.create.append(render.worker(run, settings, index, attempt, together=together))
-    _tidy(seen, changes)
+    changes.delete += _surplus(seen)
     return changes
 
 
-def _coordinate(
-    seen: Observation, settings: Settings, wanted: Wanted, changes: Changes, now: datetime
-) -> None:
+def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, now: datetime) -> Changes:
     """One coordinator, made as the run says now; the old one goes when the new one runs."""
     if (until := coordinator_due(seen)) is not None and now < until:
-        return
+        return Changes()
     live = [pod for pod in seen.coordinators if pod.live]
     right = max((pod for pod in live if pod.hash == wanted.coordinator), key=_attempt, default=None)
     ready = right is not None and right.phase == "Running"
-    changes.delete += [
+    delete = [
         pod.name
         for pod in seen.coordinators
         if not pod.deleting and pod is not right and (ready or not pod.live)
     ]
-    if right is None:
-        attempt = max(map(_attempt, seen.coordinators), default=0) + 1
-        changes.create.append(render.coordinator(seen.run, settings, attempt))
+    if right is not None:
+        return Changes(delete=delete)
+    attempt = max(map(_attempt, seen.coordinators), default=0) + 1
+    return Changes([render.coordinator(seen.run, settings, attempt)], delete)
 
 
 def coordinator_due(seen: Observation) -> datetime | None:
@@ -155,18 +153,18 @@ def _comes(pod: Pod | None, now: datetime) -> bool:
     return pod is None or pod.reason in HOPELESS or not late(pod, now)
 
 
-def _tidy(seen: Observation, changes: Changes) -> None:
-    """Of the pods that have ended only each worker's latest is kept, for its log."""
+def _surplus(seen: Observation) -> list[str]:
+    """Pods that have ended, but each worker's latest, which is kept for its log."""
+    ended, count = [pod for pod in seen.workers if pod.ended], seen.run.spec.workers.max
     latest: dict[int, int] = {}
-    for pod in seen.workers:
-        if pod.ended and pod.worker is not None:
-            latest[pod.worker] = max(latest.get(pod.worker, 0), pod.attempt)
-    for pod in seen.workers:
-        if not pod.ended or pod.deleting or pod.worker is None:
-            continue
-        surplus = pod.worker >= seen.run.spec.workers.max or pod.attempt < latest[pod.worker]
-        if surplus or pod.lingers:
-            changes.delete.append(pod.name)
+    for pod in ended:
+        latest[pod.index] = max(latest.get(pod.index, 0), pod.attempt)
+    return [
+        pod.name
+        for pod in ended
+        if not pod.deleting
+        and (pod.index >= count or pod.attempt < latest[pod.index] or pod.lingers)
+    ]
 
 
 def give_back(seen: Observation, now: datetime) -> Changes:

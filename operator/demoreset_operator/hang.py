@@ -80,4 +80,4 @@ def _patience(answers: list[Answer]) -> timedelta:
 
 def _suspicion(pod: Pod, answer: Answer) -> tuple[bool, int, int]:
     """Who waits for the others in a quorum comes last; then who is ahead, or was there first."""
-    return answer.status.phase == QUORUM, answer.status.update or 0, -(pod.worker or 0)
+    return answer.status.phase == QUORUM, answer.status.update or 0, -pod.index

@@ -47,18 +47,19 @@ def record(
     places = {place.worker: place for place in status.places}
     pods: dict[int, dict[int, Pod]] = {index: {} for index in range(seen.run.spec.workers.max)}
     for pod in seen.workers:
-        if pod.worker in pods:
-            pods[pod.worker][pod.attempt] = pod
+        if pod.index in pods:
+            pods[pod.index][pod.attempt] = pod
     losses: list[Loss] = []
     for index, its in pods.items():
-        place = judge.follow(places.get(index) or Place(worker=index), its, losses)
+        place, found = judge.follow(places.get(index) or Place(worker=index), its)
+        losses += found
         latest = max([place.attempt, *its])
         if latest > place.attempt:  # what was waited for is there
             waits = place.not_before if latest <= place.ended else None
             place = place.model_copy(update={"attempt": latest, "not_before": waits})
         places[index] = place
     for index in set(places) - set(pods):  # of a larger group; names must not come again
-        gone = max([places[index].attempt, *(p.attempt for p in seen.workers if p.worker == index)])
+        gone = max([places[index].attempt, *(p.attempt for p in seen.workers if p.index == index)])
         places[index] = Place(worker=index, attempt=gone, ended=gone)
     attempts = [*status.attempts, *(loss.attempt for loss in losses)]
     changes = {
@@ -161,14 +162,14 @@ class _Judge:
             known.append((training.life, training.update, training.frames))
         return max(known, default=(None, None, None))
 
-    def follow(self, place: Place, pods: Mapping[int, Pod], losses: list[Loss]) -> Place:
-        """A worker's place with all of its ends that are not recorded yet, each added to `losses`.
+    def follow(self, place: Place, pods: Mapping[int, Pod]) -> tuple[Place, list[Loss]]:
+        """A worker's place with all of its ends that are not recorded yet; those that are losses.
 
         Args:
             place: As it was.
             pods: Its pods, by their attempts; one that is not there was deleted.
-            losses: Takes what people are told.
         """
+        losses = []
         for number in sorted({*pods, *range(place.ended + 1, place.attempt + 1)}):
             pod = pods.get(number)
             if number <= place.ended:
@@ -182,7 +183,7 @@ class _Judge:
                 wait = (place.not_before - self.now).total_seconds() if place.not_before else 0.0
                 losses.append(Loss(self.attempt(pod, place.worker, number, why), wait))
             place = place.model_copy(update={"ended": number})
-        return place
+        return place, losses
 
     def why(self, pod: Pod | None, number: int, place: Place) -> tuple[Verdict | None, Place]:
         """Why it ended, None where nobody need be told; and when the next may start."""

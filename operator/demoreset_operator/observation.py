@@ -102,6 +102,12 @@ class Pod:
     memory_limit: str | None = None
 
     @property
+    def index(self) -> int:
+        """Its worker's number; coordinators have none, and are not asked for it."""
+        assert self.worker is not None, f"{self.name} is a coordinator"
+        return self.worker
+
+    @property
     def ended(self) -> bool:
         """Whether its container will never run again."""
         return self.phase in ("Succeeded", "Failed") or self.outlived

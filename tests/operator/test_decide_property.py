@@ -339,9 +339,7 @@ class Anything(RuleBasedStateMachine):
         assert world.status.phase is Phase.RUNNING
         assert len(world.coordinators()) == 1
         ended = {place.worker: place.ended for place in world.status.places}
-        assert all(
-            pod.attempt > ended.get(pod.worker or 0, 0) for pod in world.workers() if pod.live
-        )
+        assert all(pod.attempt > ended.get(pod.index, 0) for pod in world.workers() if pod.live)
         wanted = render.wanted(world.run, SETTINGS)
         assert {pod.hash for pod in world.workers() if pod.live} == {wanted.worker}
         right = {key(body)[::2] for body in render.children(world.run, SETTINGS)}

@@ -274,9 +274,7 @@ class World:
         return (self.now - begun).total_seconds()
 
     def live(self) -> dict[int, str]:
-        return {
-            pod.worker: pod.name for pod in self.workers() if pod.live and pod.worker is not None
-        }
+        return {pod.index: pod.name for pod in self.workers() if pod.live}
 
     def coordinators(self) -> list[str]:
         return [pod.name for pod in self.observe().coordinators if pod.live]
