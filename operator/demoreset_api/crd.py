@@ -17,9 +17,9 @@ from demoreset_api.names import GROUP, KIND, PLURAL, SHORT, SINGULAR, VERSION
 from demoreset_api.spec import ApiModel, RunSpec
 from demoreset_api.status import RunStatus
 
-MOST_TEXT = 4096  # characters of a text without a limit of its own: CEL must know its cost
-EXACT = 2**53  # larger whole numbers JSON does not keep
-MOST_ITEMS = 64  # of a mapping without a limit of its own
+MAX_TEXT = 4096  # characters of a text without a limit of its own: CEL must know its cost
+MAX_EXACT = 2**53  # larger whole numbers JSON does not keep
+MAX_ITEMS = 64  # of a mapping without a limit of its own
 
 COLUMNS = (
     ("Phase", "string", ".status.phase", "Pending, Running, Suspended, Complete, Failed", 0),
@@ -173,7 +173,7 @@ class _Schema:
             case "number":
                 return {"format": "double", **_limits(node, whole=False)}
             case "string" if "enum" not in node and "format" not in node:
-                return {"maxLength": node.get("maxLength", MOST_TEXT)}
+                return {"maxLength": node.get("maxLength", MAX_TEXT)}
         return {}
 
     def _object(self, node: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class _Schema:
             inner = node.get("additionalProperties", True)
             if inner is True:
                 return {"x-kubernetes-preserve-unknown-fields": True}
-            return {"additionalProperties": self.of(inner), "maxProperties": MOST_ITEMS}
+            return {"additionalProperties": self.of(inner), "maxProperties": MAX_ITEMS}
         made: dict[str, Any] = {
             "properties": {name: self.of(one) for name, one in node["properties"].items()}
         }
@@ -195,7 +195,7 @@ class _Schema:
 
 def _limits(node: dict[str, Any], *, whole: bool) -> dict[str, Any]:
     made: dict[str, Any] = {key: node[key] for key in ("minimum", "maximum") if key in node}
-    if node.get("exclusiveMaximum", 0) > EXACT:  # int64 itself is the limit
+    if node.get("exclusiveMaximum", 0) > MAX_EXACT:  # int64 itself is the limit
         node = {key: value for key, value in node.items() if key != "exclusiveMaximum"}
     for end, key, step in (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1)):
         if key in node and whole:

@@ -23,7 +23,7 @@ Quantity = Annotated[
     ),
     BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
 ]
-LONGEST = 2**31 - 1  # seconds, 68 years: as much as Kubernetes' own fields of this kind hold
+MAX_SECONDS = 2**31 - 1  # 68 years: as much as Kubernetes' own fields of this kind hold
 Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
 
 
@@ -537,19 +537,19 @@ class RunSpec(ApiModel):
     ttl_seconds_after_finished: int | None = Field(
         default=None,
         ge=0,
-        le=LONGEST,
+        le=MAX_SECONDS,
         description="On a cluster: a run that ended is deleted after so long.",
     )
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
-        le=LONGEST,
+        le=MAX_SECONDS,
         description="On a cluster: a run that has pods for so long has failed.",
     )
     pending_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
-        le=LONGEST,
+        le=MAX_SECONDS,
         description="On a cluster: a run that waits so long for its first worker has failed.",
     )
     managed_by: str | None = Field(
@@ -590,7 +590,7 @@ class RunSpec(ApiModel):
     @classmethod
     def _at_most_the_longest(cls, value: Any) -> Any:
         """A longer one may have been stored before there was a limit: dates end with year 9999."""
-        return min(value, LONGEST) if isinstance(value, int | float) else value
+        return min(value, MAX_SECONDS) if isinstance(value, int | float) else value
 
 
 class Metadata(ApiModel):

@@ -19,7 +19,7 @@ from demoreset_operator.observation import (
 )
 from demoreset_operator.worker_status import Answer, WorkerStatus, next_answer
 
-REMEMBERED = 60.0  # seconds that what is gone cannot come back: an answer may be late
+REMEMBERED_SECONDS = 60.0  # for which what is gone cannot come back: an answer may be late
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Cache:
     def _bury(self, uid: str) -> None:
         now = self._clock()
         self._versions.pop(uid, None)
-        self._gone = {one: at for one, at in self._gone.items() if now - at < REMEMBERED}
+        self._gone = {one: at for one, at in self._gone.items() if now - at < REMEMBERED_SECONDS}
         self._gone[uid] = now
 
     def named(self, namespace: str, name: str) -> str | None:
@@ -134,7 +134,7 @@ class Cache:
         """Whether it is not older than what is known: answers and watches overtake each other."""
         meta = body["metadata"]
         version = int(meta.get("resourceVersion") or 0)
-        late = self._clock() - self._gone.get(meta["uid"], float("-inf")) < REMEMBERED
+        late = self._clock() - self._gone.get(meta["uid"], float("-inf")) < REMEMBERED_SECONDS
         if late or version < self._versions.get(meta["uid"], 0):
             return False
         self._versions[meta["uid"]] = version

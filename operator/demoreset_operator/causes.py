@@ -18,12 +18,19 @@ BY_CODE: dict[int, Cause] = {
     ExitCode.TRY_AGAIN: Cause.TRY_AGAIN,
     ExitCode.DRAINED: Cause.DRAINED,
 }
-OWN = (Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)  # or its node's, or image's
-FINAL = (Cause.BUDGET_SPENT, *OWN)
-NO_LOSS = (Cause.REPLACED, Cause.DONE, *FINAL)  # nobody is started again for these
-COUNTED = (Cause.CRASHED, Cause.OUT_OF_MEMORY, Cause.HUNG)
-NODE = ("NodeLost", "NodeShutdown", "Terminated", "DeletionByTaintManager", "DeletionByPodGC")
-MOST_WORDS = 900
+# The run's own; or its node's, or its image's.
+OWN_CAUSES = (Cause.WRONG_RUN, Cause.NO_VALID_CHECKPOINT, Cause.NO_PROGRESS)
+FINAL_CAUSES = (Cause.BUDGET_SPENT, *OWN_CAUSES)
+NO_LOSS = (Cause.REPLACED, Cause.DONE, *FINAL_CAUSES)  # nobody is started again for these
+COUNTED_CAUSES = (Cause.CRASHED, Cause.OUT_OF_MEMORY, Cause.HUNG)
+NODE_LOST_REASONS = (
+    "NodeLost",
+    "NodeShutdown",
+    "Terminated",
+    "DeletionByTaintManager",
+    "DeletionByPodGC",
+)
+MAX_LAST_WORDS = 900  # characters
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Verdict:
     @property
     def counts(self) -> bool:
         """Whether it is the run's own fault."""
-        return self.cause in COUNTED
+        return self.cause in COUNTED_CAUSES
 
 
 def verdict(pod: Pod) -> Verdict:
@@ -48,7 +55,7 @@ def verdict(pod: Pod) -> Verdict:
             return Verdict(by_code, "")
         no_trainer = f"exit code {pod.exit_code}, and not a word of the run: is this its image?"
         return Verdict(Cause.CRASHED, f"{no_trainer} {words}".strip())
-    if by_code in FINAL:  # it has the last word, however the pod ended
+    if by_code in FINAL_CAUSES:  # it has the last word, however the pod ended
         return Verdict(by_code, words)
     if pod.oom_killed or (
         pod.exit_code == ExitCode.OUT_OF_MEMORY and words.startswith(OUT_OF_MEMORY)
@@ -59,7 +66,7 @@ def verdict(pod: Pod) -> Verdict:
             f"the worker needed more than {limit}; raise spec.workers.resources.limits.memory",
         )
     for word in (pod.disruption, pod.reason):
-        if word in NODE:
+        if word in NODE_LOST_REASONS:
             return Verdict(Cause.NODE_LOST, f"node {pod.node}: {word}")
     if pod.unknown:
         return Verdict(Cause.NODE_LOST, f"node {pod.node} does not know how its container ended")
@@ -95,9 +102,9 @@ def last_words(text: str) -> str:
     One that was killed left nothing, and the kubelet took the end of its log instead.
     """
     words = "\n".join(filter(None, map(_words, text.strip().splitlines())))
-    if len(words) <= MOST_WORDS:
+    if len(words) <= MAX_LAST_WORDS:
         return words
-    half = MOST_WORDS // 2  # what it is comes first; where there is only a log, last
+    half = MAX_LAST_WORDS // 2  # what it is comes first; where there is only a log, last
     return f"{words[: half - 3]} … {words[-half:]}"
 
 

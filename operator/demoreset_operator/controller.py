@@ -35,8 +35,8 @@ from demoreset_operator.render import Settings, claim_name
 AT_ONCE = 16  # runs that are worked on
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
-LONGEST_REFUSED = 5.0  # after a refusal: what was in the way may be gone
-REFUSED = (400, 403, 422)  # what a person may have to mend
+LONGEST_REFUSED_WAIT = 5.0  # after a refusal: what was in the way may be gone
+REFUSED_CODES = (400, 403, 422)  # what a person may have to mend
 
 log = logging.getLogger(__name__)
 
@@ -304,10 +304,10 @@ class Controller:
                 create = create[1:]
             await self._all([self._create(run, body) for body in create])
         except ApiError as error:
-            if not (isinstance(error, Taken) or error.code in REFUSED):
+            if not (isinstance(error, Taken) or error.code in REFUSED_CODES):
                 raise
             times = refusal.times + 1 if refusal is not None else 1
-            wait = _back_off(times, LONGEST_REFUSED)
+            wait = _back_off(times, LONGEST_REFUSED_WAIT)
             until = time.monotonic() + wait
             self._refusals[run.uid] = Refusal(str(error), until, run.generation, times)
             log.info("run %s: refused: %s", self._name(run.uid), error)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from demoreset_api.names import ANNOTATION_HASH, MANAGER
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
-from demoreset_operator.causes import FINAL
+from demoreset_operator.causes import FINAL_CAUSES
 from demoreset_operator.ending import Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
@@ -186,7 +186,7 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
         attempt = loss.attempt
         if attempt.cause is Cause.DONE:
             continue
-        goes_on = loss.wait and attempt.cause not in FINAL
+        goes_on = loss.wait and attempt.cause not in FINAL_CAUSES
         then = f"; the next one in {loss.wait:g} s" if goes_on else ""
         how = attempt.message or attempt.cause
         message = f"worker {attempt.worker} ({attempt.pod}): {how}{then}"

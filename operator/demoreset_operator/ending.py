@@ -6,15 +6,15 @@ from datetime import datetime, timedelta
 
 from demoreset_api.spec import Restart
 from demoreset_api.status import Cause, ConditionType, RunStatus
-from demoreset_operator.causes import FINAL
-from demoreset_operator.ledger import MOST_TEXT, Loss
-from demoreset_operator.observation import STUCK, Observation, Pod
+from demoreset_operator.causes import FINAL_CAUSES
+from demoreset_operator.ledger import MAX_TEXT, Loss
+from demoreset_operator.observation import STUCK_AFTER, Observation, Pod
 from demoreset_operator.render import claim_name
 
 NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
 VOLUME_LOST = "VolumeLost"
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
-EXPLAINED = {
+EXPLANATIONS = {
     Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met; raise it in a new "
     "run, or branch from the checkpoint",
     Cause.WRONG_RUN: "the run or its demonstration is wrong",
@@ -40,10 +40,10 @@ def ending(
     causes = {loss.attempt.cause: loss.attempt for loss in losses}
     if Cause.DONE in causes:
         return Ending(ConditionType.COMPLETE, "GoalMet", _met(seen, status))
-    for cause in FINAL:
+    for cause in FINAL_CAUSES:
         if cause in causes:
             message = causes[cause].message
-            return _failed(cause.value, EXPLAINED[cause] + (f": {message}" if message else ""))
+            return _failed(cause.value, EXPLANATIONS[cause] + (f": {message}" if message else ""))
     if (spent := _spent(status, spec.restart)) is not None:
         return _failed("RestartLimit", spent)
     if spec.suspend:
@@ -69,7 +69,7 @@ def ending(
         )
     for pod in seen.pods:
         if (until := _hope(pod, status)) is not None and now >= until:
-            return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MOST_TEXT])
+            return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MAX_TEXT])
     return None
 
 
@@ -131,7 +131,7 @@ def deadlines(seen: Observation, status: RunStatus) -> list[datetime]:
     limits = (spec.active_deadline_seconds, spec.pending_deadline_seconds)
     found = [since + timedelta(seconds=limit) for limit in limits if since and limit is not None]
     found += [until for pod in seen.pods if (until := _hope(pod, status)) is not None]
-    found += [pod.leaves_at + STUCK for pod in seen.pods if pod.leaves_at is not None]
+    found += [pod.leaves_at + STUCK_AFTER for pod in seen.pods if pod.leaves_at is not None]
     return found
 
 
@@ -145,7 +145,7 @@ def waiting(seen: Observation) -> str:
 def named(pod: Pod) -> str:
     """A pod and its trouble."""
     who = "coordinator" if pod.worker is None else f"worker {pod.worker}"
-    return f"{who}: {pod.reason}: {pod.message}".removesuffix(": ")[:MOST_TEXT]
+    return f"{who}: {pod.reason}: {pod.message}".removesuffix(": ")[:MAX_TEXT]
 
 
 def _failed(reason: str, message: str) -> Ending:

@@ -7,7 +7,7 @@ from demoreset_api.status import Place, RunStatus
 from demoreset_operator import render
 from demoreset_operator.ending import NO_ROOM
 from demoreset_operator.hang import late
-from demoreset_operator.observation import HOPELESS, Json, Observation, Pod
+from demoreset_operator.observation import HOPELESS_REASONS, Json, Observation, Pod
 from demoreset_operator.render import Settings, Wanted
 
 COORDINATOR_REST = timedelta(seconds=10)  # at least, from one that ends to the next
@@ -150,7 +150,7 @@ def _roll(
 
 def _comes(pod: Pod | None, now: datetime) -> bool:
     """Whether a worker that does not train is on its way; not one whose volume does not come."""
-    return pod is None or pod.reason in HOPELESS or not late(pod, now)
+    return pod is None or pod.reason in HOPELESS_REASONS or not late(pod, now)
 
 
 def _surplus(seen: Observation) -> list[str]:

@@ -12,14 +12,14 @@ from typing import Any
 
 from demoreset_api.spec import Restart
 from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
-from demoreset_operator.causes import FINAL, NO_LOSS, OWN, Verdict, verdict
+from demoreset_operator.causes import FINAL_CAUSES, NO_LOSS, OWN_CAUSES, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 from demoreset_operator.worker_status import Answer
 
-CALM = timedelta(seconds=60)  # a pod that ran for so long was not in vain: nobody need wait
-KEPT = 20  # attempts that the status shows
-MOST_TEXT = 1024  # characters of a message
+BACK_OFF_RESET = timedelta(seconds=60)  # who ran for so long was not in vain: nobody need wait
+KEPT_ATTEMPTS = 20  # that the status shows
+MAX_TEXT = 1024  # characters of a message
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def record(
     attempts = [*status.attempts, *(loss.attempt for loss in losses)]
     changes = {
         "places": [places[index] for index in sorted(places) if places[index].attempt],
-        "attempts": attempts[-KEPT:],
+        "attempts": attempts[-KEPT_ATTEMPTS:],
         "restarts": reduce(_count, losses, status.restarts),
     }
     return status.model_copy(update=changes), losses
@@ -175,7 +175,7 @@ class _Judge:
             if number <= place.ended:
                 continue
             if pod is not None and pod.live and pod.name not in self.hung:
-                if place.failures and _ran(pod, self.now) > CALM:
+                if place.failures and _ran(pod, self.now) > BACK_OFF_RESET:
                     place = place.model_copy(update={"failures": 0})
                 continue
             why, place = self.why(pod, number, place)
@@ -202,14 +202,15 @@ class _Judge:
         left = why.cause in (Cause.DELETED, Cause.DRAINED)
         if run.spec.suspend and left:
             return None, at_ease
-        past = why.cause in (Cause.DONE, *FINAL) and pod is not None and pod.config != self.config
+        over = why.cause in (Cause.DONE, *FINAL_CAUSES)
+        past = over and pod is not None and pod.config != self.config
         if past or (left and name in self.outdated | self.seen.deleted):
             why = Verdict(Cause.REPLACED, "replaced by one that is as the spec says now")
             return why, at_ease.model_copy(update={"replaced": place.replaced or began})
-        if why.cause in OWN and self.training:  # others go on: it is not the run
+        if why.cause in OWN_CAUSES and self.training:  # others go on: it is not the run
             why = Verdict(Cause.CRASHED, why.message)
-        calm = pod is not None and _ran(pod, self.now) > CALM
-        failures = 1 if calm else place.failures + 1
+        ran_long = pod is not None and _ran(pod, self.now) > BACK_OFF_RESET
+        failures = 1 if ran_long else place.failures + 1
         wait = timedelta(seconds=back_off(failures, run.spec.restart))
         not_before = self.now + wait if wait else None
         return why, place.model_copy(update={"failures": failures, "not_before": not_before})
@@ -228,7 +229,7 @@ class _Judge:
             cause=why.cause,
             counts=why.counts and not others,
             exit_code=pod.exit_code if pod is not None else None,
-            message=why.message[:MOST_TEXT],
+            message=why.message[:MAX_TEXT],
             update=update,
             frames=frames,
             life=life,

@@ -31,7 +31,7 @@ ENV_TRAINER_IMAGE = "DEMORESET_TRAINER_IMAGE"  # of runs that name none
 ENV_TRAINER_PULL_POLICY = "DEMORESET_TRAINER_PULL_POLICY"
 ENV_LOG_FORMAT = "DEMORESET_LOG_FORMAT"  # json or text
 DEPTH_SECONDS = 1.0  # between two measurements of the queue
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 17  # of malloc.h; bytes
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 17  # of malloc.h
 
 log = logging.getLogger("demoreset_operator")
 
@@ -98,7 +98,7 @@ def _return_freed_memory() -> None:
     if sys.platform == "linux":
         allocator = ctypes.CDLL(None)
         if hasattr(allocator, "mallopt"):  # glibc's
-            allocator.mallopt(M_MMAP_THRESHOLD, LARGE)
+            allocator.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 async def operate(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from demoreset_operator.worker_status import Answer
 
 Json = dict[str, Any]
 # An image that cannot be had, a volume or Secret that is not there: the kubelet tries for ever.
-HOPELESS = (
+HOPELESS_REASONS = (
     "ErrImagePull",
     "ImagePullBackOff",
     "InvalidImageName",
@@ -33,9 +33,9 @@ HOPELESS = (
     "RunContainerError",
 )
 # How a container ended that a node has lost sight of, as when it was started again.
-UNKNOWN = ("Unknown", "ContainerStatusUnknown")
+UNKNOWN_REASONS = ("Unknown", "ContainerStatusUnknown")
 PATIENCE = 6  # questions that a worker may leave unanswered before that means something
-STUCK = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
+STUCK_AFTER = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Pod:
 
         Should it come back, its life's order keeps it from doing harm (docs/elastic.md).
         """
-        return not self.ended and not (self.leaves_at is not None and now > self.leaves_at + STUCK)
+        return not self.ended and (self.leaves_at is None or now <= self.leaves_at + STUCK_AFTER)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def parse_pod(body: Json) -> Pod:
         exit_code=ended.get("exitCode"),
         outlived=own == "worker" and bool(ended and others),
         oom_killed=ended.get("reason") == "OOMKilled",
-        unknown=ended.get("reason") in UNKNOWN,
+        unknown=ended.get("reason") in UNKNOWN_REASONS,
         unready=_unready(status.get("initContainerStatuses") or []),
         last_words=ended.get("message") or "",
         memory_limit=limits.get("memory"),
@@ -288,7 +288,7 @@ def parse_pod(body: Json) -> Pod:
 
 def failing(pod: Pod, before: Pod | None, now: datetime) -> Pod:
     """A pod, with since when the kubelet cannot start it; its own words have no time of that."""
-    if pod.reason not in HOPELESS:
+    if pod.reason not in HOPELESS_REASONS:
         return pod
     return replace(pod, failing=before.failing if before and before.failing else now)
 

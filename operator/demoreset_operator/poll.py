@@ -14,13 +14,13 @@ from demoreset_operator.cache import Cache
 from demoreset_operator.observation import Pod
 from demoreset_operator.worker_status import read
 
-EVERY = 5.0  # seconds between two questions to a worker
-MOST_PER_SECOND = 25.0  # questions: with more workers each is asked less often
-AT_ONCE = 32
-TOGETHER = 10  # runs that are asked at the same moment: one by one they cost twice the CPU
-PATIENCE = aiohttp.ClientTimeout(total=3)
-FIRST = 5.0  # seconds of the first round; who has not answered by then is not known yet
-MOST_BYTES = 1 << 18
+MIN_ROUND_SECONDS = 5.0  # between two questions to a worker
+MAX_PER_SECOND = 25.0  # questions; with more workers each is asked less often
+AT_ONCE = 32  # questions
+RUNS_TOGETHER = 10  # that are asked at the same moment: one by one they cost twice the CPU
+TIMEOUT = aiohttp.ClientTimeout(total=3)
+FIRST_ROUND_SECONDS = 5.0  # who has not answered by then is not known yet
+MAX_BYTES = 1 << 18  # of an answer
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Poll:
     async def begin(self) -> None:
         """Ask all of them, and do not wait for those that do not answer."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(FIRST):
+            async with asyncio.timeout(FIRST_ROUND_SECONDS):
                 await self.round()
 
     async def run(self) -> None:
@@ -72,12 +72,12 @@ class Poll:
         apart = seconds / len(runs) if spread and runs else 0.0
         begun = time.monotonic()
         left = (
-            (begun + apart * (number - number % TOGETHER), uid, pod)
+            (begun + apart * (number - number % RUNS_TOGETHER), uid, pod)
             for number, (uid, pods) in enumerate(runs.items())
             for pod in pods
         )
         unheard = {uid: len(pods) for uid, pods in runs.items()}
-        async with aiohttp.ClientSession(timeout=PATIENCE) as session:
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
 
             async def ask() -> None:
                 for moment, uid, pod in left:  # the same for all who ask
@@ -110,7 +110,7 @@ class Poll:
 
 def _seconds(count: int) -> float:
     """That a round of so many questions takes at least."""
-    return max(EVERY, count / MOST_PER_SECOND)
+    return max(MIN_ROUND_SECONDS, count / MAX_PER_SECOND)
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
@@ -118,6 +118,6 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     raw = b""
     async for part in response.content.iter_any():
         raw += part
-        if len(raw) > MOST_BYTES:
+        if len(raw) > MAX_BYTES:
             raise ValueError("too long for a status")
     return raw

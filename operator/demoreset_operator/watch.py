@@ -36,9 +36,10 @@ CHILDREN = (
     "NetworkPolicy",
     "PodDisruptionBudget",
 )
-RESYNC = 300.0  # seconds between two lists of everything
-SETTLED = 15.0  # until the watches have told all that there was
-BEAT, DEAF = 30.0, 120.0  # seconds between heartbeats, and without one that came back
+RESYNC_SECONDS = 300.0  # between two lists of everything
+SETTLE_SECONDS = 15.0  # until the watches have told all that there was
+BEAT_SECONDS = 30.0  # between heartbeats
+DEAF_SECONDS = 120.0  # without one that came back, until the watches count as dead
 HEARTBEAT = "demoreset-operator-heartbeat"
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Watch:
                 self._changed(run)
         # Kopf looks once for what can be watched, and one watch of many may die. Soon after a list
         # a watch may be late: then it is enough that it has told of anything.
-        late = time.monotonic() - self._filled > DEAF
+        late = time.monotonic() - self._filled > DEAF_SECONDS
         self._awaited = {
             uid: (kind, version)
             for uid, (kind, version) in self._missing(self._listed).items()
@@ -207,12 +208,12 @@ class Watch:
 
     async def refill(self) -> None:
         """List everything again and again; soon after the start, when the watches have begun."""
-        wait = SETTLED
+        wait = SETTLE_SECONDS
         while True:
             await asyncio.sleep(wait)
             try:
                 await self.fill()
-                wait = RESYNC
+                wait = RESYNC_SECONDS
             except ApiError as error:
                 log.warning("not everything could be listed: %s", error)
 
@@ -240,12 +241,15 @@ class Watch:
                 await self._api.apply(body)
             except ApiError as error:
                 log.warning("no heartbeat: %s", error)
-                self._heard = max(self._heard, time.monotonic() - BEAT)  # not a watch's fault
-            await asyncio.sleep(BEAT)
+                # That is not a watch's fault.
+                self._heard = max(self._heard, time.monotonic() - BEAT_SECONDS)
+            await asyncio.sleep(BEAT_SECONDS)
 
     def deaf(self) -> str | None:
         """Why the watches count as dead; None while they live."""
         if kinds := {kind for kind, _ in self._missing(self._awaited).values()}:
             return f"no watch tells of {', '.join(sorted(kinds))}"
         silent = time.monotonic() - self._heard
-        return f"no sign of life from the watches for {silent:.0f} s" if silent > DEAF else None
+        if silent <= DEAF_SECONDS:
+            return None
+        return f"no sign of life from the watches for {silent:.0f} s"

@@ -3,7 +3,7 @@
 import pytest
 
 from demoreset_api.status import Cause
-from demoreset_operator.causes import MOST_WORDS, verdict
+from demoreset_operator.causes import MAX_LAST_WORDS, verdict
 from demoreset_operator.observation import Pod
 from world import BEGIN, LAST_WORDS
 
@@ -94,5 +94,5 @@ def test_a_line_that_looks_like_json_and_is_none_is_told(line: str) -> None:
 
 def test_long_last_words_are_cut() -> None:
     message = verdict(pod(exit_code=64, last_words="x" * 5000)).message
-    assert len(message) == MOST_WORDS
+    assert len(message) == MAX_LAST_WORDS
     assert "…" in message

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from demoreset_api.status import Cause, ConditionType
-from demoreset_operator.ending import EXPLAINED, NO_ROOM
+from demoreset_operator.ending import EXPLANATIONS, NO_ROOM
 from demoreset_operator.metrics import Metrics
-from demoreset_operator.observation import HOPELESS
+from demoreset_operator.observation import HOPELESS_REASONS
 from demoreset_operator.why import DO
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,11 @@ def test_every_cause_and_condition_is_explained() -> None:
         assert cause.value in PAGE
     for condition in ConditionType:
         assert condition.value in PAGE
-    for reason in (*HOPELESS, *NO_ROOM):
+    for reason in (*HOPELESS_REASONS, *NO_ROOM):
         assert reason in DO, reason
     for reason in DO:
         assert reason in PAGE, reason
-    for cause in EXPLAINED:
+    for cause in EXPLANATIONS:
         assert cause.value in PAGE
 
 

@@ -88,8 +88,8 @@ def test_all_are_asked_once_a_round_and_not_all_at_the_same_time() -> None:
 def test_runs_are_asked_in_turn_and_each_is_looked_at_when_its_workers_have_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(polls, "TOGETHER", 1)
-    monkeypatch.setattr(polls, "EVERY", 1.0)
+    monkeypatch.setattr(polls, "RUNS_TOGETHER", 1)
+    monkeypatch.setattr(polls, "MIN_ROUND_SECONDS", 1.0)
     world, cache = World(workers={"max": 2}), Cache()
     world.settle()
     world.start()
@@ -130,7 +130,7 @@ def test_who_does_not_answer_does_not_keep_the_operator_from_beginning(
                 await asyncio.sleep(3600)
             heard.append(pod.name)
 
-    monkeypatch.setattr(polls, "FIRST", 0.05)
+    monkeypatch.setattr(polls, "FIRST_ROUND_SECONDS", 0.05)
     asyncio.run(asyncio.wait_for(Asks(cache, lambda uid: None).begin(), 10))
     assert heard == ["key-worker-1-1", "key-worker-2-1"]
 

@@ -20,7 +20,7 @@ from demoreset_operator.api import Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller
 from demoreset_operator.metrics import Metrics
-from demoreset_operator.watch import DEAF, OURS, RESYNC, SETTLED, Watch
+from demoreset_operator.watch import DEAF_SECONDS, OURS, RESYNC_SECONDS, SETTLE_SECONDS, Watch
 from world import SETTINGS, Json, World
 
 UID = "u-1"
@@ -53,7 +53,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(watches, "time", made)
-    monkeypatch.setattr(watches, "BEAT", 0.01)
+    monkeypatch.setattr(watches, "BEAT_SECONDS", 0.01)
     return made
 
 
@@ -274,18 +274,19 @@ def test_a_heartbeat_comes_back_while_the_watches_live(kubeconfig: Path, clock: 
                 before = it.port.asked["PATCH", "ConfigMap"]
                 await it.until(lambda: it.port.asked["PATCH", "ConfigMap"] > before + count)
 
-            clock.now += DEAF + 1
+            clock.now += DEAF_SECONDS + 1
             await it.until(lambda: it.watch.deaf() is None)
             it.port.deaf.add("ConfigMap")
             await beats(5)  # what was told before is heard by then
-            clock.now += DEAF
+            clock.now += DEAF_SECONDS
             assert it.watch.deaf() is None
             clock.now += 1
-            assert it.watch.deaf() == f"no sign of life from the watches for {DEAF + 1:.0f} s"
+            silent = f"{DEAF_SECONDS + 1:.0f} s"
+            assert it.watch.deaf() == f"no sign of life from the watches for {silent}"
             it.port.away = "no more of these"
             await it.until(lambda: it.watch.deaf() is None)  # that is not the watches' fault
             it.port.away = ""
-            clock.now += DEAF
+            clock.now += DEAF_SECONDS
             await beats(2)
             assert it.watch.deaf() is not None
             it.port.deaf.clear()
@@ -304,7 +305,7 @@ def test_a_kind_that_kopf_did_not_find_is_told(kubeconfig: Path, clock: Clock) -
         ) as it:
             await it.watch.fill()
             assert it.watch.deaf() is None, "what was not there before may be told soon"
-            clock.now += SETTLED
+            clock.now += SETTLE_SECONDS
             await it.watch.fill()
             assert it.watch.deaf() == "no watch tells of NetworkPolicy"
 
@@ -317,17 +318,17 @@ def test_a_watch_that_has_died_alone_is_told(kubeconfig: Path, clock: Clock, kin
         async with watching(kubeconfig) as it:
             for _ in range(3):
                 await it.watch.fill()
-                clock.now += RESYNC
+                clock.now += RESYNC_SECONDS
             assert "no watch" not in str(it.watch.deaf()), "they live"
             await it.watch.fill()
             it.port.deaf.add(kind)
             it.world.start()
             it.world.change(seed=7)
             await it.watch.fill()
-            clock.now += SETTLED
+            clock.now += SETTLE_SECONDS
             await it.watch.fill()
             assert "no watch" not in str(it.watch.deaf()), "it may be late"
-            clock.now += RESYNC
+            clock.now += RESYNC_SECONDS
             await it.watch.fill()
             assert it.watch.deaf() == f"no watch tells of {kind}"
             it.port.deaf.clear()
