@@ -77,7 +77,7 @@ def crd() -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """Of the whole resource."""
+    """The schema of the whole resource."""
     name = {
         "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,49}[a-z0-9])?$')",
         "message": "metadata.name: at most 51 of a-z, 0-9 and -, a letter first, no - last: a "
@@ -120,7 +120,7 @@ class _Schema:
         self._definitions, self._models, self._defaults = definitions, models, defaults
 
     def of(self, node: dict[str, Any]) -> dict[str, Any]:
-        """One node, and all below it."""
+        """The schema of one node, and of all below it."""
         node = dict(node)
         text = node.pop("description", None)
         if "$ref" in node:
@@ -230,7 +230,7 @@ def _fixed(model: type[ApiModel]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Print it, as YAML (which JSON is, but people read this)."""
+    """Print the definition, as YAML (which JSON is, but people read this)."""
     import yaml
 
     yaml.safe_dump(crd(), sys.stdout, sort_keys=False, width=100)

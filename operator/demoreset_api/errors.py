@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
 
     @classmethod
     def stopped_by(cls, number: int | None) -> Self:
-        """Of a process that was asked to stop: by Ctrl-C, or otherwise."""
+        """The code of a process that was asked to stop: by Ctrl-C, or otherwise."""
         return cls.INTERRUPTED if number == signal.SIGINT else cls.DRAINED
 
 

@@ -130,7 +130,7 @@ def _fields(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, st
 
 
 def main() -> None:
-    """Print it."""
+    """Print the page."""
     sys.stdout.write(reference())
 
 

@@ -10,7 +10,7 @@ from demoreset_api.spec import ApiModel
 
 
 class StatusModel(ApiModel):
-    """What a later version has added is passed over: the status may be its."""
+    """The status or a part of it: what a later version has added is passed over."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -177,7 +177,7 @@ class Restarts(StatusModel):
 
     @property
     def crashed(self) -> int:
-        """Of those that count, all others."""
+        """Restarts that count, and were not for want of memory nor for a hang."""
         return self.counted - self.out_of_memory - self.hung
 
 

@@ -51,7 +51,7 @@ class Api:
         self._client: client.ApiClient | None = None
 
     async def connect(self) -> None:
-        """As a pod, by its service account; elsewhere by the kubeconfig."""
+        """Connect: in a pod by its service account, elsewhere by the kubeconfig."""
         settings = client.Configuration()
         try:
             config.load_incluster_config(client_configuration=settings)
@@ -120,7 +120,7 @@ class Api:
         return await self._request("PATCH", _path(kind, namespace, name), change, content=MERGE)
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> Json | None:
-        """Delete an object, if it still is the one with this UID; none is there, so be it.
+        """Delete an object, if it still is the one with this UID; where none is there, do nothing.
 
         Returns:
             The object, where it is to end before it is gone.
@@ -146,8 +146,8 @@ class Api:
         query: tuple[tuple[str, str], ...] = (),
     ) -> Json:
         assert self._client is not None, "connect first"
-        wait = FIRST_WAIT
-        for attempt in range(1, TRIES + 1):
+        attempt, wait = 1, FIRST_WAIT
+        while True:
             headers = {"Accept": "application/json", "Content-Type": content}
             code, text, after = 0, "", None
             try:
@@ -172,8 +172,7 @@ class Api:
                 raise ApiError(code, _message(text))
             pause = float(after) if after and after.isdigit() else wait
             await asyncio.sleep(min(pause, LONGEST_WAIT) * random.uniform(0.8, 1.2))
-            wait = min(2 * wait, LONGEST_WAIT)
-        raise AssertionError("not reached")
+            attempt, wait = attempt + 1, min(2 * wait, LONGEST_WAIT)
 
 
 _STRICT = (("fieldValidation", "Strict"),)  # else what a run misspells for its pods is left out

@@ -25,7 +25,7 @@ FAREWELL = timedelta(seconds=30)  # for workers of a complete run to end by them
 
 @dataclass(frozen=True)
 class Event:
-    """What `kubectl describe` tells."""
+    """An event, as `kubectl describe` shows it."""
 
     type: str  # Normal, Warning
     reason: str
@@ -205,7 +205,7 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
 
 
 def _in_vain(run: Run) -> Event:
-    """That a change to a run that is over changes nothing."""
+    """The event that says that a change to a run that is over changes nothing."""
     message = (
         "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts; "
         f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
@@ -214,7 +214,7 @@ def _in_vain(run: Run) -> Event:
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:
-    """That the run learns again after what was lost; of several at once, after the first loss."""
+    """The event that the run learns again; after several losses at once, since the first one."""
     if not back:
         return []
     lost = max(back, key=lambda attempt: attempt.recovery_seconds or 0.0)

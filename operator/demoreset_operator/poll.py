@@ -109,12 +109,12 @@ class Poll:
 
 
 def _seconds(count: int) -> float:
-    """That a round of so many questions takes at least."""
+    """How long a round of so many questions takes at least."""
     return max(MIN_ROUND_SECONDS, count / MAX_PER_SECOND)
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """All of an answer."""
+    """The whole body of an answer, if it is not too long for a status."""
     raw = b""
     async for part in response.content.iter_any():
         raw += part

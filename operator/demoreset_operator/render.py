@@ -109,7 +109,7 @@ def labels(run: Run, component: str) -> dict[str, str]:
 
 
 def selector(run: Run) -> str:
-    """Finds a run's workers."""
+    """The label selector that finds a run's workers."""
     return f"{LABEL_RUN_UID}={run.uid},{LABEL_COMPONENT}={COMPONENT_WORKER}"
 
 
@@ -148,7 +148,7 @@ def _object(
 
 
 def config_name(run: Run) -> str:
-    """Another content has another name: pods that live keep what they were told."""
+    """The ConfigMap's name, another one for another content: pods that live keep what they have."""
     return f"{run.name}-{digest(config(run))}"
 
 
@@ -161,7 +161,7 @@ def config_map(run: Run) -> Json:
 
 
 def claim_name(run: Run) -> str:
-    """The volume that holds the run's folder."""
+    """The name of the claim on the volume that holds the run's folder."""
     return run.spec.checkpoint.volume.claim or f"{run.name}-data"
 
 
@@ -188,7 +188,7 @@ def claim(run: Run) -> Json:
 
 
 def coordinator_name(run: Run) -> str:
-    """Of the Service, under which members find the coordinator."""
+    """The name of the Service, under which members find the coordinator."""
     return f"{run.name}-coordinator"
 
 
@@ -331,7 +331,7 @@ def worker(
     """A pod that trains.
 
     Args:
-        run: Of which.
+        run: Whose worker it is.
         settings: The operator's.
         index: The worker's number.
         attempt: Which incarnation of it, from 1.
@@ -494,7 +494,7 @@ def _resources(run: Run) -> Json:
 
 
 def _cores(resources: Json) -> list[Json]:
-    """Tells a worker its cores, rounded up by the kubelet; without this all of the node's.
+    """The variable that tells a worker its cores, rounded up by the kubelet; else it takes all.
 
     Three workers with as many threads each as their node had cores, two, trained at a fifth of the
     speed that they had with one thread each.
@@ -507,7 +507,7 @@ def _cores(resources: Json) -> list[Json]:
 
 
 def _near(run: Run) -> Json:
-    """Prefers nodes that have workers of this run; not more, for the node may be lost."""
+    """An affinity that prefers nodes with workers of this run; not more: the node may be lost."""
     found = {LABEL_RUN_UID: run.uid, LABEL_COMPONENT: COMPONENT_WORKER}
     term = {
         "labelSelector": {"matchLabels": found},
@@ -521,7 +521,7 @@ def _near(run: Run) -> Json:
 
 
 def _leaves_lost_nodes(tolerations: list[Opaque]) -> list[Json]:
-    """Without these a pod stays bound to a lost node for five minutes.
+    """Tolerations without which a pod stays bound to a lost node for five minutes.
 
     They come first: of several that match a taint the first one counts, and one that tolerates
     everything would keep it there for ever.

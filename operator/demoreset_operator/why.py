@@ -48,7 +48,7 @@ DO = {
 
 
 def why(run: Run, now: datetime) -> str:
-    """The paragraph.
+    """The paragraph that says what is happening to a run, and what to do.
 
     Args:
         run: As the API server has it.

@@ -15,7 +15,7 @@ Text = Annotated[str, Field(max_length=100_000)]
 
 
 class Curriculum(StatusModel):
-    """Where the start is."""
+    """Where in the demonstration the start is."""
 
     start_frame: int
     demo_frames: int
@@ -25,7 +25,7 @@ class Curriculum(StatusModel):
 
 
 class Training(StatusModel):
-    """How it learns."""
+    """How the worker learns."""
 
     frames_per_second: float | None = None
     score_mean: float | None = None
@@ -37,7 +37,7 @@ class Training(StatusModel):
 
 
 class Checkpoint(StatusModel):
-    """The latest one."""
+    """The latest checkpoint."""
 
     update: int | None = None
     age_seconds: float | None = None
