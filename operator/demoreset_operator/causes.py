@@ -68,11 +68,11 @@ def verdict(pod: Pod) -> Verdict:
     for word in (pod.disruption, pod.reason):
         if word in NODE_LOST_REASONS:
             return Verdict(Cause.NODE_LOST, f"node {pod.node}: {word}")
-    if pod.unknown:
-        return Verdict(Cause.NODE_LOST, f"node {pod.node} does not know how its container ended")
     if pod.disruption or pod.reason in ("Evicted", "Preempting", "UnexpectedAdmissionError"):
         word = pod.disruption or pod.reason
         return Verdict(Cause.EVICTED, f"{word}: {pod.message}".removesuffix(": "))
+    if pod.unknown:
+        return Verdict(Cause.NODE_LOST, f"node {pod.node} does not know how its container ended")
     if by_code is not None:
         return Verdict(by_code, words)
     if pod.exit_code is None:

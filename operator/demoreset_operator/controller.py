@@ -36,7 +36,7 @@ AT_ONCE = 16  # runs that are worked on
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED_WAIT = 5.0  # after a refusal: what was in the way may be gone
-REFUSED_CODES = (400, 403, 422)  # what a person may have to mend
+REFUSED_CODES = (400, 403, 422, 500)  # what a person may have to mend; 500: a webhook is down
 
 log = logging.getLogger(__name__)
 

@@ -207,13 +207,25 @@ class _Judge:
         if past or (left and name in self.outdated | self.seen.deleted):
             why = Verdict(Cause.REPLACED, "replaced by one that is as the spec says now")
             return why, at_ease.model_copy(update={"replaced": place.replaced or began})
-        if why.cause in OWN_CAUSES and self.training:  # others go on: it is not the run
+        if why.cause in OWN_CAUSES and self.others_go_on(pod):
             why = Verdict(Cause.CRASHED, why.message)
         ran_long = pod is not None and _ran(pod, self.now) > BACK_OFF_RESET
         failures = 1 if ran_long else place.failures + 1
         wait = timedelta(seconds=back_off(failures, run.spec.restart))
         not_before = self.now + wait if wait else None
         return why, place.model_copy(update={"failures": failures, "not_before": not_before})
+
+    def others_go_on(self, pod: Pod | None) -> bool:
+        """Whether others train, or run and may yet: then it is not the run that ends like this one.
+
+        Who last ended like this as well may do so again.
+        """
+        code = pod.exit_code if pod is not None else None
+        latest = {one.worker: one.exit_code for one in self.seen.run.status.attempts}
+        return bool(self.training) or any(
+            other.live and other.started is not None and latest.get(other.index) != code
+            for other in self.seen.workers
+        )
 
     def attempt(self, pod: Pod | None, index: int, number: int, why: Verdict) -> Attempt:
         """What is kept of an end."""

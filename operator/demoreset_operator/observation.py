@@ -321,7 +321,9 @@ def _named(name: str, containers: list[Json]) -> Json:
 
 
 def _time(text: str | None) -> datetime | None:
-    return parse_time(text) if text else None
+    """A time; None where there is none, as of a container that ended before it began (1970)."""
+    time = parse_time(text) if text else None
+    return time if time is not None and time.year > 1970 else None
 
 
 def parse_time(text: str) -> datetime:

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 
 from demoreset_api import changes
 from demoreset_api.errors import UserError
-from demoreset_api.names import GROUP, PLURAL
+from demoreset_api.names import COMPONENT_WORKER, GROUP, LABEL_COMPONENT, LABEL_RUN_UID, PLURAL
 from demoreset_api.spec import AccessMode, ApiModel, Retention, RunSpec
 from demoreset_operator import render
 from demoreset_operator.observation import Json, Run, not_understood, parse_run
-from demoreset_operator.render import DATA, Settings, claim_name, selector
+from demoreset_operator.render import DATA, QUEUE, Settings, claim_name, selector
 from demoreset_operator.why import why
 
 RESOURCE = f"{PLURAL}.{GROUP}"
@@ -47,6 +47,7 @@ tar --create $(ls -A | grep -vx checkpoints) checkpoints/BEST "checkpoints/$best
 # Of a pipe sh has the last code only; that of the first tar comes through 3.
 COPY = """
 if test -e "$1"; then echo "$1 is on the volume already; choose another name" >&2; exit 1; fi
+trap 'rm -rf "$1.partial"' EXIT
 rm -rf "$1.partial" && mkdir "$1.partial" || exit 1
 code=$({
     { tar --create --directory "$0" .; echo $? >&3; } | tar --extract --directory "$1.partial"
@@ -216,7 +217,7 @@ def _branch(options: argparse.Namespace) -> None:
     spec = {key: value for key, value in body["spec"].items() if key != "suspend"}
     shared = {"claim": claim_name(run)}
     spec["checkpoint"] = {**spec.get("checkpoint", {}), "volume": shared}
-    labels = body["metadata"].get("labels") or {}  # of its queue, say
+    labels = _copied(body["metadata"].get("labels") or {})
     made = {
         "apiVersion": body["apiVersion"],
         "kind": body["kind"],
@@ -234,6 +235,14 @@ def _branch(options: argparse.Namespace) -> None:
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
         reader.run("sh", "-c", COPY, old, new)
     print(_kubectl(options, "create", "-f", "-", given=text), end="")
+
+
+def _copied(labels: dict[str, str]) -> dict[str, str]:
+    """The labels that a new run takes over: people's own, and that of its queue.
+
+    By theirs, tools know what they have applied, and delete what is not in their source any more.
+    """
+    return {key: its for key, its in labels.items() if "/" not in key or key == QUEUE}
 
 
 def _same_to_learn(run: Run, made: Json) -> None:
@@ -261,9 +270,9 @@ def _warn_of_other_nodes(options: argparse.Namespace, run: Run) -> None:
     modes = _kubectl(options, "get", "pvc", claim, "-o", "jsonpath={.spec.accessModes}")
     if AccessMode.MANY.value not in modes:
         print(
-            f"kubectl demoreset: {run.name} runs, and its volume {claim} is {modes}: pods of "
-            f"{options.new} that come to another node wait for it; `kubectl demoreset suspend "
-            f"{run.name}` lets it go",
+            f"kubectl demoreset: {run.name}'s volume {claim} is in use, and {modes}: pods of "
+            f"{options.new} that come to another node wait for it; `kubectl demoreset suspend` "
+            "lets it go",
             file=sys.stderr,
         )
 
@@ -310,17 +319,21 @@ def _read(options: argparse.Namespace) -> tuple[Json, Run]:
 
 
 class _Reader:
-    """A pod that sees the run's volume: a worker that runs, else one that is made for it."""
+    """A pod that sees the run's volume: a worker that runs, else one that is made for it.
+
+    Also a worker of another run, as of a branch: its node may be the only one that can have it.
+    """
 
     def __init__(self, options: argparse.Namespace, run: Run) -> None:
         self._options, self._run = options, run
         self._pod, self.made, self._container = "", False, "worker"
 
     def __enter__(self) -> "_Reader":
-        which = ("-l", selector(self._run), "-o", "json")
+        which = ("-l", f"{LABEL_COMPONENT}={COMPONENT_WORKER}", "-o", "json")
         found = json.loads(_kubectl(self._options, "get", "pods", *which))
-        pods = found["items"]
-        for body in pods:
+        sees = [body for body in found["items"] if claim_name(self._run) in _claims(body)]
+        pods = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
+        for body in (*pods, *sees):
             gone = "deletionTimestamp" in body["metadata"]
             if body["status"]["phase"] == "Running" and not gone:
                 self._pod = body["metadata"]["name"]
@@ -339,6 +352,7 @@ class _Reader:
         self._pod, self.made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
         self._container = "reader"
         _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
+        print(f"kubectl demoreset: waiting for the pod {self._pod}", file=sys.stderr)
         wait = ("wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=10m")
         try:
             _kubectl(self._options, *wait)
@@ -361,6 +375,12 @@ class _Reader:
         if done.returncode:
             raise PluginError(done.stderr.decode().strip() or f"{arguments[0]} failed")
         return done.stdout
+
+
+def _claims(pod: Json) -> list[str]:
+    """The claims whose volumes a pod sees."""
+    volumes = (one.get("persistentVolumeClaim", {}) for one in pod["spec"].get("volumes", []))
+    return [one["claimName"] for one in volumes if one]
 
 
 def _reader(name: str, worker: Json) -> Json:

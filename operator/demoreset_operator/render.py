@@ -34,6 +34,7 @@ from demoreset_api.names import (
 from demoreset_api.spec import AccessMode, Opaque, Retention
 from demoreset_operator.observation import Child, Json, Run
 
+INSTANCE = "app.kubernetes.io/instance"
 QUEUE = "kueue.x-k8s.io/queue-name"  # of the run, passed on to its pods
 CONFIG, DATA = "/etc/demoreset", "/data"  # where a worker finds its run file and its volume
 USER = 10001
@@ -99,7 +100,7 @@ def labels(run: Run, component: str) -> dict[str, str]:
     """What every object of a run carries."""
     return {
         "app.kubernetes.io/name": "demoreset",
-        "app.kubernetes.io/instance": run.name,
+        INSTANCE: run.name,
         LABEL_COMPONENT: component,
         "app.kubernetes.io/part-of": "demoreset",
         LABEL_MANAGED_BY: OPERATOR_NAME,
@@ -144,6 +145,8 @@ def _object(
     made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(made)}
     if owned:
         made["metadata"]["ownerReferences"] = [owner]
+    else:  # Argo CD may take what has this label, and no owner, for its own, and delete it
+        del made["metadata"]["labels"][INSTANCE]
     return made
 
 

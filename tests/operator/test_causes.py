@@ -34,6 +34,7 @@ def pod(**facts: object) -> Pod:
         (pod(reason="Evicted", message="low on memory"), Cause.EVICTED, False),
         (pod(reason="Evicted", exit_code=137), Cause.EVICTED, False),
         (pod(reason="NodeLost"), Cause.NODE_LOST, False),
+        (pod(reason="Evicted", exit_code=137, unknown=True), Cause.EVICTED, False),
         (pod(exit_code=255, unknown=True), Cause.NODE_LOST, False),  # it was started again
         (pod(reason="NodeShutdown", exit_code=143), Cause.NODE_LOST, False),
         (pod(reason="UnexpectedAdmissionError"), Cause.EVICTED, False),

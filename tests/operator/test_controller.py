@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,7 +119,7 @@ def test_what_has_happened_is_told_though_what_follows_from_it_fails() -> None:
 
     async def create(body: Json) -> Json | None:
         if body["kind"] == "Pod":
-            raise ApiError(500, "no luck")
+            raise ApiError(503, "no luck")
         return await real(body)
 
     server.create = create  # type: ignore[method-assign]
@@ -247,13 +248,15 @@ def test_a_failure_is_tried_again() -> None:
     asyncio.run(asyncio.wait_for(work(), 10))
 
 
-def refuse(server: Server, why: str, which: Callable[[Json], bool]) -> Callable[[], None]:
+def refuse(
+    server: Server, why: str, which: Callable[[Json], bool], code: int = 403
+) -> Callable[[], None]:
     """The server takes some objects no more; what lets it take them again."""
     real = server.create
 
     async def create(body: Json) -> Json | None:
         if which(body):
-            raise ApiError(403, why)
+            raise ApiError(code, why)
         return await real(body)
 
     def take_again() -> None:
@@ -319,6 +322,19 @@ def test_a_volume_that_was_retained_is_taken_over_as_it_is() -> None:
     before = len(server.requests)
     asyncio.run(controller.reconcile(uid))
     assert ("patch", "PersistentVolumeClaim") not in server.requests[before:]
+
+
+def test_a_webhook_that_is_down_is_told_of_and_asked_again_soon() -> None:
+    server, controller, uid = made()
+    down = "Internal error occurred: failed calling webhook"
+    take_again = refuse(server, down, lambda body: body["kind"] == "Pod", code=500)
+    for _ in range(3):
+        asyncio.run(controller.reconcile(uid))
+    assert "failed calling webhook" in conditions(server, controller, uid)
+    take_again()
+    controller._refusals[uid] = replace(controller._refusals[uid], until=0.0)
+    asyncio.run(controller.reconcile(uid))
+    assert ("Pod", "key-worker-0-1") in server.objects
 
 
 def test_what_is_refused_is_in_the_status_with_the_next_look() -> None:

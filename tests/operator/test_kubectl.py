@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from demoreset_operator import plugin
-from world import World
+from demoreset_operator import plugin, render
+from world import SETTINGS, World
 
 Json = dict[str, Any]
 
@@ -34,6 +34,31 @@ def read(world: World, image: str | None = None) -> None:
     options = argparse.Namespace(namespace=None, context=None, image=image)
     with plugin._Reader(options, world.run):
         pass
+
+
+def running(world: World, name: str, claim: str | None = None) -> Json:
+    """A worker's pod that runs, with its run's volume, or another one."""
+    pod = render.worker(world.run, SETTINGS, 0, 1)
+    pod["metadata"]["name"] = name
+    for volume in pod["spec"]["volumes"]:
+        if claim is not None and volume["name"] == "data":
+            volume["persistentVolumeClaim"]["claimName"] = claim
+    return {**pod, "status": {"phase": "Running"}}
+
+
+def test_a_volume_is_read_through_whoever_has_it_and_the_runs_own_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, branch = World(), World(checkpoint={"volume": {"claim": "key-data"}})
+    branch.run_body["metadata"] |= {"name": "new", "uid": "u-2"}
+    others = [running(branch, "other-worker-0-1", "other-data"), running(branch, "new-worker-0-1")]
+    for own, wanted in (([], "new-worker-0-1"), (["key-worker-0-1"], "key-worker-0-1")):
+        pods = {"items": [*others, *(running(world, name) for name in own)]}
+        monkeypatch.setattr(plugin, "_kubectl", lambda *_, it=pods, **__: json.dumps(it))
+        options = argparse.Namespace(namespace=None, context=None, image=None)
+        with plugin._Reader(options, world.run) as reader:
+            assert not reader.made
+            assert wanted in reader.command("ls")
 
 
 def test_the_volume_of_a_suspended_run_is_read_where_it_names_its_image(made: list[Json]) -> None:
@@ -90,7 +115,7 @@ def test_a_branch_of_a_run_that_trains_says_that_it_may_wait_for_the_volume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, warned: bool
 ) -> None:
     world = World()
-    pods = {"items": [{"metadata": {"name": "key-worker-0-1"}, "status": {"phase": "Running"}}]}
+    pods = {"items": [running(world, "key-worker-0-1")]}
     answers = {("get", "pods"): json.dumps(pods), ("get", "pvc"): json.dumps([mode])}
     monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
     monkeypatch.setattr(
@@ -98,7 +123,7 @@ def test_a_branch_of_a_run_that_trains_says_that_it_may_wait_for_the_volume(
     )
     monkeypatch.setattr(plugin._Reader, "run", lambda *_: b"")
     plugin.main(["branch", "key", "new"])
-    warning = 'key runs, and its volume key-data is ["ReadWriteOnce"]: pods of new that come to'
+    warning = 'volume key-data is in use, and ["ReadWriteOnce"]: pods of new that come to'
     assert (warning in capsys.readouterr().err) is warned
 
 
@@ -150,7 +175,27 @@ def test_a_branch_that_could_not_take_all_or_has_nothing_to_take_makes_no_run(
     (folder / "checkpoints").rename(folder / "hangs")
     with pytest.raises(SystemExit, match="no checkpoint to go on from"):
         plugin.main(["branch", "key", "new"])
-    assert not folder.with_name("new").exists()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["key"], "room is given back"
+
+
+def test_a_branch_takes_peoples_labels_and_its_queue_and_no_marks_of_tools(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    world = World()
+    kept = {"team": "a", "kueue.x-k8s.io/queue-name": "gpus"}
+    marks = {"app.kubernetes.io/instance": "an-application", "kapp.k14s.io/app": "1"}
+    world.run_body["metadata"]["labels"] = {**kept, **marks}
+    bodies: list[Json] = []
+
+    def kubectl(_options: Any, *words: str, given: str | None = None) -> str:
+        if given is not None and "create" in words:
+            bodies.append(json.loads(given))
+        return '["ReadWriteMany"]'
+
+    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    plugin.main(["branch", "key", "new"])
+    assert bodies[-1]["metadata"]["labels"] == kept
 
 
 def test_a_fetch_that_was_cut_off_says_so(

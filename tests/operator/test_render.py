@@ -262,6 +262,15 @@ def test_workers_stay_near_a_volume_that_one_node_can_use() -> None:
         assert near[0]["podAffinityTerm"]["labelSelector"]["matchLabels"][LABEL_RUN_UID] == "u-1"
 
 
+def test_a_claim_that_nobody_owns_has_no_mark_by_which_a_tool_takes_it_for_its_own() -> None:
+    kept = render.claim(run(checkpoint={"volume": {"retention": "Retain"}}))
+    goes = render.claim(run(checkpoint={"volume": {"retention": "Delete"}}))
+    assert "ownerReferences" not in kept["metadata"]
+    assert "app.kubernetes.io/instance" not in kept["metadata"]["labels"]
+    assert goes["metadata"]["ownerReferences"]
+    assert goes["metadata"]["labels"]["app.kubernetes.io/instance"] == "key"
+
+
 def test_a_wish_of_ours_replaces_no_pod() -> None:
     near = render.worker(run(), SETTINGS, 0, 1, together=True)
     assert near["metadata"]["annotations"] == worker()["metadata"]["annotations"]

@@ -87,6 +87,35 @@ def test_what_only_some_workers_fail_of_does_not_end_what_the_others_learn(code:
     assert len([name for name in world.live().values() if name.endswith("-1")]) == 3
 
 
+def test_a_container_that_never_began_has_not_run_since_1970() -> None:
+    world = training(3)
+    for _ in range(60):
+        world.tick(1)
+        world.train()
+        for name in list(world.live().values()):
+            if world.pods[name]["status"]["phase"] == "Pending" or name == "key-worker-2-1":
+                world.end(name, 128)
+                (its,) = world.pods[name]["status"]["containerStatuses"]
+                its["state"]["terminated"]["startedAt"] = "1970-01-01T00:00:00Z"
+        world.settle()
+    assert 3 < world.status.restarts.total < 10, "with a back-off"
+
+
+def test_what_ends_one_worker_does_not_end_a_run_whose_others_load_or_wait_for_it() -> None:
+    world = World(workers={"min": 4, "max": 4})
+    world.settle()
+    world.start()
+    world.settle()
+    world.end("key-worker-2-1", 66, words="NoProgress: update 7 failed 3 times: no GPU")
+    world.settle()
+    assert world.condition("Failed") is None
+    assert world.status.restarts.crashed == 1, "it counts: nobody trains"
+    for index in (0, 1, 3):
+        world.end(f"key-worker-{index}-1", 66, words="NoProgress: update 7 failed 3 times")
+        world.settle()
+    assert condition(world, "Failed")[1] == "NoProgress"
+
+
 def test_a_limit_ends_a_run_whose_workers_all_fail() -> None:
     world = training(2, restart={"limit": 4})
     for _ in range(60):
