@@ -33,7 +33,7 @@ def train(preset: str, slots: int, seconds: float, *, graphs: bool) -> dict[str,
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.group import Alone
 
-    demo = demos.load(demos.locate(DEMO))
+    demo = demos.resolve(DEMO)
     spec = RunSpec.model_validate(
         {
             "demo": {"name": DEMO},

@@ -215,11 +215,10 @@ def main() -> None:
     unknown = set(options.conditions) - set(CONDITIONS)
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(CONDITIONS)}")
-    path = Path(options.demo)
-    demo = demos.load(path if path.exists() else demos.find(options.demo))
+    demo = demos.resolve(options.demo)
     if options.end:
         demo = demo.prefix(options.end)
-    name = options.name or path.name.removesuffix(demos.SUFFIX)
+    name = options.name or Path(options.demo).name.removesuffix(demos.SUFFIX)
     for condition in options.conditions:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             entry = learn(

@@ -31,7 +31,7 @@ def demonstration(game: str, file: Path | None) -> demos.Demo:
     """A demo to begin in: for Freeway, going up all the time."""
     if game == "freeway":
         return demos.record(game, np.full(FREEWAY_FRAMES, UP, np.uint8), frame_skip=SKIP)
-    return demos.load(file or demos.find("montezuma-first-key"))
+    return demos.resolve(file or "montezuma-first-key")
 
 
 def ours(turn: Turn, file: bytes) -> None:

@@ -304,7 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.settle_all:
         settle()
-    demo = demos.load(options.demo or demos.find("montezuma-first-key"))
+    demo = demos.resolve(options.demo or "montezuma-first-key")
     facts = machine(PACKAGES)
     samples = take_turns(
         {

@@ -242,9 +242,9 @@ def _film(demo: "Demo", title: str, out: Path, start: int, end: int) -> int:
 
 
 def _load(name: str) -> "Demo":
-    from demoreset_trainer import demo as demos
+    from demoreset_trainer.demo import resolve
 
-    return demos.load(demos.locate(name))
+    return resolve(name)
 
 
 def _stem(name: str) -> str:

@@ -281,6 +281,17 @@ def locate(name: str) -> Path:
     )
 
 
+def resolve(demo: Demo | Path | str) -> Demo:
+    """The demo that a caller means: itself, a file of one, or as `locate` understands a name.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if isinstance(demo, Demo):
+        return demo
+    return load(locate(demo) if isinstance(demo, str) else demo)
+
+
 def bundled() -> list[str]:
     """Names of the bundled demos."""
     files = (path for folder in BUNDLED for path in folder.glob(f"*{SUFFIX}"))

@@ -151,6 +151,19 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UserError(f"options: received {', '.join(unknown)}; known are start and limits")
 
 
+def check_start(start: int, demo: Demo, frame_skip: int) -> None:
+    """Refuse a start that is no decision boundary inside the demo.
+
+    Raises:
+        UserError: it is not.
+    """
+    if start % frame_skip or not 0 <= start < len(demo):
+        raise UserError(
+            f"start: received {start}; it must be a multiple of {frame_skip} "
+            f"from 0 to {len(demo) - 1}"
+        )
+
+
 class DemoResetEnv(gymnasium.Env[Image, np.int64]):
     """The game of a demo; `reset(options={"start": frame})` begins inside it.
 
@@ -179,9 +192,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(demo, str):
-            demo = demos.locate(demo)
-        self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
+        self.demo = demos.resolve(demo)
         self.rules = replace(rules or Rules(), **settings)
         self.view = view or View()
         self.states = states or start_states(self.demo, self.view, self.rules.frame_skip)
@@ -225,11 +236,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
     def begin(self, start: int, limits: bool = True) -> None:
         """`reset` without copies: for those who look at `observation`."""
         rules, skip = self.rules, self.rules.frame_skip
-        if start % skip or not 0 <= start < len(self.demo):
-            raise UserError(
-                f"start: received {start}; it must be a multiple of {skip} "
-                f"from 0 to {len(self.demo) - 1}"
-            )
+        check_start(start, self.demo, skip)
         self.start = self.frame = start
         self.limits = limits
         self.end = End.NONE

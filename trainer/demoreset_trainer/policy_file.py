@@ -197,7 +197,7 @@ def _find_demo(sha256: str, spec: RunSpec) -> Demo | None:
     """The bundled demo that a policy was trained on, if it is that."""
     if spec.demo.name is None or spec.demo.name not in demos.bundled():
         return None
-    demo = demos.load(demos.find(spec.demo.name))
+    demo = demos.resolve(spec.demo.name)
     demo = demo.prefix(min(spec.demo.end_frame or len(demo), len(demo)))
     return demo if demo.sha256 == sha256 else None
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from demoreset_api.errors import UserError
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import (
@@ -26,6 +25,7 @@ from demoreset_trainer.env import (
     Rules,
     check_actions,
     check_options,
+    check_start,
 )
 from demoreset_trainer.machine import cores
 from demoreset_trainer.slots import Begin, Slots
@@ -63,9 +63,7 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         view: View | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(demo, str):
-            demo = demos.locate(demo)
-        self.demo = demo if isinstance(demo, Demo) else demos.load(demo)
+        self.demo = demos.resolve(demo)
         rules, view = replace(rules or Rules(), **settings), view or View()
         one = DemoResetEnv(self.demo, rules=rules, view=view)
         self.metadata = {**one.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -116,11 +114,7 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         seeds = np.random.SeedSequence([self._seed, slot, int(self._episodes[slot])])
         random = np.random.Generator(np.random.Philox(seeds))
         start = int(self._starts[slot]) if self._choose is None else self._choose(slot, random)
-        if start % self._skip or not 0 <= start < len(self.demo):
-            raise UserError(
-                f"start: received {start}; it must be a multiple of {self._skip} "
-                f"from 0 to {len(self.demo) - 1}"
-            )
+        check_start(start, self.demo, self._skip)
         return Begin(start, int(random.integers(2**62)), self._limits)
 
     def _enter(self, slot: int) -> None:
