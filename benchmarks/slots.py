@@ -39,6 +39,7 @@ def ours(turn: Turn, file: bytes) -> None:
     from demoreset_trainer.env import Rules
     from demoreset_trainer.slots import Begin, Slots
     from demoreset_trainer.states import View
+    from demoreset_trainer.streams import seed_from
 
     demo = demos.from_bytes(file, "demo")
     random = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def ours(turn: Turn, file: bytes) -> None:
     last = int(np.flatnonzero(demo.scores < demo.scores[-1])[-1]) // SKIP
 
     def begin() -> Begin:
-        return Begin(int(random.integers(last + 1)) * SKIP, int(random.integers(2**62)))
+        return Begin(int(random.integers(last + 1)) * SKIP, seed_from(random))
 
     with Slots(demo, Rules(frame_skip=SKIP), view, slots=COUNT, processes=cores()) as slots:
         slots.reset([begin() for _ in range(COUNT)])

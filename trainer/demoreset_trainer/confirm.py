@@ -7,6 +7,7 @@ import numpy as np
 from demoreset_trainer.play import play
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.slots import Begin, Slots
+from demoreset_trainer.streams import seed_from
 
 MOST_SLOTS = 32
 
@@ -57,8 +58,8 @@ class Confirmation:
         """
         alone = len(members) == 1
         random = np.random.default_rng([self._seed, update])
-        begins = [Begin(0, int(random.integers(2**62))) for _ in range(self._episodes)]
-        seed = int(random.integers(2**62))
+        begins = [Begin(0, seed_from(random)) for _ in range(self._episodes)]
+        seed = seed_from(random)
         mine = range(members.index(me), self._episodes, len(members))
         if not mine or (alone and stopping()):
             return []

@@ -24,6 +24,7 @@ from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
 from demoreset_trainer.emulator import ALL_ACTIONS, take
 from demoreset_trainer.states import Camera, Image, StartStates, View, start_states
+from demoreset_trainer.streams import stream
 
 NOOP = 0
 
@@ -231,7 +232,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
 
     def reseed(self, seed: int) -> None:
         """Begin the random stream that the next episode draws from."""
-        self.np_random = np.random.Generator(np.random.Philox(seed))
+        self.np_random = stream(seed)
 
     def begin(self, start: int, limits: bool = True) -> None:
         """`reset` without copies: for those who look at `observation`."""

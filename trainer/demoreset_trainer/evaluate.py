@@ -21,6 +21,7 @@ from demoreset_trainer.play import Act, Played, play
 from demoreset_trainer.policy_file import Trained
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.states import start_states
+from demoreset_trainer.streams import seed_from
 
 
 class WatchEpisodes(Protocol):
@@ -146,7 +147,7 @@ def evaluate(
             for act in acts:
                 count = 1 if noise.none and act is Act.ARGMAX else episodes
                 random = np.random.default_rng([seed, count])
-                begins = [Begin(0, int(random.integers(2**62)), limits=False) for _ in range(count)]
+                begins = [Begin(0, seed_from(random), limits=False) for _ in range(count)]
                 played = play(
                     slots,
                     trained.policy,
@@ -191,9 +192,7 @@ def profile(
     starts = np.arange(0, last // played_by.frame_skip + 1, every)
     index = np.repeat(starts, episodes)
     random = np.random.default_rng(seed)
-    begins = [
-        Begin(int(start) * played_by.frame_skip, int(random.integers(2**62))) for start in index
-    ]
+    begins = [Begin(int(start) * played_by.frame_skip, seed_from(random)) for start in index]
     with Slots(
         demo,
         played_by,

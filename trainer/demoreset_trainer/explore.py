@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from demoreset_api.errors import DemoResetError
 from demoreset_trainer.emulator import Emulator
+from demoreset_trainer.streams import stream
 
 FRAME_SKIP = 4
 ITEMS = 64  # of a round
@@ -135,7 +136,7 @@ class Explorer:
     def play(self, state: bytes, score: int, length: int, seeds: Sequence[int]) -> Report:
         """Act at random from a state; the item ends early with a lost life or the game."""
         emulator, codes = self._emulator, self._emulator.minimal_actions
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
+        random = stream(*seeds)
         fresh = random.integers(len(codes), size=DECISIONS).tolist()
         keeps = (random.random(DECISIONS) < REPEAT).tolist()
         emulator.restore(state)
@@ -276,16 +277,15 @@ def explore(
 def _items(archive: Archive) -> tuple[list[_Item], list[Cell]]:
     """The cells that a round returns to: seldom chosen ones more often."""
     cells = list(archive.cells.values())
-    seeds = np.random.SeedSequence([archive.seed, archive.rounds])
-    random = np.random.Generator(np.random.Philox(seeds))
+    random = stream(archive.seed, archive.rounds)
     weights = 1 / np.sqrt(np.array([cell.chosen for cell in cells]) + 1)
     chosen = random.choice(len(cells), ITEMS, p=weights / weights.sum())
     items = []
     for number, index in enumerate(chosen.tolist()):
         cell = cells[index]
         cell.chosen += 1
-        seed = [archive.seed, archive.rounds, number]
-        items.append((cell.state, cell.score, cell.length, seed))
+        seeds = [archive.seed, archive.rounds, number]
+        items.append((cell.state, cell.score, cell.length, seeds))
     return items, [cells[index] for index in chosen.tolist()]
 
 

@@ -14,6 +14,7 @@ from demoreset_trainer.gpu import to_device
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.rollout import sample
 from demoreset_trainer.slots import IDLE, Begin, Slots
+from demoreset_trainer.streams import stream
 
 SHARPENED = 2.0  # what the logits are multiplied with (atari-reset's "sharpened" policy)
 
@@ -74,8 +75,7 @@ def play(
         if later < len(begins):
             slots.plan(slot, begins[later])
         memory[slot] = known[episode[slot]].to(device)
-        seeds = np.random.SeedSequence([seed, numbers[episode[slot]]])
-        return np.random.Generator(np.random.Philox(seeds))
+        return stream(seed, numbers[episode[slot]])
 
     slots.reset([begins[slot % len(begins)] for slot in range(count)])
     streams = [enter(slot) for slot in active]

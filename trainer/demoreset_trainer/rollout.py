@@ -22,6 +22,7 @@ from demoreset_trainer.gpu import Recorded, to_device
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.ppo import Rollout
 from demoreset_trainer.slots import IDLE, Begin, Slots
+from demoreset_trainer.streams import seed_from, stream
 
 EXPLORING_SCALE = 0.5  # what the logits are multiplied with
 MAKING = 60.0  # seconds that new environments may take to be made
@@ -155,10 +156,9 @@ class Collector:
 
     def _begin(self, i: int, episode: int) -> Begin:
         slot = int(self.held[i])
-        seeds = np.random.SeedSequence([self._seed, slot, episode])
-        random = np.random.Generator(np.random.Philox(seeds))
+        random = stream(self._seed, slot, episode)
         start = self._choose(slot, episode, random)
-        return Begin(start.frame, int(random.integers(2**62)), start.limits)
+        return Begin(start.frame, seed_from(random), start.limits)
 
     def _enter(self, which: npt.NDArray[np.int64]) -> None:
         """The planned episodes have begun in these columns; plan the ones after."""
@@ -245,9 +245,7 @@ class Collector:
 
     def _noise(self, update: int) -> npt.NDArray[np.float32]:
         """A random number for every decision of this update, [T, slots of this member]."""
-        random = np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self._seed, self._total, update]))
-        )
+        random = stream(self._seed, self._total, update)
         table = random.random((self._length, self._total), dtype=np.float32)
         return table[:, self.held]
 

@@ -30,6 +30,7 @@ from demoreset_trainer.env import (
 from demoreset_trainer.machine import cores
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.states import View
+from demoreset_trainer.streams import seed_from, stream
 
 Images = npt.NDArray[np.uint8]
 ChooseStart = Callable[[int, np.random.Generator], int]  # (slot, random) to a frame of the demo
@@ -111,11 +112,10 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         return self._slots.observation.copy(), {"start": self._running.copy()}
 
     def _begin(self, slot: int) -> Begin:
-        seeds = np.random.SeedSequence([self._seed, slot, int(self._episodes[slot])])
-        random = np.random.Generator(np.random.Philox(seeds))
+        random = stream(self._seed, slot, int(self._episodes[slot]))
         start = int(self._starts[slot]) if self._choose is None else self._choose(slot, random)
         check_start(start, self.demo, self._skip)
-        return Begin(start, int(random.integers(2**62)), self._limits)
+        return Begin(start, seed_from(random), self._limits)
 
     def _enter(self, slot: int) -> None:
         """The slot's episode has begun: say where its next one will."""
