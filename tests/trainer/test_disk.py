@@ -18,6 +18,7 @@ from demoreset_api.errors import NoValidCheckpoint, TryAgain, UserError
 from demoreset_trainer import checkpoint, demo
 from demoreset_trainer.checkpoint import MANIFEST, MODEL, STATE, Snapshot
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
+from demoreset_trainer.disk import write_all
 
 TORN_WRITES = Path(__file__).parents[2] / "benchmarks" / "torn_writes.py"
 
@@ -84,6 +85,15 @@ def test_a_volume_that_is_away_is_no_mistake_of_the_user(
 def test_a_folder_that_cannot_be_written_is_tried_again(tmp_path: Path) -> None:
     with pytest.raises(TryAgain, match="cannot be written now"):
         checkpoint.next_life(tmp_path / "away")
+
+
+def test_of_several_files_none_gets_its_name_before_all_are_written(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.write_bytes(b"before")
+    with pytest.raises(FileNotFoundError):
+        write_all({one: b"after", tmp_path / "none" / "two": b"after"})
+    assert one.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["one"]
 
 
 FLUSHES = """

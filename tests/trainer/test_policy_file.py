@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
-from demoreset_trainer import checkpoint, cli, evaluate, policy_file, run_folder
+from demoreset_trainer import checkpoint, cli, disk, evaluate, policy_file, run_folder
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
@@ -61,14 +62,17 @@ def test_a_file_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {path.name, beside.name}
 
 
-def test_a_policy_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_policy_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     trained = policy_file.load("montezuma-first-key")
     with pytest.raises(UserError, match=r"^/proc/x.policy.safetensors: cannot be written: "):
         policy_file.save(trained, Path("/proc/x.policy.safetensors"))
-    (tmp_path / ".x.policy.json.partial").mkdir()  # the card is the second of both
+    monkeypatch.setattr(disk, "uuid4", lambda: SimpleNamespace(hex="1"))
+    (tmp_path / ".x.policy.json.1.partial").mkdir()  # the card is the second of both
     with pytest.raises(UserError, match="cannot be written: Is a directory"):
         policy_file.save(trained, tmp_path / "x.policy.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == [".x.policy.json.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == [".x.policy.json.1.partial"]
 
 
 def card() -> dict[str, object]:

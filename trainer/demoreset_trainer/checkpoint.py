@@ -30,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
-from demoreset_trainer.disk import flush_folder, write_flushed, write_whole
+from demoreset_trainer.disk import DAMAGE, flush_folder, write_flushed, write_whole
 
 SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
@@ -41,8 +41,6 @@ _LIFE = re.compile(r"life-(\d{6,})")
 _PARTIAL, _BROKEN = ".partial-", "broken-"
 _MOST_MANIFEST_BYTES = 1 << 16
 _MOST_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
-# What JSON that somebody else made may raise.
-_WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _DEAD_WRITER = 5.0  # seconds
 _ABANDONED = 3600.0  # seconds after which nobody is writing a partial any more
 
@@ -206,7 +204,7 @@ def _read(path: Path) -> Snapshot:
             optimizer=load_tensors(contents[OPTIMIZER]),
             state=json.loads(contents[STATE]),
         )
-    except (*_WRONG, SafetensorError) as error:
+    except (*DAMAGE, SafetensorError) as error:
         raise Damaged(f"damaged checkpoint ({error})") from error
 
 
@@ -215,7 +213,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         seal, schema = manifest.pop("sha256"), manifest["schema"]
-    except _WRONG as error:
+    except DAMAGE as error:
         raise Damaged(f"not a checkpoint, or torn: {MANIFEST} cannot be parsed") from error
     if seal != _seal(manifest):
         raise Damaged(f"{MANIFEST} is torn or was changed: its hash is another")
@@ -426,7 +424,7 @@ def best_state(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(_content(path / STATE, most=_MOST_BYTES)))
-    except (Damaged, *_WRONG):
+    except (Damaged, *DAMAGE):
         return None
 
 

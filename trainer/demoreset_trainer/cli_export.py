@@ -37,6 +37,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import policy_file
+    from demoreset_trainer.disk import writing
 
     if options.onnx:
         policy_file.check_onnx()
@@ -49,10 +50,8 @@ def run(options: argparse.Namespace) -> int:
     for path in policy_file.save(trained, out, _results(trained, options.policy)):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if options.onnx:
-        try:
+        with writing(options.onnx):
             policy_file.export_onnx(trained, options.onnx)
-        except OSError as error:
-            raise UserError(f"{options.onnx}: cannot be written: {error.strerror}") from error
         print(f"written: {options.onnx} ({options.onnx.stat().st_size:,} bytes)")
     return 0
 

@@ -32,14 +32,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import plot
+    from demoreset_trainer.disk import writing
 
     several = len(options.runs) > 1
     out = options.out or options.runs[0] / ("comparison.png" if several else "plot.png")
     if out.suffix != ".png":
         raise UserError(f"--out: received {out}; it must end in .png")
-    try:
+    with writing(out):
         plot.plot(options.runs, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     print(f"written: {out}")
     return 0

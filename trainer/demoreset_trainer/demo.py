@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from demoreset_api.errors import UserError
-from demoreset_trainer.disk import fault, write_whole
+from demoreset_trainer.disk import DAMAGE, fault, write_whole, writing
 from demoreset_trainer.emulator import ALL_ACTIONS, RAM_BYTES, Emulator, emulator_version, rom_md5
 
 SUFFIX = ".demo.safetensors"
@@ -33,8 +33,6 @@ UNKNOWN_LIVES = -1
 MAX_FILE_BYTES = 256 << 20
 MAX_FRAMES = 10_000_000
 _PACKED = {"zip": b"PK\x03\x04", "gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
-# What parsing the header of a hostile file may raise.
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 _PACKAGE = Path(__file__).resolve().parent
 BUNDLED = (_PACKAGE / "bundled", _PACKAGE.parents[1] / "demos")  # a wheel, a checkout
@@ -103,10 +101,8 @@ class Demo:
         Raises:
             UserError: the place cannot be written to.
         """
-        try:
+        with writing(path):
             write_whole(path, self.to_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
     def prefix(self, end: int) -> "Demo":
         """The demo's first `end` frames.
@@ -182,7 +178,7 @@ def from_bytes(content: bytes, name: str) -> Demo:
         game, rom = str(header["game"]), str(header["rom"])
         frame_skip = int(header["frame_skip"])
         origin = {str(key): str(value) for key, value in json.loads(header["origin"]).items()}
-    except (*_DAMAGED, SafetensorError) as error:
+    except (*DAMAGE, SafetensorError) as error:
         if b'"__metadata__":{"card":' in content[:64]:
             raise UserError(
                 f"{name}: this is a policy, not a demo; `demoreset evaluate {shlex.quote(name)}`"

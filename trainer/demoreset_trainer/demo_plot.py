@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from demoreset_api.errors import UserError
 from demoreset_trainer.demo import UNKNOWN_LIVES, Demo
-from demoreset_trainer.disk import write_whole
+from demoreset_trainer.disk import write_whole, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +23,8 @@ def plot(demo: Demo, title: str, out: Path) -> None:
     """
     content = io.BytesIO()
     draw(demo, title).savefig(content, format="png", dpi=110)
-    try:
+    with writing(out):
         write_whole(out, content.getvalue())
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def draw(demo: Demo, title: str) -> Figure:

@@ -1,8 +1,9 @@
-"""Disks that may be full, read-only or away."""
+"""Disks that may be full, read-only or away, and files that others made."""
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,11 +16,26 @@ LASTING = (
     *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EXDEV, errno.EFBIG),
     *(errno.ENOSYS, errno.EOPNOTSUPP),
 )
+# What parsing a file that others made may raise, by mistake or by malice.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def fault(error: OSError) -> type[TryAgain | UserError]:
     """Whose fault it is that something cannot be written: the disk's for now, or the user's."""
     return UserError if error.errno in LASTING else TryAgain
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write a file that a user named.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -28,14 +44,27 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: what was there before is there still.
     """
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Put files there, each as `write_whole` does; none gets its name before all are written.
+
+    Raises:
+        OSError: what was there before is there still, unless a name could not be given.
+    """
+    partials = {path: path.with_name(f".{path.name}.{uuid4().hex}.partial") for path in contents}
     try:
-        write_flushed(partial, content)
-        partial.replace(path)
-        flush_folder(path.parent)
+        for path, partial in partials.items():
+            write_flushed(partial, contents[path])
+        for path, partial in partials.items():
+            partial.replace(path)
+        for folder in {path.parent for path in contents}:
+            flush_folder(folder)
     except OSError:
-        with suppress(OSError):
-            partial.unlink()
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink()
         raise
 
 

@@ -9,7 +9,6 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,7 +26,7 @@ from demoreset_trainer import checkpoint, run_folder, runfile
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import SUFFIX as DEMO_SUFFIX
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.disk import write_flushed
+from demoreset_trainer.disk import write_all, writing
 from demoreset_trainer.emulator import ALL_ACTIONS, Emulator, rom_md5
 from demoreset_trainer.policy import Architecture, Policy, architecture
 from demoreset_trainer.states import View
@@ -223,17 +222,8 @@ def save(trained: Trained, path: Path, results: dict[str, Any] | None = None) ->
         path: save_tensors(tensors, metadata={"card": text}),
         card_beside(path): f"{text}\n".encode(),
     }
-    partials = [(place.with_name(f".{place.name}.partial"), place) for place in contents]
-    try:
-        for partial, place in partials:
-            write_flushed(partial, contents[place])
-        for partial, place in partials:
-            partial.replace(place)
-    except OSError as error:
-        for partial, _ in partials:
-            with suppress(OSError):
-                partial.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    with writing(path):
+        write_all(contents)
     return list(contents)
 
 

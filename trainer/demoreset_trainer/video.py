@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demoreset_api.errors import UserError
+from demoreset_trainer.disk import writing
 
 Picture = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
@@ -37,10 +38,8 @@ class VideoWriter:
         self._fps = Fraction(fps).limit_denominator(1000)
         self._stream: Any = None
         self._gif = _Gif() if path.suffix == ".gif" else None
-        try:
+        with writing(path):
             self._container = av.open(str(self._partial), "w")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
     def add(self, picture: Picture) -> None:
         """Add a picture; all of a film have the same even height and width."""
@@ -52,11 +51,9 @@ class VideoWriter:
         if self._gif is not None:
             self._gif.keep(picture)
             return
-        try:
+        with writing(self._path):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             self._container.mux(self._stream.encode(frame))
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def _finish(self) -> None:
         if self._stream is None:
@@ -73,9 +70,8 @@ class VideoWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self._finish()
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
+                with writing(self._path):
+                    self._finish()
         finally:
             with suppress(OSError):
                 self._container.close()
