@@ -187,7 +187,7 @@ def test_a_volume_that_is_away_is_tried_again_later(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text_are_left_out_of_the_metrics(path: Path) -> None:
-    path.write_bytes(b'\xff\xfe\x00\n{"update": 3}\n')
-    assert metrics.read(path) == [{"update": 3}]
+    path.write_bytes(b'\xff\xfe\x00\n{"update": 3, "life": 1}\n')
+    assert metrics.read(path) == [{"update": 3, "life": 1}]
     write(path, [4])
     assert updates(path) == [3, 4]

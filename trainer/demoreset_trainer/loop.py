@@ -412,9 +412,9 @@ class Loop:
             self.ppo.load(snapshot.model, snapshot.optimizer)
             state.load(snapshot.state)
             state.life, state.owners = snapshot.life, list(extra["owners"])
-            self._began = time.monotonic() - extra.get("seconds", state.counters.seconds)
+            self._began = time.monotonic() - extra["seconds"]
             self._burn_in.refresh()
-            cause, since = extra.get("cause"), time.monotonic() - extra.get("spent", 0.0)
+            cause, since = extra["cause"], time.monotonic() - extra["spent"]
         return own, cause, since
 
     def _cause(self, quorum: Quorum) -> str | None:
@@ -515,7 +515,7 @@ class Loop:
         )
         successes = [one for share in shares for one in share["successes"]]
         state.record(results, sum(share["slots"] for share in shares))
-        counters.agree(share["seen"] for share in shares if "seen" in share)
+        counters.agree(share["seen"] for share in shares)
         self._results = results
         self._group.event(
             "commit",

@@ -111,7 +111,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _life(entry: dict[str, Any]) -> int:
-    return int(entry.get("life", 0))  # older versions did not say
+    return int(entry["life"])
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
