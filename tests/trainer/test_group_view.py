@@ -19,9 +19,10 @@ from rich.console import Console
 from demoreset_api import names
 from demoreset_api.errors import ExitCode
 from demoreset_trainer import metrics, plot, watch
+from demoreset_trainer.counters import Cause
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
-from demoreset_trainer.report import CAUSES, Report
+from demoreset_trainer.report import Report
 from demoreset_trainer.screen import plain_line, render, short_names
 from demoreset_trainer.watch import Watchers
 from small_progress import PROGRESS
@@ -146,12 +147,12 @@ def test_metrics_tell_what_the_group_lost_and_regained(served: Report) -> None:
 def test_every_cause_is_told_from_the_start(served: Report) -> None:
     served.update(ALONE)
     told = samples(served.port)
-    assert [told[f"demoreset_recoveries_total{{{cause}}}"] for cause in CAUSES] == [0, 0, 0, 0]
+    assert [told[f"demoreset_recoveries_total{{{cause}}}"] for cause in Cause] == [0, 0, 0, 0]
 
 
 def test_every_cause_and_phase_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    for metric, words in (("recoveries", CAUSES), ("phase_seconds", ("rollout", "quorum"))):
+    for metric, words in (("recoveries", tuple(Cause)), ("phase_seconds", ("rollout", "quorum"))):
         row = re.search(rf"^\| `demoreset_{metric}_total.*$", page, re.MULTILINE)
         assert row is not None
         assert all(f"`{word}`" in row[0] for word in words)

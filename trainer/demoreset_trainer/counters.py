@@ -3,7 +3,17 @@
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Self
+
+
+class Cause(StrEnum):
+    """What a group recovers from."""
+
+    COLLECTIVE = "collective"  # a member was lost while gradients were summed
+    LEFT = "left"  # one was gone at the quorum
+    JOINED = "joined"  # one came
+    COORDINATOR = "coordinator"  # it was away
 
 
 @dataclass
@@ -22,7 +32,7 @@ class Counters:
     resumed_update: int = 0
     resumed_frames: int = 0
     # The group's faults: as the member saw them whose state went on
-    recoveries: dict[str, int] = field(default_factory=dict)  # by cause
+    recoveries: dict[str, int] = field(default_factory=dict)  # by `Cause`
     recovery_seconds: dict[str, float] = field(default_factory=dict)
     rolled_back: int = 0
     frames_discarded: int = 0

@@ -25,6 +25,7 @@ from demoreset_api.spec import After, RunSpec
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot, pack, unpack
 from demoreset_trainer.confirm import Confirmation
+from demoreset_trainer.counters import Cause
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.group import Group, Leaving, MemberLost, Quorum
@@ -418,15 +419,15 @@ class Loop:
         return own, cause, since
 
     def _cause(self, quorum: Quorum) -> str | None:
-        """What was lost or joined since the latest quorum, in a word of `recoveries`."""
+        """What was lost or joined since the latest quorum: a `Cause`."""
         before, now = set(self._members), set(quorum.members)
         if self._lost_at is not None:
-            return "collective"
+            return Cause.COLLECTIVE
         if before - now:
-            return "left"
+            return Cause.LEFT
         if quorum.outage:
-            return "coordinator"
-        return "joined" if before and now - before else None
+            return Cause.COORDINATOR
+        return Cause.JOINED if before and now - before else None
 
     def _gather(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
         """What every member brings to this update.

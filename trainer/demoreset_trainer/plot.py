@@ -12,6 +12,7 @@ import matplotlib
 
 from demoreset_api.errors import UserError
 from demoreset_trainer import metrics, run_folder, runfile
+from demoreset_trainer.counters import Cause
 
 matplotlib.use("Agg")
 
@@ -31,8 +32,15 @@ PANELS = (
     ("learning rate", "learning_rate", False),
 )
 HEIGHT, STRIP = 9.0, 1.9  # inches: the panels, the strip
-# A new generation is drawn by what made it; the last: by nothing that the run told
-MARKS = {"collective": "x", "left": "v", "joined": "^", "coordinator": "s", "other": "|"}
+OTHER = "other"  # nothing that the run told
+# A new generation is drawn by what made it.
+MARKS: dict[str, str] = {
+    Cause.COLLECTIVE: "x",
+    Cause.LEFT: "v",
+    Cause.JOINED: "^",
+    Cause.COORDINATOR: "s",
+    OTHER: "|",
+}
 
 
 def plot(folders: Sequence[Path], out: Path) -> None:
@@ -138,7 +146,7 @@ def recoveries(lines: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
         counts, old = line.get("recoveries", {}), before.get("recoveries", {})
         causes = [cause for cause in counts if counts[cause] > old.get(cause, 0)]
         if not causes and line.get("generation") != before.get("generation"):
-            causes = ["other"]
+            causes = [OTHER]
         for cause in causes:
-            found.setdefault(cause if cause in MARKS else "other", []).append(i)
+            found.setdefault(cause if cause in MARKS else OTHER, []).append(i)
     return found

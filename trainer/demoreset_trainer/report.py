@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from demoreset_api.errors import UserError
 from demoreset_api.names import STARTING
 from demoreset_trainer.coordinator import has_ipv6
+from demoreset_trainer.counters import Cause
 from demoreset_trainer.progress import Progress
 
 PATIENCE = 300.0  # seconds without a phase or update until the process counts as hung
@@ -70,9 +71,6 @@ RECOVERIES = (
     ("recoveries", "Changes that the group recovered from", "recoveries"),
     ("recovery_seconds", "Time that they took", "recovery_seconds"),
 )
-# A member was lost while gradients were summed; one was gone at the quorum; one came; the
-# coordinator was away. All are told from the start: what begins at 1 has no `increase`.
-CAUSES = ("collective", "left", "joined", "coordinator")
 
 
 class _Server(ThreadingHTTPServer):
@@ -199,7 +197,8 @@ class Report(Collector):
         failing = p.checkpoint_error is not None
         text = "1 while checkpoints cannot be written"
         yield GaugeMetricFamily(PREFIX + "checkpoint_failing", text, failing)
-        causes = dict.fromkeys(CAUSES, 0)
+        # All are told from the start: what begins at 1 has no `increase`.
+        causes: dict[str, float] = dict.fromkeys(Cause, 0)
         by_cause = [
             (name, text, "cause", causes | getattr(p, field)) for name, text, field in RECOVERIES
         ]
