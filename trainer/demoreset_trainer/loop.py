@@ -114,9 +114,11 @@ class Loop:
         saver: Saver,
         find: Callable[[], tuple[int, Snapshot | None]],
     ) -> None:
-        self.spec, self.demo = spec, demo
+        self.spec = spec
         self.state = RunState(spec, demo)
         self._find = find
+        self._open = ExitStack()  # what `run` closes: the slots
+        self._stopping: Callable[[], bool] = lambda: False  # as `run` is told
         self._group, self._watch, self._saver = group, watch, saver
         self._make_slots, self._policy = make_slots, policy
         self._skip = spec.environment.frame_skip
@@ -190,9 +192,10 @@ class Loop:
             TryAgain: it is to begin anew.
             SlotsDied: a process of environments is gone.
         """
-        with ExitStack() as self._open:
+        self._stopping = stopping
+        with self._open:
             try:
-                return self._run(stopping)
+                return self._run()
             except Leaving:
                 self._deserted = True
                 return Stopped(goal_met=self._over)
@@ -202,12 +205,12 @@ class Loop:
             finally:
                 self._group.event("left", update=self.state.counters.update)
 
-    def _run(self, stopping: Callable[[], bool]) -> Stopped:
+    def _run(self) -> Stopped:
         state, collector = self.state, self._collector()
-        self._nothing = take = Take(collector.blank(), collector.held, [], [])
-        fresh, self._stopping = True, stopping
+        take = nothing = Take(collector.blank(), collector.held, [], [])
+        fresh = True
         while True:
-            quorum, learned = self._update(take)
+            quorum, learned = self._update(take, nothing)
             if fresh:
                 self._burn_in.refresh()
                 fresh = False
@@ -300,7 +303,7 @@ class Loop:
 
     # One update
 
-    def _update(self, take: Take) -> tuple[Quorum, bool]:
+    def _update(self, take: Take, nothing: Take) -> tuple[Quorum, bool]:
         """One update, or none at all; whether there was anything to learn from.
 
         After a failure everything is as it was before.
@@ -311,7 +314,7 @@ class Loop:
                 quorum, ahead = self._agree()
             counters = self.state.counters
             if not ahead:  # what was played belongs to a state that is gone
-                take = self._nothing
+                take = nothing
             with self._telling.phase("copy"):
                 before = tuple(_copy(tensors) for tensors in self.ppo.state())
             begun = time.monotonic()
@@ -362,7 +365,7 @@ class Loop:
             cause, since = self._cause(quorum), self._lost_at or begun
             try:
                 if quorum.source is not None:
-                    own, cause, since = self._share(quorum, cause, since)
+                    own, cause, since = self._hand_over(quorum, cause, since)
                     stayed = own and stayed
             except MemberLost as error:
                 self._lost_at = since
@@ -376,12 +379,18 @@ class Loop:
             self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
             return quorum, stayed
 
-    def _seconds(self) -> float:
-        """How long the run has been trained, over all its lives."""
-        began = self._began
-        return self.state.counters.seconds if began is None else time.monotonic() - began
+    def _cause(self, quorum: Quorum) -> str | None:
+        """What was lost or joined since the latest quorum: a `Cause`."""
+        before, now = set(self._members), set(quorum.members)
+        if self._lost_at is not None:
+            return Cause.COLLECTIVE
+        if before - now:
+            return Cause.LEFT
+        if quorum.outage:
+            return Cause.COORDINATOR
+        return Cause.JOINED if before and now - before else None
 
-    def _share(
+    def _hand_over(
         self, quorum: Quorum, cause: str | None, since: float
     ) -> tuple[bool, str | None, float]:
         """All take the state of one member; whether it was this one's own.
@@ -390,13 +399,8 @@ class Loop:
         is new, or was away, cannot know it, and takes it from the source.
         """
         state, own = self.state, quorum.rank == quorum.source
-        if own and not state.life:  # all are new: only the first may look at the disk
-            self._group.alive(DISK)
-            life, snapshot = self._find()
-            if snapshot is not None:
-                self.load(snapshot)
-                self._began = None
-            state.life = life
+        if own and not state.life:
+            self._begin_life()
         if len(quorum.members) == 1:
             return own, cause, since
         sent = b""
@@ -418,16 +422,19 @@ class Loop:
             cause, since = extra["cause"], time.monotonic() - extra["spent"]
         return own, cause, since
 
-    def _cause(self, quorum: Quorum) -> str | None:
-        """What was lost or joined since the latest quorum: a `Cause`."""
-        before, now = set(self._members), set(quorum.members)
-        if self._lost_at is not None:
-            return Cause.COLLECTIVE
-        if before - now:
-            return Cause.LEFT
-        if quorum.outage:
-            return Cause.COORDINATOR
-        return Cause.JOINED if before and now - before else None
+    def _begin_life(self) -> None:
+        """All members are new: this one, the first, looks at the disk for what to go on from."""
+        self._group.alive(DISK)
+        life, snapshot = self._find()
+        if snapshot is not None:
+            self.load(snapshot)
+            self._began = None
+        self.state.life = life
+
+    def _seconds(self) -> float:
+        """How long the run has been trained, over all its lives."""
+        began = self._began
+        return self.state.counters.seconds if began is None else time.monotonic() - began
 
     def _gather(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
         """What every member brings to this update.
@@ -471,6 +478,12 @@ class Loop:
                 return None
             digest = zlib.crc32(values, digest)
         return digest
+
+    def _judge(self, shares: list[dict[str, Any]]) -> bool:
+        """Whether the goal's episodes, if all were played, meet it."""
+        successes = [one for share in shares for one in share["successes"]]
+        wanted = self.spec.goal.episodes
+        return len(successes) == wanted and self.state.goal.enough(successes)
 
     def _optimise(self, take: Take, quorum: Quorum, rejected: int) -> Statistics:
         spec, state = self.spec, self.state
@@ -549,12 +562,6 @@ class Loop:
             self._watch.note(changed)
         if counters.update % self._refresh_every == 0:
             self._burn_in.refresh()  # last: it takes time, in which this member may have to leave
-
-    def _judge(self, shares: list[dict[str, Any]]) -> bool:
-        """Whether the goal's episodes, if all were played, meet it."""
-        successes = [one for share in shares for one in share["successes"]]
-        wanted = self.spec.goal.episodes
-        return len(successes) == wanted and self.state.goal.enough(successes)
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
