@@ -177,7 +177,7 @@ class Ppo:
     def update(
         self,
         rollout: Rollout,
-        minibatches: Iterable[npt.NDArray[np.int64]],
+        batches: Iterable[npt.NDArray[np.int64]],
         lessons: Iterable[Lesson | None],
         group: Group,
         *,
@@ -186,9 +186,9 @@ class Ppo:
         guide: float,
         members: int = 1,
     ) -> Statistics:
-        """Optimise over a rollout: one step for each of `minibatches` (columns of the rollout).
+        """Optimise over a rollout: one step for each of `batches` (columns of the rollout).
 
-        `lessons`: one for each minibatch, the same for all members.
+        `lessons`: one for each batch, the same for all members.
 
         Raises:
             NotFinite: the weights are those of a failed step; go back to the copy.
@@ -211,40 +211,21 @@ class Ppo:
             targets,
         ]
         actions, begins, data = self._to_device(rollout.actions, rollout.begins, np.stack(facts))
+        played = [rollout.observations, rollout.states, begins, actions, data]
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate
         sums = torch.zeros(len(_SUMS), device=self.device)
         guide_losses, norms, samples = torch.zeros((), device=self.device), [], 0.0
-        for columns, lesson in zip(minibatches, lessons, strict=True):
+        for columns, lesson in zip(batches, lessons, strict=True):
             count = torch.tensor([float(rollout.actions[:, columns].size)])
             group.sum(count)
             if not count.item():
                 continue  # all of its slots were lost with their members
             self._gradient.zero_()
             (scales,) = self._to_device(np.array([count.item(), entropy], np.float32))
-            for piece in _pieces(columns, len(rollout.observations), MOST_IMAGES[self.device.type]):
-                (index,) = self._to_device(piece)
-                (parts,) = self._recorded_gradient(
-                    scales,
-                    rollout.observations.index_select(1, index),
-                    rollout.states.index_select(1, index),
-                    begins.index_select(1, index),
-                    actions.index_select(1, index),
-                    data.index_select(2, index),
-                )
-                sums += parts
-                group.alive()
+            self._add_batch(played, columns, scales, sums, group)
             if lesson is not None and guide:
-                images, chosen, weight, share = self._to_device(
-                    lesson.observations,
-                    lesson.actions,
-                    lesson.weights,
-                    np.array([guide / members], np.float32),
-                )
-                (guide_loss,) = self._recorded_guide_gradient(
-                    images, lesson.states, chosen, weight, share
-                )
-                guide_losses += guide_loss
+                guide_losses += self._add_lesson(lesson, guide / members)
             if spec.l2:
                 self._add_l2_gradient(spec.l2 / members)
             norms.append(self._step(group))
@@ -266,6 +247,29 @@ class Ppo:
     def _to_device(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
         """These, where the policy is."""
         return [to_device(array, self.device) for array in arrays]
+
+    def _add_batch(
+        self,
+        played: Sequence[Tensor],
+        columns: npt.NDArray[np.int64],
+        scales: Tensor,
+        sums: Tensor,
+        group: Group,
+    ) -> None:
+        """Add the gradient of some columns' losses, and to `sums` what is reported of them.
+
+        played: all columns, as `_losses` takes them. scales: as `_add_gradient` does.
+        """
+        *tensors, data = played
+        for piece in _pieces(columns, len(tensors[0]), MOST_IMAGES[self.device.type]):
+            (index,) = self._to_device(piece)
+            (parts,) = self._recorded_gradient(
+                scales,
+                *(one.index_select(1, index) for one in tensors),
+                data.index_select(2, index),
+            )
+            sums += parts
+            group.alive()
 
     def _add_gradient(self, scales: Tensor, *columns: Tensor) -> tuple[Tensor]:
         """Add the gradient of some columns' losses; the sums that are reported.
@@ -312,10 +316,18 @@ class Ppo:
             parts = torch.stack([x.sum() for x in (policy, value, entropy, kl, outside)])
         return loss.sum(), parts
 
+    def _add_lesson(self, lesson: Lesson, share: float) -> Tensor:
+        """Add the gradient of a lesson's loss, times this member's share of the guide; the loss."""
+        images, actions, weights, scale = self._to_device(
+            lesson.observations, lesson.actions, lesson.weights, np.array([share], np.float32)
+        )
+        (loss,) = self._recorded_guide_gradient(images, lesson.states, actions, weights, scale)
+        return loss
+
     def _add_guide_gradient(
         self, observations: Tensor, states: Tensor, actions: Tensor, weights: Tensor, share: Tensor
     ) -> tuple[Tensor]:
-        """Add the gradient of a lesson's loss, times this member's share of the guide; the loss.
+        """Add the gradient of a lesson's loss, times `share`; the loss.
 
         It is the weighted cross entropy to the demo's actions, a mean over the lesson.
         """
@@ -332,8 +344,8 @@ class Ppo:
         What is recorded next would meet it: both hang on the same weights.
         """
         for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter, alpha=coefficient)
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter, alpha=coefficient)
 
     def _step(self, group: Group) -> float:
         """One step of the optimiser on the gradients of all members; their norm."""
