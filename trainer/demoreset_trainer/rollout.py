@@ -116,19 +116,22 @@ class Collector:
         running = list(zip(held.tolist(), episodes.tolist(), strict=True))
         if running == list(before):
             return
-        old = vars(self).copy()
+        observations, begins, states = self._observations, self._begins, self._states
+        begun, age, starts, state = self._begun, self._age, self._starts, self._state
+        planned = self._planned
         self._make_room(len(held))
         self.held, self.episodes = held.copy(), episodes.copy()
         fresh = [column for column, key in enumerate(running) if key not in before]
         kept = [column for column, key in enumerate(running) if key in before]
         source = [before[running[column]] for column in kept]
-        for name in ("_observations", "_begins", "_states"):
-            getattr(self, name)[:, kept] = old[name][:, source]
-        for name in ("_begun", "_age", "_starts", "_state"):
-            getattr(self, name)[kept] = old[name][source]
-        self._planned = {
-            column: old["_planned"][one] for column, one in zip(kept, source, strict=True)
-        }
+        self._observations[:, kept] = observations[:, source]
+        self._begins[:, kept] = begins[:, source]
+        self._states[:, kept] = states[:, source]
+        self._begun[kept] = begun[source]
+        self._age[kept] = age[source]
+        self._starts[kept] = starts[source]
+        self._state[kept] = state[source]
+        self._planned = {column: planned[one] for column, one in zip(kept, source, strict=True)}
         self._planned |= {column: self._begin(column, int(episodes[column])) for column in fresh}
         self._alive(MAKING)
         self._slots.begin({int(held[column]): self._planned[column] for column in fresh})
