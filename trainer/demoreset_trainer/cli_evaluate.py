@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if out is not None:
         _check(out)
     processes = options.processes or cores()
-    watch = _Progress()
+    watch = _Counter()
     rates = None
     cells: list[Cell] = []
 
@@ -162,7 +162,7 @@ def _choice(flag: str, received: str, known: list[str]) -> list[str]:
     return names
 
 
-class _Progress:
+class _Counter:
     """One line on stderr that counts the episodes: rewritten on a terminal, rare elsewhere."""
 
     def __init__(self) -> None:
@@ -171,9 +171,8 @@ class _Progress:
 
     def __call__(self, cell: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._shown < (0.2 if self._terminal else 10) and done != total:
-            return
-        if not self._terminal and now - self._shown < 10:
+        last = self._terminal and done == total
+        if now - self._shown < (0.2 if self._terminal else 10) and not last:
             return
         self._shown = now
         line = f"{cell}: {done} of {total} episodes"

@@ -116,7 +116,7 @@ class Elastic:
             )
             outage += away
             members = sorted(answer.participants, key=_seniority)
-            facts = [member.data or {} for member in members]
+            facts = [member.data for member in members]
             ids = tuple(fact["id"] for fact in facts)
             back = {fact["id"] for fact in facts if fact.get("back")}
             self._links.forget(ids if self._id in back else back)
@@ -410,4 +410,4 @@ class Elastic:
 
 def _seniority(member: Any) -> tuple[float, str]:
     """Who has been in the group for longest comes first; then by name."""
-    return (member.data or {}).get("joined") or math.inf, member.replica_id
+    return member.data.get("joined") or math.inf, member.replica_id

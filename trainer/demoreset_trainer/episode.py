@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from demoreset_api.spec import CurriculumMode, RunSpec
+from demoreset_api.spec import CurriculumMode, Reward, RunSpec
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import Rules
 
@@ -23,7 +23,7 @@ def rules(spec: RunSpec) -> Rules:
         horizon_frames=curriculum.horizon_frames,
         max_frames=MAX_EPISODE_FRAMES,
         full_action_space=environment.full_action_space,
-        scaled_reward=environment.reward == "Scaled",
+        scaled_reward=environment.reward is Reward.SCALED,
     )
 
 

@@ -5,7 +5,7 @@ of 30 minutes, Agarwal et al. 2021 (arXiv 2108.13264) for the interquartile mean
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -232,6 +232,6 @@ def as_json(
         "demoScore": trained.demo_score,
         "seed": seed,
         "maxFrames": max_frames,  # of an episode
-        "cells": [cell.__dict__ for cell in cells],
+        "cells": [asdict(cell) for cell in cells],
         "profile": rates,
     }
