@@ -100,10 +100,10 @@ def test_it_never_leaves_the_demo(
     assert all(start % skip == 0 for start in chosen)
     assert 0 <= rule.success_rate() <= 1
     guidance = rule.guidance()
-    assert 0 <= guidance.first < guidance.behind <= starts
-    assert guidance.behind <= guidance.first + len(guidance.weights) <= starts
+    assert 0 <= guidance.first < guidance.after <= starts
+    assert guidance.after <= guidance.first + len(guidance.weights) <= starts
     assert ((guidance.weights >= 0) & (guidance.weights <= 1)).all()
-    assert guidance.first <= rule.frontier // skip < guidance.behind
+    assert guidance.first <= rule.frontier // skip < guidance.after
 
 
 def learn(rule: Curriculum, able: int, updates: int, random: np.random.Generator) -> None:
@@ -154,15 +154,15 @@ def test_most_episodes_begin_in_the_window_and_the_rest_where_success_is_unsure(
     random = np.random.default_rng(0)
     draws = 8000
     counts = Counter(rule.choose(0, random) // SKIP for _ in range(draws))
-    window = range(frontier - 4, frontier + 8)  # 12 decisions, two thirds of them behind it
+    window = range(frontier - 4, frontier + 8)  # 12 decisions, two thirds of them after it
     assert sum(counts[s] for s in window) / draws == pytest.approx(0.65, abs=0.02)
     for start in window:
         assert counts[start] / draws == pytest.approx(0.65 / 12, abs=0.015)
     assert min(counts) == window[0]
     unsure = {s: math.sqrt(p * (1 - p)) + 0.02 for s, p in enumerate(rule.success.tolist())}
-    behind = range(window[-1] + 1, 100)
-    total = sum(unsure[s] for s in behind)
-    for start in behind:
+    after = range(window[-1] + 1, 100)
+    total = sum(unsure[s] for s in after)
+    for start in after:
         assert counts[start] / draws == pytest.approx(0.35 * unsure[start] / total, abs=0.012)
     assert unsure[80] > 5 * unsure[95]
 
@@ -205,12 +205,12 @@ def test_the_success_rate_is_that_of_the_window() -> None:
     assert rule.success_rate() == pytest.approx(1 / 4, abs=0.01)
 
 
-def test_the_guidance_is_around_the_frontier_and_behind_it_and_fades_with_success() -> None:
+def test_the_guidance_is_around_the_frontier_and_after_it_and_fades_with_success() -> None:
     rule = adaptive()
     rule.record([result(s * SKIP, True) for s in range(50, 100)] * 4)
     frontier = rule.frontier // SKIP
     guidance = rule.guidance()
-    assert (guidance.first, guidance.behind) == (frontier - 8, frontier + 24)
+    assert (guidance.first, guidance.after) == (frontier - 8, frontier + 24)
     np.testing.assert_allclose(guidance.weights, 1 - rule.success[frontier - 8 :])
     assert guidance.weights[-1] < 1e-9
     assert guidance.weights[0] > 0.99
@@ -329,7 +329,7 @@ def test_the_originals_guidance_is_its_window() -> None:
     rule = original()
     period(rule, at_points(rule, True))
     guidance = rule.guidance()
-    assert (guidance.first, guidance.behind) == (936 - 79, 937)
+    assert (guidance.first, guidance.after) == (936 - 79, 937)
     np.testing.assert_array_equal(guidance.weights, [1.0] * 64 + [0.0] * 16)
 
 

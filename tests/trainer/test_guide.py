@@ -10,7 +10,7 @@ from demoreset_api.spec import PolicySpec
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.curriculum import Guidance
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.guide import AROUND, BEHIND, Guide, decisions
+from demoreset_trainer.guide import AFTER, AROUND, Guide, decisions
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.states import start_states
 
@@ -46,14 +46,14 @@ def teach(freeway: Demo) -> tuple[Guide, Policy, BurnIn, Demo]:
     return Guide(demo, states, policy.shape.view, burn_in, (0, 2, 5)), policy, burn_in, demo
 
 
-def test_a_lesson_shows_the_demo_around_the_frontier_and_behind_it(freeway: Demo) -> None:
+def test_a_lesson_shows_the_demo_around_the_frontier_and_after_it(freeway: Demo) -> None:
     guide, policy, burn_in, _ = teach(freeway)
     states = start_states(freeway, policy.shape.view, 4)
     weights = np.linspace(0.1, 0.9, 15)
     lesson = guide.lesson(Guidance(15, 25, weights), np.random.default_rng(3))
     assert lesson is not None
     random = np.random.default_rng(3)
-    index = np.append(random.integers(15, 25, AROUND), random.integers(25, 30, BEHIND))
+    index = np.append(random.integers(15, 25, AROUND), random.integers(25, 30, AFTER))
     assert set(index) == set(range(15, 30))
     for row, decision in enumerate(index.tolist()):
         seen = states.observation(decision, policy.shape.view)
@@ -67,7 +67,7 @@ def test_a_lesson_shows_the_demo_around_the_frontier_and_behind_it(freeway: Demo
             assert lesson.weights[row] == pytest.approx(weights[decision - 15])
 
 
-def test_behind_the_demos_end_there_is_nothing_to_learn(freeway: Demo) -> None:
+def test_after_the_demos_end_there_is_nothing_to_learn(freeway: Demo) -> None:
     guide, *_ = teach(freeway)
     random = np.random.default_rng(0)
     assert guide.lesson(Guidance(43, 60, np.ones(17)), random) is None

@@ -32,15 +32,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Which demo decisions guide the policy: those around the frontier, and all behind them.
+    """Which demo decisions guide the policy: those around the frontier, and all after them.
 
     first: The first one.
-    behind: The first behind those around the frontier.
+    after: The first after those around the frontier.
     weights: Of all from `first` on.
     """
 
     first: int
-    behind: int
+    after: int
     weights: Floats
 
 
@@ -77,13 +77,13 @@ class Adaptive:
     lend each other evidence (a Gaussian over starts), so that the frontier, the earliest start
     whose success reaches the threshold, does not run ahead on one lucky start. It moves both ways.
 
-    Most episodes begin in a window around the frontier; the rest behind it, where success is
+    Most episodes begin in a window around the frontier; the rest after it, where success is
     neither sure nor hopeless; and once the frontier is the game's own start, half of all there.
     """
 
     SMOOTHING = 1.5  # standard deviation over starts
     LEAST_COUNT = 2.5  # evidence that a start needs to be the frontier
-    AHEAD = 2 / 3  # part of the window that lies behind the frontier, on mastered ground
+    AHEAD = 2 / 3  # part of the window that lies after the frontier, on mastered ground
     GUIDE_BACK, GUIDE_AHEAD = 8, 24  # decisions around the frontier that guide
 
     def __init__(self, spec: CurriculumSpec, *, last_start: int, frame_skip: int) -> None:
@@ -146,8 +146,8 @@ class Adaptive:
 
     def guidance(self) -> Guidance:
         first = max(0, self._frontier - self.GUIDE_BACK)
-        behind = min(self._starts, self._frontier + self.GUIDE_AHEAD)
-        return Guidance(first, behind, 1 - self.success[first:])
+        after = min(self._starts, self._frontier + self.GUIDE_AHEAD)
+        return Guidance(first, after, 1 - self.success[first:])
 
     def state(self) -> dict[str, Any]:
         return {"wins": self._wins.tolist(), "counts": self._counts.tolist()}

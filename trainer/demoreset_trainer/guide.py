@@ -13,7 +13,7 @@ from demoreset_trainer.demo import Demo
 from demoreset_trainer.ppo import Lesson
 from demoreset_trainer.states import StartStates, View
 
-AROUND, BEHIND = 48, 24  # decisions of the demo in one lesson: around the frontier, and behind it
+AROUND, AFTER = 48, 24  # decisions of the demo in one lesson: around the frontier, and after it
 
 
 class Guide:
@@ -28,18 +28,18 @@ class Guide:
         self._actions = decisions(demo, states.frame_skip, codes)
 
     def lesson(self, guidance: Guidance, random: np.random.Generator) -> Lesson | None:
-        """Demo decisions, drawn around the frontier and over all behind; None where there are none.
+        """Demo decisions, drawn around the frontier and over all after; None where there are none.
 
-        Without those behind, what the policy does there drifts to what suits earlier places that
+        Without those after, what the policy does there drifts to what suits earlier places that
         look alike: it took the sword, and ran back to where the sword had been.
         """
         end = min(guidance.first + len(guidance.weights), len(self._actions))
-        behind = min(guidance.behind, end)
-        if behind <= guidance.first:
+        after = min(guidance.after, end)
+        if after <= guidance.first:
             return None
-        index = random.integers(guidance.first, behind, AROUND)
-        if end > behind:
-            index = np.concatenate([index, random.integers(behind, end, BEHIND)])
+        index = random.integers(guidance.first, after, AROUND)
+        if end > after:
+            index = np.concatenate([index, random.integers(after, end, AFTER)])
         actions = self._actions[index]
         weights = guidance.weights[index - guidance.first] * (actions >= 0)
         return Lesson(
