@@ -18,7 +18,7 @@ import pytest
 from demoreset_api.errors import UserError
 from demoreset_trainer import metrics, runfile, summary
 from demoreset_trainer.cli_group import goal_met_on_disk
-from demoreset_trainer.cli_worker import MOST_BYTES, leave_words, whereabouts
+from demoreset_trainer.cli_worker import MAX_BYTES, leave_words, whereabouts
 from demoreset_trainer.local_coordinator import PORTS, free_port
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.runfile import read
@@ -89,9 +89,9 @@ def test_its_last_error_fits_where_the_kubelet_reads_it(
     place = tmp_path / "log"
     monkeypatch.setenv("DEMORESET_TERMINATION_LOG", str(place))
     error = LastError("ValueError", "7", tuple(f"{number} " + "€" * 300 for number in range(20)))
-    leave_words(error.report(MOST_BYTES))
+    leave_words(error.report(MAX_BYTES))
     content = place.read_bytes()
-    assert MOST_BYTES - 1000 < len(content) <= MOST_BYTES
+    assert MAX_BYTES - 1000 < len(content) <= MAX_BYTES
     assert content.startswith(b"ValueError: 7\n")
     assert content.decode().splitlines()[-1].startswith("19 ")
 

@@ -124,7 +124,7 @@ def gradient(learner: Ppo, shape: Architecture, turns: int, scale: float) -> Ten
 def test_a_replayed_gradient_is_that_of_a_cpu(
     shape: Architecture, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ppo.MOST_IMAGES, "cuda", images)
+    monkeypatch.setitem(ppo.MAX_IMAGES, "cuda", images)
     spec = PpoSpec(gradient_norm=0, l2=0.01)
     slow, fast = Ppo(make(shape), spec), Ppo(make(shape).to("cuda"), spec)
     model, moments = ({name: x.clone() for name, x in part.items()} for part in slow.state())

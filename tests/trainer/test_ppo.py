@@ -194,7 +194,7 @@ def gradients(policy: Policy) -> Tensor:
 def test_an_update_follows_the_gradient_of_the_plain_loss(
     shape: Architecture, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ppo.MOST_IMAGES, "cpu", images)
+    monkeypatch.setitem(ppo.MAX_IMAGES, "cpu", images)
     spec = PpoSpec(gradient_norm=0, value_coefficient=0.7, clip=0.15)
     r = rollout(shape, burn_in=3 if shape.hidden else 0)
     raw = np.array(

@@ -166,7 +166,7 @@ def test_who_sat_out_is_back_when_its_links_are_quick(
         return next(takes)
 
     monkeypatch.setattr(elastic, "fetch", fetch)
-    monkeypatch.setattr(elastic, "LEAST_REST", 0.1)
+    monkeypatch.setattr(elastic, "MIN_REST", 0.1)
     phases: list[str] = []
     monkeypatch.setattr(other, "_phase", phases.append)
     one._links._seconds["other"] = 2.0

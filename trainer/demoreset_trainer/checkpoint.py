@@ -39,8 +39,8 @@ _FILES = (MODEL, OPTIMIZER, STATE)
 _NAME = re.compile(r"ckpt-l(\d{6,})-u(\d{10,})")
 _LIFE = re.compile(r"life-(\d{6,})")
 _PARTIAL, _BROKEN = ".partial-", "broken-"
-_MOST_MANIFEST_BYTES = 1 << 16
-_MOST_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
+_MAX_MANIFEST_BYTES = 1 << 16
+_MAX_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
 _DEAD_WRITER = 5.0  # seconds
 _ABANDONED = 3600.0  # seconds after which nobody is writing a partial any more
 
@@ -209,7 +209,7 @@ def _read(path: Path) -> Snapshot:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    content = _content(path / MANIFEST, most=_MOST_MANIFEST_BYTES)
+    content = _content(path / MANIFEST, most=_MAX_MANIFEST_BYTES)
     try:
         manifest: dict[str, Any] = json.loads(content)
         seal, schema = manifest.pop("sha256"), manifest["schema"]
@@ -226,7 +226,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _verified(path: Path, facts: dict[str, Any]) -> bytes:
-    if facts["bytes"] > _MOST_BYTES:
+    if facts["bytes"] > _MAX_BYTES:
         raise Damaged(f"{path.name} has more bytes than any policy needs")
     content = _content(path, most=facts["bytes"])
     if _facts(content) != facts:
@@ -423,7 +423,7 @@ def best_state(folder: Path) -> dict[str, Any] | None:
     if (path := _best(folder)) is None:
         return None
     try:
-        return dict(json.loads(_content(path / STATE, most=_MOST_BYTES)))
+        return dict(json.loads(_content(path / STATE, most=_MAX_BYTES)))
     except (Damaged, *DAMAGE):
         return None
 

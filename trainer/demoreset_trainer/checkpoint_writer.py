@@ -14,7 +14,7 @@ from typing import Any, Self
 from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot, TakenOver
 
-MOST_BLOCKED = 0.01  # share of the time that copies may take
+MAX_BLOCKED = 0.01  # share of the time that copies may take
 PATIENCE = 20.0  # seconds for the last checkpoint
 
 
@@ -70,7 +70,7 @@ class CheckpointWriter:
     def due(self) -> bool:
         """Whether the interval is over, and copies stay below their share of the time."""
         waited = time.monotonic() - self._offered
-        return waited >= max(self._interval, self._blocked / MOST_BLOCKED)
+        return waited >= max(self._interval, self._blocked / MAX_BLOCKED)
 
     def save(self, snapshot: Snapshot, *, candidate: bool = False) -> None:
         """Begin to write; returns when the copy is made. Skipped while another is in flight.

@@ -25,7 +25,7 @@ from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.supervise import Signals, Supervisor
 
-MOST_BYTES = 4096  # of a termination message
+MAX_BYTES = 4096  # of a termination message
 NO_NEWS = b'{"worldSize": 1}'  # the last words of a worker that had nothing to learn
 HERE = ("localhost", "127.0.0.1", "[::1]")
 
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _work(options, signals)
     except DemoResetError as error:
-        leave_words(LastError(type(error).__name__, str(error)).report(MOST_BYTES))
+        leave_words(LastError(type(error).__name__, str(error)).report(MAX_BYTES))
         raise
 
 
@@ -151,7 +151,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         leave_words(json.dumps(standing(progress)).encode() if progress is not None else NO_NEWS)
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
-        leave_words(supervisor.error.report(MOST_BYTES))
+        leave_words(supervisor.error.report(MAX_BYTES))
     return code
 
 

@@ -9,7 +9,7 @@ from demoreset_trainer.policy import Policy
 from demoreset_trainer.slots import Begin, Slots
 from demoreset_trainer.streams import seed_from
 
-MOST_SLOTS = 32
+MAX_SLOTS = 32
 
 
 class _Stopped(Exception):
@@ -64,7 +64,7 @@ class Confirmation:
         if not mine or (alone and stopping()):
             return []
         if self._slots is None:  # as few as make as many rounds: the last is as full as the others
-            rounds = -(-len(mine) // MOST_SLOTS)
+            rounds = -(-len(mine) // MAX_SLOTS)
             self._slots = self._make_slots(-(-len(mine) // rounds))
 
         def alive() -> None:

@@ -82,7 +82,7 @@ class Adaptive:
     """
 
     SMOOTHING = 1.5  # standard deviation over starts
-    LEAST_COUNT = 2.5  # evidence that a start needs to be the frontier
+    MIN_COUNT = 2.5  # evidence that a start needs to be the frontier
     AHEAD = 2 / 3  # part of the window that lies after the frontier, on mastered ground
     GUIDE_BACK, GUIDE_AHEAD = 8, 24  # decisions around the frontier that guide
 
@@ -111,7 +111,7 @@ class Adaptive:
         if self._whole:
             wins[0], counts[0] = self._wins[0], self._counts[0]
         self.success = wins / np.maximum(counts, 1e-9)
-        good = (self.success >= self._spec.threshold) & (counts >= self.LEAST_COUNT)
+        good = (self.success >= self._spec.threshold) & (counts >= self.MIN_COUNT)
         reached = np.flatnonzero(good)
         self._frontier = int(reached[0]) if len(reached) else self._starts - 1
         low = max(0, self._frontier - self._back)

@@ -34,13 +34,13 @@ from demoreset_trainer.links import GIVEN_UP, KEY, OLDEST, Links, fetch, outcast
 from demoreset_trainer.question import Question
 from demoreset_trainer.waits import POLL, Waits
 
-LEAST_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
+MIN_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
 STATE_TIMEOUT = 60.0  # seconds until a state that is handed over begins to come
 PIECE, PIECE_TIMEOUT = 4 << 20, 10.0  # bytes of it that go over at once, and their seconds
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
-LEAST_REST, MOST_REST = 5.0, 300.0  # seconds of sitting out; longer each time
-MOST_FAILURES = 3  # to form the group, in a row, before a person is told
+MIN_REST, MAX_REST = 5.0, 300.0  # seconds of sitting out; longer each time
+MAX_FAILURES = 3  # to form the group, in a row, before a person is told
 
 
 class Elastic:
@@ -87,7 +87,7 @@ class Elastic:
         self._agreed = 0.0  # when the latest quorum was
         self._summing = 0.0  # seconds in sums since then
         self._doubted = False  # its links were looked at since then
-        patience = timedelta(seconds=LEAST_TIMEOUT)
+        patience = timedelta(seconds=MIN_TIMEOUT)
         make = ProcessGroupNCCL if nccl else ProcessGroupGloo
         self._make: Callable[[], ProcessGroup] = partial(make, timeout=patience)
         self._pg = self._make()
@@ -144,7 +144,7 @@ class Elastic:
                 except Exception as error:  # whatever gloo or NCCL make of a member that dies here
                     self._give_up()
                     failures += 1
-                    if failures % MOST_FAILURES == 0:
+                    if failures % MAX_FAILURES == 0:
                         self._note(
                             f"the group of {len(ids)} could not be formed {failures} times: "
                             f"{first_line(error)}"
@@ -199,13 +199,13 @@ class Elastic:
         self._note("sits out until data comes quickly from the others")
         self._phase(ASIDE)
         self._heart.stop()
-        if time.monotonic() - self._back > MOST_REST:
+        if time.monotonic() - self._back > MAX_REST:
             self._rest = 0.0
         self._waits.sleep(self._rest)
-        self._rest = min(max(LEAST_REST, 2 * self._rest), MOST_REST)
+        self._rest = min(max(MIN_REST, 2 * self._rest), MAX_REST)
         others = [address for id, address in self._stores.items() if id != self._id]
         begun = time.monotonic()
-        while time.monotonic() - begun < MOST_REST:
+        while time.monotonic() - begun < MAX_REST:
             self._heart.moved(GIVEN_UP * len(others))
             took = [seconds for address in others if (seconds := fetch(address)) is not None]
             if quick(took):
@@ -215,7 +215,7 @@ class Elastic:
                 return
             if not took:
                 break
-            self._waits.sleep(LEAST_REST)
+            self._waits.sleep(MIN_REST)
         # What it knows is old, and those who know better may all have died: the disk is newer.
         raise TryAgain("sat out, and the others are not to be reached")
 
@@ -254,7 +254,7 @@ class Elastic:
         begun = time.monotonic()
 
         def waiting() -> None:
-            if time.monotonic() - begun > LEAST_TIMEOUT:
+            if time.monotonic() - begun > MIN_TIMEOUT:
                 raise TimeoutError("not formed in time")
 
         threading.Thread(target=configure, daemon=True, name="form").start()
@@ -293,7 +293,7 @@ class Elastic:
 
         Every sum may be in time, and an update take a minute instead of a second.
         """
-        if self._summing < max(LEAST_TIMEOUT, (time.monotonic() - self._agreed) / 2):
+        if self._summing < max(MIN_TIMEOUT, (time.monotonic() - self._agreed) / 2):
             return
         if not self._doubted:
             self._doubted = True
@@ -311,7 +311,7 @@ class Elastic:
         if self._handed:
             return STATE_TIMEOUT
         pace = PACES * max(self._gaps, default=0.0)
-        return min(max(LEAST_TIMEOUT, pace), STATE_TIMEOUT)
+        return min(max(MIN_TIMEOUT, pace), STATE_TIMEOUT)
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         # Of a copy: what was given up may still be written to.

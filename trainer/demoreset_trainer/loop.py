@@ -39,9 +39,9 @@ from demoreset_trainer.slots import Slots
 from demoreset_trainer.states import StartStates
 from demoreset_trainer.telling import Telling
 
-MOST_ATTEMPTS = 3  # of one update, before the run gives up
+MAX_ATTEMPTS = 3  # of one update, before the run gives up
 CALM = 0.25  # of the learning rate is left when every episode from the game's own start succeeds
-MOST_FAILURES = 3  # in a row, before a person is told that members are lost again and again
+MAX_FAILURES = 3  # in a row, before a person is told that members are lost again and again
 DISK = 120.0  # seconds that reading a checkpoint may take
 
 
@@ -309,7 +309,7 @@ class Loop:
         After a failure everything is as it was before.
         """
         rejected = failures = 0
-        while rejected < MOST_ATTEMPTS:
+        while rejected < MAX_ATTEMPTS:
             with self._telling.phase(QUORUM):
                 quorum, ahead = self._agree()
             counters = self.state.counters
@@ -332,7 +332,7 @@ class Loop:
                 failures += 1
                 self._lost_at = self._lost_at or begun
                 self._group.event("lost", update=counters.update, reason=str(error))
-                if failures % MOST_FAILURES == 0:
+                if failures % MAX_FAILURES == 0:
                     self._watch.note(
                         f"update {counters.update + 1} was begun {failures} times, and a member "
                         f"was lost each time; the latest: {error}"
@@ -352,7 +352,7 @@ class Loop:
                 self._commit(shares, met)
             return quorum, True
         raise NoProgress(
-            f"update {self.state.counters.update} failed {MOST_ATTEMPTS} times: its loss is not "
+            f"update {self.state.counters.update} failed {MAX_ATTEMPTS} times: its loss is not "
             "finite; lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
         )
 

@@ -17,10 +17,10 @@ from demoreset_trainer.progress import Progress
 from demoreset_trainer.wire import Beat, Message, Note
 
 CHUNK = 1 << 16
-MOST_CHUNKS = 16  # at once: nobody's flood keeps the others waiting
-MOST_LINE = 1 << 20
+MAX_CHUNKS = 16  # at once: nobody's flood keeps the others waiting
+MAX_LINE = 1 << 20
 KEPT = 20  # of the lines that it wrote
-MOST_STACKS = 2000  # lines
+MAX_STACKS = 2000  # lines
 # Of a member, unless its environment says otherwise: torchft tells of every connection; one that is
 # killed by a signal says where it stood; a name service that does not answer, and is asked who each
 # address is that connects, holds up a new group for a second and not for five.
@@ -167,7 +167,7 @@ class MemberProcess:
         """The lines that it has written since the last time."""
         lines = [line.decode(errors="replace").rstrip() for line in self._said.read()]
         self.tail.extend(lines)
-        if self.stacks is not None and len(self.stacks) < MOST_STACKS:
+        if self.stacks is not None and len(self.stacks) < MAX_STACKS:
             self.stacks += lines
         return lines
 
@@ -241,13 +241,13 @@ class _Lines:
         """The lines that are there; the last one may lack its end if there is no more to come."""
         chunks = b"".join([self._rest, *self._chunks()])
         *lines, self._rest = chunks.split(b"\n")
-        if self._rest and (not self.open or len(self._rest) > MOST_LINE):
+        if self._rest and (not self.open or len(self._rest) > MAX_LINE):
             lines.append(self._rest)
             self._rest = b""
         return lines
 
     def _chunks(self) -> Iterator[bytes]:
-        for _ in range(MOST_CHUNKS):
+        for _ in range(MAX_CHUNKS):
             if not self.open:
                 return
             try:

@@ -28,8 +28,8 @@ from demoreset_api.names import ENV_WIRE
 from demoreset_trainer.member_process import DEMORESET, SETTINGS
 from demoreset_trainer.parent import adopt_orphans, end_with_parent
 
-MOST_BYTES = 1 << 17  # of a request: what a link takes
-MOST_EMULATORS = 64  # of a stock: a process of environments seldom has more
+MAX_BYTES = 1 << 17  # of a request: what a link takes
+MAX_EMULATORS = 64  # of a stock: a process of environments seldom has more
 
 
 class Nursery:
@@ -85,7 +85,7 @@ class Nursery:
         flags = ["--link", str(its.fileno()), "--parent", str(os.getpid())]
         if self._stock is not None:
             game, count = self._stock
-            flags += ["--game", game, "--emulators", str(min(count, MOST_EMULATORS))]
+            flags += ["--game", game, "--emulators", str(min(count, MAX_EMULATORS))]
         with its:
             try:
                 process = subprocess.Popen(
@@ -231,7 +231,7 @@ def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -
 
             emulator.stock(*stock)
     while True:
-        content, descriptors, _, _ = socket.recv_fds(link, MOST_BYTES, 2)
+        content, descriptors, _, _ = socket.recv_fds(link, MAX_BYTES, 2)
         if not content:
             return
         pid = _fork_twice(json.loads(content), descriptors, link, supervisor)

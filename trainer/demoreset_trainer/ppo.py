@@ -31,7 +31,7 @@ _SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_share")
 Floats = npt.NDArray[np.float32]
 # That go through the network at a time. On a CPU these are seconds, for the largest network; on a
 # GPU some 4 GB.
-MOST_IMAGES = {"cpu": 512, "cuda": 4096}
+MAX_IMAGES = {"cpu": 512, "cuda": 4096}
 
 
 class NotFinite(DemoResetError):
@@ -261,7 +261,7 @@ class Ppo:
         played: all columns, as `_losses` takes them. scales: as `_add_gradient` does.
         """
         *tensors, data = played
-        for piece in _pieces(columns, len(tensors[0]), MOST_IMAGES[self.device.type]):
+        for piece in _pieces(columns, len(tensors[0]), MAX_IMAGES[self.device.type]):
             (index,) = self._to_device(piece)
             (parts,) = self._recorded_gradient(
                 scales,

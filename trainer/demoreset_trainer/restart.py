@@ -14,7 +14,7 @@ from demoreset_api.names import ENV_GRACE, ENV_HANG, ENV_START
 PERMANENT = (ExitCode.USER_ERROR, ExitCode.NO_VALID_CHECKPOINT, ExitCode.NO_PROGRESS)
 OVER = (ExitCode.DONE, ExitCode.BUDGET_SPENT)
 BLAMELESS = (ExitCode.TRY_AGAIN, ExitCode.DRAINED)  # what was away, or who asked, is at fault
-MOST_DEATHS = 3  # at the same update
+MAX_DEATHS = 3  # at the same update
 LONGEST_WAIT = 30.0  # seconds until a restart
 GRACE_SHARE = 0.8  # of the cluster's: the rest is for the worker's own end
 
@@ -102,7 +102,7 @@ class Record:
     @property
     def hopeless(self) -> bool:
         """Whether one more would end as the latest ones did."""
-        return self.deaths >= MOST_DEATHS
+        return self.deaths >= MAX_DEATHS
 
 
 def hang(

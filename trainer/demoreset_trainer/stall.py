@@ -35,7 +35,7 @@ class _State:
 class Ladder:
     """Watches the frontier, and once it is the game's own start, the success from there."""
 
-    LEAST_GAIN = 0.05  # of success from the game's own start that counts as progress
+    MIN_GAIN = 0.05  # of success from the game's own start that counts as progress
 
     def __init__(self, spec: Stall, frames: int = 0) -> None:
         self._spec = spec
@@ -90,7 +90,7 @@ class Ladder:
         """Remember the best so far; whether this is better."""
         state = self._state
         earlier = state.best_start is None or start < state.best_start
-        better = start == 0 and goal_rate >= state.best_goal_rate + self.LEAST_GAIN
+        better = start == 0 and goal_rate >= state.best_goal_rate + self.MIN_GAIN
         if earlier:
             state.best_start = start
         if better:

@@ -27,7 +27,7 @@ TURN = 0.05  # seconds between two looks at the members, at most
 WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
 DUMP = 1.0  # seconds that a hung member has to say where it stands
 STARVED = "the kernel has killed a process of this worker: its memory limit is not enough"
-MOST_NOTES = 1000  # remembered, so as not to tell them twice
+MAX_NOTES = 1000  # remembered, so as not to tell them twice
 
 
 class Watch(LoopWatch, Protocol):
@@ -218,7 +218,7 @@ class Supervisor:
     def _note(self, member: MemberProcess, note: Note) -> None:
         """Tell it once, whoever of the group says it."""
         teller = self._notes.setdefault((note.update, note.text), member.name)
-        if len(self._notes) > MOST_NOTES:
+        if len(self._notes) > MAX_NOTES:
             del self._notes[next(iter(self._notes))]
         if teller == member.name:
             self._watch.note(note.text)
