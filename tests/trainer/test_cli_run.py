@@ -129,6 +129,7 @@ def test_it_plays_well_without_the_demo(trained: Path, tmp_path: Path) -> None:
     assert cells["sticky", "sampled"]["episodes"] == 20
     assert result["profile"]["0"] >= 0.8
     assert len(result["profile"]) == 5
+    assert result["profileEpisodes"] == 20
 
 
 def test_its_film_shows_the_crossing(trained: Path, tmp_path: Path) -> None:

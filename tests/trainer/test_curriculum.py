@@ -191,6 +191,20 @@ def test_with_a_horizon_only_its_own_success_makes_the_games_own_start_the_front
     assert rule.frontier == 0
 
 
+def test_with_a_horizon_what_fails_of_the_whole_demo_says_nothing_of_the_starts_beside_it() -> None:
+    rule = adaptive(20, horizonFrames=40)
+    near = [result(start, n % 4 == 0) for start in range(4, 60, 4) for n in range(40)]
+    rule.record(near + [result(0, False) for _ in range(40)])
+    assert rule.frontier == 4
+
+
+@pytest.mark.parametrize("memory", [0.3, 0.5, 0.6])
+def test_a_short_memory_is_enough_for_the_games_own_start(memory: float) -> None:
+    rule = adaptive(20, horizonFrames=40, memory=memory)
+    rule.record([result(start, True) for start in range(0, 60, 4) for _ in range(50)])
+    assert rule.frontier == 0
+
+
 def test_a_demo_of_one_decision_has_one_start() -> None:
     rule, random = adaptive(1), np.random.default_rng(0)
     assert {rule.choose(0, random) for _ in range(50)} == {0}

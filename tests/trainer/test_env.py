@@ -106,6 +106,25 @@ def test_the_first_lost_life_counts_from_the_games_own_start(game: str) -> None:
     assert ends == [End.LIFE_LOST] * 2
 
 
+def test_an_episode_has_the_demos_lives_at_its_start_and_not_those_of_what_was_played_before() -> (
+    None
+):
+    """After a restore this emulator tells those of its earlier play, until a frame is played."""
+    actions = np.random.default_rng(0).integers(0, 18, 100).astype(np.uint8).repeat(8)
+    demo = record("atlantis2", actions, frame_skip=4)
+    (lost, *_) = np.flatnonzero(np.diff(demo.lives.astype(int)) < 0)
+    after = int(lost) // 4 * 4 + 8
+    env = DemoResetEnv(demo)
+    begun = []
+    for start in (0, after, 0, after):
+        env.reset(options={"start": start})
+        env.step(0)
+        begun.append((env._lives, env.end))
+    assert begun[:2] == begun[2:]
+    assert begun[1] == (demo.lives[after - 1], End.NONE)
+    assert begun[0][0] > begun[1][0]
+
+
 def test_a_score_that_is_lost_again_is_remembered(freeway: Demo) -> None:
     env = DemoResetEnv(freeway)
     env.reset(options={"start": 168})
@@ -494,10 +513,11 @@ def test_all_18_actions_if_wanted(freeway: Demo) -> None:
     assert env.action_space == gymnasium.spaces.Discrete(18)
 
 
-@pytest.mark.parametrize("start", [-4, 2, 172, 400])
-def test_a_start_that_is_no_decision_is_refused(freeway: Demo, start: int) -> None:
+@pytest.mark.parametrize("start", [-4, 2, 172, 400, 120.0, "120", None])
+def test_a_start_that_is_no_decision_is_refused(freeway: Demo, start: object) -> None:
     env = DemoResetEnv(freeway)
-    with pytest.raises(UserError, match=f"start: received {start}; .* multiple of 4 from 0 to 171"):
+    says = f"start: received {start!r}; .* multiple of 4 from 0 to 171"
+    with pytest.raises(UserError, match=says):
         env.reset(options={"start": start})
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from demoreset_api.errors import ExitCode
 from demoreset_trainer import cli, demo, explore_file
-from demoreset_trainer.explore import Archive, Grid, damage, explore
+from demoreset_trainer.emulator import Emulator
+from demoreset_trainer.explore import FRAME_SKIP, Archive, Grid, damage, explore
+from demoreset_trainer.shorten import Course
 
 ROOT = Path(__file__).parents[2]
 FINE = Grid(20, 26, 16)
@@ -106,6 +108,25 @@ def test_the_command_finds_a_crossing_and_writes_its_demo(
     assert found.origin["command"] == " ".join(command)
     assert cli.main(arguments) == ExitCode.USER_ERROR
     assert "is there already; --force overwrites it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("game", ["demon_attack", "turmoil"])
+def test_a_way_that_loses_a_life_is_none(game: str) -> None:
+    """At power-on these tell fewer lives than their first frame gives."""
+    emulator = Emulator(game)
+    random, codes = np.random.default_rng(0), emulator.minimal_actions
+    emulator.reset()
+    emulator.act(0)
+    lives, score, way = emulator.lives(), 0, []
+    emulator.reset()
+    while True:
+        way.append(int(random.integers(len(codes))))
+        gain = sum(emulator.act(codes[way[-1]]) for _ in range(FRAME_SKIP))
+        score += gain
+        if gain > 0 and emulator.lives() < lives:
+            break
+        assert not emulator.game_over()
+    assert Course(game, score).walk(way) is None
 
 
 def test_a_score_out_of_reach_says_what_was_reached(

@@ -90,6 +90,20 @@ def test_an_option_that_there_is_none_of_is_named(envs: DemoResetVectorEnv) -> N
         envs.reset(options={"strat": 120})
 
 
+def test_what_was_not_reset_or_is_closed_cannot_be_played(freeway: Demo) -> None:
+    envs = DemoResetVectorEnv(freeway, 2, processes=1)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.step(np.full(2, UP))
+    envs.reset()
+    envs.step(np.full(2, UP))
+    for wrong in (np.full(1, UP), np.full((2, 1), UP)):
+        with pytest.raises(UserError, match="it is one for each of the 2 slots"):
+            envs.step(wrong)
+    envs.close()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        envs.step(np.full(2, UP))
+
+
 def test_a_start_outside_the_demo_is_named(envs: DemoResetVectorEnv) -> None:
     for start in (3, 172, -4):
         with pytest.raises(UserError, match=f"start: received {start}; it must be a multiple of 4"):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from demoreset_trainer.evaluate import Cell
     from demoreset_trainer.policy_file import Trained
 
+PROFILE_EPISODES = 20  # of a start, at most
 HELP = """Play a policy from the game's own start, without the demo, and measure.
 
 POLICY is a run's folder (its newest checkpoint), a checkpoint, RUN/checkpoints/BEST (the best so
@@ -62,7 +63,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--profile",
         type=whole(1),
         metavar="K",
-        help="measure the success from every K-th start of the demo, too",
+        help="measure the success from every K-th start of the demo, too, in at most "
+        f"{PROFILE_EPISODES} episodes each",
     )
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--processes", type=whole(1), help="default: the cores it may use")
@@ -98,13 +100,15 @@ def run(options: argparse.Namespace) -> int:
             measured = evaluate.as_json(
                 trained, cells, rates, seed=options.seed, max_frames=options.max_frames
             )
+            if rates is not None:
+                measured["profileEpisodes"] = min(options.episodes, PROFILE_EPISODES)
             run_folder.write_json(out, measured)
 
     if options.profile:  # first: where the demo is not at hand, it says so
         rates = evaluate.profile(
             trained,
             every=options.profile,
-            episodes=min(options.episodes, 20),
+            episodes=min(options.episodes, PROFILE_EPISODES),
             seed=options.seed,
             processes=processes,
             watch=watch,
@@ -205,8 +209,8 @@ def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | Non
             cell.act,
             f"{cell.ties:.0%}",
             f"{cell.mean:,.1f}",
-            f"{cell.median:,.0f}",
-            f"{cell.iqm:,.0f} ({cell.iqm_low:,.0f} to {cell.iqm_high:,.0f})",
+            f"{cell.median:,.1f}",
+            f"{cell.iqm:,.1f} ({cell.iqm_low:,.1f} to {cell.iqm_high:,.1f})",
             f"{cell.max:,}",
             str(cell.episodes),
             f"{cell.frames:,.0f}",

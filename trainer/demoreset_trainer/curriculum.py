@@ -107,11 +107,12 @@ class Adaptive:
 
     def _recompute(self) -> None:
         """Work out, once per update, all that `choose` needs."""
-        wins, counts = (_smooth(table, self.SMOOTHING) for table in (self._wins, self._counts))
-        if self._whole:
-            wins[0], counts[0] = self._wins[0], self._counts[0]
+        wins, counts = self._smooth(self._wins), self._smooth(self._counts)
         self.success = wins / np.maximum(counts, 1e-9)
-        good = (self.success >= self._spec.threshold) & (counts >= self.MIN_COUNT)
+        needed = np.full(self._starts, self.MIN_COUNT)
+        # Its own count, to which no neighbour adds, tends to 1 / (1 - memory).
+        needed[: self._whole] = min(self.MIN_COUNT, 0.9 / (1 - self._spec.memory))
+        good = (self.success >= self._spec.threshold) & (counts >= needed)
         reached = np.flatnonzero(good)
         self._frontier = int(reached[0]) if len(reached) else self._starts - 1
         low = max(0, self._frontier - self._back)
@@ -120,6 +121,14 @@ class Adaptive:
         p = self.success[high:]
         unsure = np.sqrt(p * (1 - p)) + 0.02
         self._rehearsal = np.cumsum(unsure)
+
+    def _smooth(self, table: Floats) -> Floats:
+        """A table in which neighbours lend each other what they know."""
+        lent = table.copy()
+        lent[: self._whole] = 0
+        smoothed = _smooth(lent, self.SMOOTHING)
+        smoothed[: self._whole] = table[: self._whole]
+        return smoothed
 
     def choose(self, slot: int, random: np.random.Generator) -> int:
         if self._frontier <= self._whole and random.random() < self._spec.start_share:

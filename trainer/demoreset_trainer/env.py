@@ -158,9 +158,10 @@ def check_start(start: int, demo: Demo, frame_skip: int) -> None:
     Raises:
         UserError: it is not.
     """
-    if start % frame_skip or not 0 <= start < len(demo):
+    whole = isinstance(start, (int, np.integer))
+    if not whole or start % frame_skip or not 0 <= start < len(demo):
         raise UserError(
-            f"start: received {start}; it must be a multiple of {frame_skip} "
+            f"start: received {start!r}; it must be a multiple of {frame_skip} "
             f"from 0 to {len(demo) - 1}"
         )
 
@@ -252,8 +253,10 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self._stack[:] = self.states.observation(start // skip, self.view)
         if start == 0 and rules.no_ops:
             self._play_no_ops(int(random.integers(rules.no_ops + 1)))
-        # At power-on some games tell fewer lives than their first frame gives them.
-        self._lives = max(self.emulator.lives(), int(self.demo.lives[0]) if start == 0 else 0)
+        # As the demo has them: at power-on some games tell fewer than their first frame gives, and
+        # after a restore some tell those of what was played before.
+        lives = int(self.demo.lives[max(0, start - 1)])
+        self._lives = self.emulator.lives() if lives == UNKNOWN_LIVES else lives
 
     def _play_no_ops(self, count: int) -> None:
         for played in range(count):

@@ -149,6 +149,8 @@ class Explorer:
             code = codes[action]
             for _ in range(FRAME_SKIP):
                 score += emulator.act(code)
+            if length == step == 0:  # the game's first frame may give more than power-on
+                lives = max(lives, emulator.lives())
             if emulator.game_over() or emulator.lives() < lives:
                 break
             actions.append(action)

@@ -30,7 +30,9 @@ class Course:
         self._wanted = wanted
         self._marks: list[tuple[ALEState, int]] = []  # state and score before each decision
         self._emulator.reset()
-        self._lives = self._emulator.lives()
+        at_power_on = self._emulator.lives()  # in some games fewer than the first frame gives
+        self._emulator.act(NOOP)
+        self._lives = max(at_power_on, self._emulator.lives())
         self.tried = 0  # decisions
 
     def walk(self, actions: Sequence[int], begin: int = 0) -> int | None:

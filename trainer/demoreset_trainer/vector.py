@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from demoreset_api.errors import UserError
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import (
@@ -77,7 +79,7 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         self._skip = rules.frame_skip
         self._choose = choose_start
         self._starts = np.zeros(num_envs, np.int64)
-        self._limits = True
+        self._limits, self._begun = True, False
         self._episodes = np.zeros(num_envs, np.int64)
         self._seed = 0
         self._planned = np.zeros(num_envs, np.int64)  # starts of the next episodes
@@ -102,13 +104,17 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
             self._episodes[:] = 0
         options = options or {}
         check_options(options)
-        self._starts[:] = options.get("start", 0)
+        starts = np.broadcast_to(options.get("start", 0), self.num_envs)
+        for start in starts.tolist():
+            check_start(start, self.demo, self._skip)
+        self._starts[:] = starts
         self._limits = bool(options.get("limits", True))
         begins = [self._begin(slot) for slot in range(self.num_envs)]
         self._slots.reset(begins)
         self._planned[:] = [begin.start for begin in begins]
         for slot in range(self.num_envs):
             self._enter(slot)
+        self._begun = True
         return self._slots.observation.copy(), {"start": self._running.copy()}
 
     def _begin(self, slot: int) -> Begin:
@@ -131,8 +137,19 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         """Play one decision in every slot.
 
         Raises:
-            UserError: there is no such action.
+            UserError: there is no such action, or not one for every slot.
+            gymnasium.error.ResetNeeded: no episode has begun.
+            gymnasium.error.ClosedEnvironmentError: it is closed.
         """
+        if self.closed:
+            raise gymnasium.error.ClosedEnvironmentError("it is closed: make another one")
+        if not self._begun:
+            raise gymnasium.error.ResetNeeded("no episode has begun: call reset() first")
+        if np.shape(actions) != (self.num_envs,):
+            raise UserError(
+                f"actions: received an array of shape {np.shape(actions)}; it is one for each of "
+                f"the {self.num_envs} slots"
+            )
         check_actions(np.asarray(actions).tolist(), len(self.action_codes))
         slots = self._slots
         slots.action[:] = actions
