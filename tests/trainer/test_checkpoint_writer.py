@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from demoreset_api.errors import TryAgain
-from demoreset_trainer import checkpoint
+from demoreset_trainer import checkpoint, checkpoint_writer
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
 from demoreset_trainer.progress import Progress
@@ -106,6 +107,51 @@ def test_training_goes_on_while_the_disk_is_slow(
     assert saved.model["w"].eq(1).all()
 
 
+def test_a_disk_that_does_not_answer_is_told_of_once_and_when_it_does_again(
+    writer: CheckpointWriter,
+    notes: list[str],
+    slow_disk: SlowDisk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint_writer, "LATE", 0.05)
+    writer.save(snapshot(1))
+    assert writer.facts()["checkpoint_error"] is None
+    time.sleep(0.1)
+    for update in (2, 3):
+        writer.save(snapshot(update))
+    assert "the disk does not answer" in writer.facts()["checkpoint_error"]
+    assert len(notes) == 1
+    slow_disk.go_on.set()
+    assert writer.finish(snapshot(4))
+    assert writer.facts()["checkpoint_error"] is None
+    assert notes[1:] == ["checkpoints are written again"]
+
+
+def test_who_was_overtaken_says_so_at_once(tmp_path: Path, notes: list[str]) -> None:
+    with CheckpointWriter(tmp_path, keep=2, interval=3600, note=notes.append) as writer:
+        checkpoint.write(tmp_path, snapshot(5, life=2))
+        writer.save(snapshot(1))
+        writer._wait(30)
+        assert writer.due()
+        with pytest.raises(checkpoint.TakenOver):
+            writer.save(snapshot(2))
+
+
+def test_nothing_lands_in_a_run_that_has_begun_in_the_folders_place(
+    tmp_path: Path, notes: list[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    with CheckpointWriter(folder, keep=2, interval=0, note=notes.append) as writer:
+        assert writer.finish(snapshot(1))
+        folder.rename(tmp_path / "old")
+        folder.mkdir()
+        assert not writer.finish(snapshot(5000))
+    assert updates(folder) == []
+    assert updates(tmp_path / "old") == [1]
+    assert "another run has begun in its place" in notes[0]
+
+
 def test_what_comes_while_one_is_in_flight_is_skipped(
     writer: CheckpointWriter, tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
@@ -137,12 +183,19 @@ def test_a_last_checkpoint_that_hangs_does_not_count_as_saved(
 
 
 def test_it_is_due_after_the_interval(tmp_path: Path, notes: list[str]) -> None:
-    assert not CheckpointWriter(tmp_path, keep=2, interval=3600, note=notes.append).due()
-    assert CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append).due()
+    with CheckpointWriter(tmp_path, keep=2, interval=3600, note=notes.append) as writer:
+        assert writer.due(), "the one before it may have been lost just before it was due"
+        writer.save(snapshot(1))
+        assert not writer.due()
+    with CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append) as writer:
+        writer.save(snapshot(2))
+        writer._blocked = 0.0
+        assert writer.due()
 
 
 def test_copies_that_take_long_make_checkpoints_rarer(tmp_path: Path, notes: list[str]) -> None:
     writer = CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append)
+    writer.save(snapshot(1))
     writer._blocked = 3600.0  # an hour's copy: at most one percent of the time
     assert not writer.due()
 

@@ -132,6 +132,20 @@ def test_the_cache_is_used_and_knows_what_differs(
     assert not list(cache.glob(".partial-*"))
 
 
+def test_what_somebody_was_making_who_was_killed_does_not_stay_for_ever(
+    freeway: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEMORESET_CACHE", str(tmp_path))
+    old, young = tmp_path / ".partial-old", tmp_path / ".partial-young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "images.npy").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    start_states(freeway.prefix(20), GREY, 4)
+    assert not old.exists()
+    assert young.exists()
+
+
 def test_without_a_writable_cache_there_is_a_temporary_one(
     freeway: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

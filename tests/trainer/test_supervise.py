@@ -390,6 +390,32 @@ def test_deaths_at_one_update_and_then_another_are_not_the_updates_fault(tmp_pat
     assert len(group.heard.lost()) == 4
 
 
+def test_a_place_that_is_late_after_all_died_is_not_given_up_while_the_others_catch_up(
+    tmp_path: Path,
+) -> None:
+    group = Group(
+        tmp_path,
+        """
+drain()
+if attempt == 1:
+    progress(1000, rank=index)
+    time.sleep(0.1)
+    os._exit(1)
+if index == 1 and attempt < 5:
+    time.sleep(0.1)
+    os._exit(1)
+for update in range(501, 900):  # the checkpoint was of update 500
+    progress(update, rank=index, life=2)
+    beat(update)
+    time.sleep(0.03)
+live()
+""",
+        members=2,
+    )
+    code = group.run(lambda group: len(group.names(1)) == 5 and group.updated(600))
+    assert code == 143, group.heard.notes
+
+
 def test_what_is_away_for_now_is_tried_again_later_each_time(tmp_path: Path) -> None:
     group = Group(tmp_path, "if attempt < 3: sys.exit(75)\ndrain(); progress(1); live()")
     assert group.run(lambda group: group.updated(1)) == 143

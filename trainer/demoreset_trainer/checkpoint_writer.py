@@ -16,6 +16,7 @@ from demoreset_trainer.checkpoint import Snapshot, TakenOver
 
 MAX_BLOCKED = 0.01  # share of the time that copies may take
 PATIENCE = 20.0  # seconds for the last checkpoint
+LATE = 60.0  # seconds, or three times what the latest took: then the disk does not answer
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class CheckpointWriter:
         self._folder, self._keep, self._interval, self._note = folder, keep, interval, note
         self._better = better
         self._thread: threading.Thread | None = None
-        self._offered = time.monotonic()
+        # None has been offered by this process: the run may have lost others before they could.
+        self._offered = float("-inf")
         self._blocked = 0.0  # seconds that the latest copy took
         self._failed: Exception | None = None
+        self._told_late = False
+        self._place = _place(folder)
         self.saved: Saved | None = None
 
     @property
@@ -63,12 +67,25 @@ class CheckpointWriter:
 
     @property
     def error(self) -> str | None:
-        """Why the latest attempt failed; None when it did not."""
+        """Why the latest attempt failed, or does not end; None when it did not."""
+        if self._late:
+            seconds = time.monotonic() - self._offered
+            return f"still being written after {seconds:.0f} s: the disk does not answer"
         failed = self._failed
         return None if failed is None else str(failed) or type(failed).__name__
 
+    @property
+    def _late(self) -> bool:
+        usual = 3 * self.saved.seconds if self.saved is not None else 0.0
+        return self.busy and time.monotonic() - self._offered > max(LATE, usual)
+
     def due(self) -> bool:
-        """Whether the interval is over, and copies stay below their share of the time."""
+        """Whether the interval is over, and copies stay below their share of the time.
+
+        Also where `save` has to say that another has taken the run over.
+        """
+        if isinstance(self._failed, TakenOver):
+            return True
         waited = time.monotonic() - self._offered
         return waited >= max(self._interval, self._blocked / MAX_BLOCKED)
 
@@ -81,6 +98,9 @@ class CheckpointWriter:
         if isinstance(self._failed, TakenOver):
             raise self._failed
         if self.busy:
+            if self._late and not self._told_late:
+                self._told_late = True
+                self._note(f"checkpoint {self.error}; training goes on")
             return
         begun = time.monotonic()
         copied = snapshot.copy()
@@ -116,6 +136,7 @@ class CheckpointWriter:
         begun = time.monotonic()
         failed = "checkpoint not written"
         try:
+            self._check_place()
             path = checkpoint.write(self._folder, snapshot)
             size = sum(file.stat().st_size for file in path.iterdir())
             if candidate and self._is_best(snapshot):
@@ -131,9 +152,15 @@ class CheckpointWriter:
                 then = "; training goes on, tried again later" if goes_on else ""
                 self._note(f"{failed} ({error}){then}")
             return
-        if self._failed is not None:
+        if self._failed is not None or self._told_late:
             self._note("checkpoints are written again")
-        self._failed = None
+        self._failed, self._told_late = None, False
+
+    def _check_place(self) -> None:
+        """Refuse a folder that has taken the place of the run's, as of a command with --fresh."""
+        now = _place(self._folder)
+        if None not in (now, self._place) and now != self._place:
+            raise TakenOver(f"{self._folder}: another run has begun in its place; this one stops")
 
     def _is_best(self, snapshot: Snapshot) -> bool:
         kept = checkpoint.best_state(self._folder)
@@ -155,3 +182,11 @@ class CheckpointWriter:
 
     def __exit__(self, *_: object) -> None:
         self._wait(PATIENCE)
+
+
+def _place(folder: Path) -> int | None:
+    """Which folder has this name now; None where there is none, or the disk is away."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None

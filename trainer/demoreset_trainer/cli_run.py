@@ -147,6 +147,9 @@ def _train(
             learned = loop.state.counters.update > (snapshot.update if snapshot else 0)
             if learned:
                 saved = writer.finish(loop.snapshot(), candidate=loop.candidate)
+    # With a slow disk it may have come later than it was waited for.
+    if not saved and writer.saved is not None:
+        saved = writer.saved.update == loop.state.counters.update
     code = _code(stopped, signals())
     if code in OVER and not saved:
         say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)

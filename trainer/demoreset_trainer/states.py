@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from demoreset_trainer.emulator import Emulator, emulator_version
 Image = npt.NDArray[np.uint8]
 CACHE_FORMAT = 3
 _PARTIAL = ".partial-"
+ABANDONED = 3600.0  # seconds since anything was written there
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,14 @@ def _unwritable(cache: Path, error: OSError) -> TryAgain:
     )
 
 
+def _sweep(cache: Path) -> None:
+    """Remove what somebody was making when it was killed."""
+    for partial in cache.glob(f"{_PARTIAL}*"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                shutil.rmtree(partial)
+
+
 def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
     """Replay the demo into `folder`: whole, or not there.
 
@@ -220,6 +230,7 @@ def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
         UserError: the demo does not replay as it was recorded.
         TryAgain: the disk is full, read-only, or away.
     """
+    _sweep(folder.parent)
     emulator = Emulator(demo.game)
     camera = Camera(emulator, view)
     shape = _shape(demo, view, frame_skip)

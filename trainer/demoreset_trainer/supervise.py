@@ -284,7 +284,9 @@ class Supervisor:
         if starved:  # whatever it says: the kernel may have killed what it needed
             code = -signal.SIGKILL
             self.error = error = LastError(OUT_OF_MEMORY, STARVED, error.lines)
-        update = member.told or self.furthest  # who has done none was to go on where the run stands
+        # Who has done none was to go on where the run stands now.
+        stands = self.progress.update if self.progress is not None else self.furthest
+        update = member.told or stands
         # One that hung before it had the run's state was held up by the volume, or by the others.
         waited = member.hung is not None and member.waits
         place.record = place.record.after(
