@@ -235,8 +235,13 @@ def test_a_run_that_goes_back_to_a_checkpoint_is_told_again(
 def test_a_disk_that_hangs_holds_nobody_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hangs = threading.Event()
-    monkeypatch.setattr(metrics.MetricsFile, "append", lambda *_: hangs.wait())
+    hangs, files = threading.Event(), []
+
+    def append(file: MetricsFile, _: Progress) -> None:
+        files.append(file)
+        hangs.wait()
+
+    monkeypatch.setattr(metrics.MetricsFile, "append", append)
     monkeypatch.setattr(watch._Behind, "PATIENCE", 0.1)
     monkeypatch.setattr(watch._Behind, "MOST", 10)
     options = argparse.Namespace(port=None, host="127.0.0.1", log="json", tensorboard=False)
@@ -244,6 +249,7 @@ def test_a_disk_that_hangs_holds_nobody_up(
         for update in range(100):
             watchers.update(replace(GROUP, update=update))
     hangs.set()
+    files[0].close()  # nobody else does: what was to be done next is left out
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["update"] for line in told] == list(range(100))
 
