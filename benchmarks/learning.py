@@ -160,7 +160,7 @@ def learn(
     return {
         "demo": name,
         "condition": condition,
-        "guide": spec.curriculum.guide_weight if condition != "random policy" else 0,
+        "guide": spec.curriculum.in_force.guide if condition != "random policy" else 0,
         "seed": seed,
         "goal": goal,
         "goalMet": loop.state.goal.met,

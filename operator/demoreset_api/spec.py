@@ -5,7 +5,7 @@ What only a cluster needs is ignored on one machine.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -124,6 +124,29 @@ class CurriculumMode(StrEnum):
     ORIGINAL = "Original"
 
 
+@dataclass(frozen=True)
+class ModeValues:
+    """What each mode has its own default for; see the fields of `CurriculumSpec`."""
+
+    guide: float
+    window_frames: int
+    window_share: float
+    lag_frames: int
+    extra_frames: int
+    explore_frames: int
+
+
+MODES = {
+    CurriculumMode.ADAPTIVE: ModeValues(0.1, 48, 0.65, 240, 80, 0),
+    CurriculumMode.ORIGINAL: ModeValues(0.0, 320, 0.8, 50, 1096, 100),
+}
+
+
+def _by_mode(name: str) -> str:
+    """The defaults of a field, for its description."""
+    return ", ".join(f"{mode} {getattr(values, name):g}" for mode, values in MODES.items())
+
+
 class CurriculumSpec(ApiModel):
     """How starts are chosen and when they move. Unset fields take the mode's own default."""
 
@@ -140,18 +163,18 @@ class CurriculumSpec(ApiModel):
         default=None,
         ge=0,
         description="Weight of the cross entropy to the demo's actions around the frontier and "
-        "behind it, which fades with success. Adaptive 0.1, Original 0; 0 is pure reinforcement "
+        f"behind it, which fades with success. {_by_mode('guide')}; 0 is pure reinforcement "
         "learning.",
     )
     window_frames: int | None = Field(
         default=None,
         ge=4,
-        description="Width of the window of starts at the frontier. Adaptive 48, Original 320.",
+        description=f"Width of the window of starts at the frontier. {_by_mode('window_frames')}.",
     )
     window_share: Share | None = Field(
         default=None,
         description="Share of episodes that start in the window; the rest rehearses behind it. "
-        "Adaptive 0.65, Original 0.8.",
+        f"{_by_mode('window_share')}.",
     )
     start_share: Share = Field(
         default=0.5,
@@ -167,13 +190,13 @@ class CurriculumSpec(ApiModel):
         default=None,
         ge=4,
         description="An episode ends when its score is this far behind the demo. "
-        "Adaptive 240, Original 50.",
+        f"{_by_mode('lag_frames')}.",
     )
     extra_frames: int | None = Field(
         default=None,
         ge=1,
         description="Most frames played on after a success (log-uniform from 1). "
-        "Adaptive 80, Original 1096.",
+        f"{_by_mode('extra_frames')}.",
     )
     horizon_frames: int | None = Field(
         default=None,
@@ -185,15 +208,14 @@ class CurriculumSpec(ApiModel):
     explore_frames: int | None = Field(
         default=None,
         ge=0,
-        description="Frames after the start with halved logits. Adaptive 0, Original 100.",
+        description=f"Frames after the start with halved logits. {_by_mode('explore_frames')}.",
     )
 
     @property
-    def guide_weight(self) -> float:
-        """The guide that is in force."""
-        if self.guide is not None:
-            return self.guide
-        return 0.0 if self.mode is CurriculumMode.ORIGINAL else 0.1
+    def in_force(self) -> ModeValues:
+        """What is set, and else what the mode has."""
+        known = {field.name: getattr(self, field.name) for field in fields(ModeValues)}
+        return replace(MODES[self.mode], **{k: v for k, v in known.items() if v is not None})
 
 
 class PolicyPreset(StrEnum):

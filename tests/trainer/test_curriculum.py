@@ -28,7 +28,7 @@ def adaptive(starts: int = 100, **spec: float) -> Adaptive:
 
 def original(starts: int = 1001, slots: int = 80, **spec: float) -> Original:
     return Original(
-        CurriculumSpec.model_validate(spec),
+        CurriculumSpec.model_validate({"mode": "Original", **spec}),
         last_start=(starts - 1) * SKIP,
         frame_skip=SKIP,
         slots=slots,

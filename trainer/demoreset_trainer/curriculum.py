@@ -90,10 +90,10 @@ class Adaptive:
         self._spec = spec
         self._skip = frame_skip
         self._starts = last_start // frame_skip + 1
-        width = (spec.window_frames or 48) // frame_skip
+        width = spec.in_force.window_frames // frame_skip
         self._ahead = max(1, round(width * self.AHEAD))
         self._back = max(1, width - self._ahead)
-        self._window_share = 0.65 if spec.window_share is None else spec.window_share
+        self._window_share = spec.in_force.window_share
         # With a horizon the game's own start alone is judged by all of the demo: what others reach
         # is no evidence for it, and it is practised as soon as its neighbour is good enough.
         self._whole = int(spec.horizon_frames is not None)
@@ -193,10 +193,10 @@ class Original:
         rollout_length: int,
     ) -> None:
         self._threshold = spec.threshold
-        self._share = 0.8 if spec.window_share is None else spec.window_share
+        self._share = spec.in_force.window_share
         self._skip = frame_skip
         self._starts = last_start // frame_skip + 1
-        window = max(1, (spec.window_frames or 320) // frame_skip)
+        window = max(1, spec.in_force.window_frames // frame_skip)
         per_point = -(-slots // window)
         self._point = np.arange(slots) // per_point  # decisions below the maximum
         self._width = int(self._point[-1]) + 1

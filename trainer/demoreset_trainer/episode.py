@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from demoreset_api.spec import CurriculumMode, Reward, RunSpec
+from demoreset_api.spec import Reward, RunSpec
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import Rules
 
@@ -12,14 +12,13 @@ MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
 def rules(spec: RunSpec) -> Rules:
     """What an episode of a run is."""
     curriculum, environment = spec.curriculum, spec.environment
-    original = curriculum.mode is CurriculumMode.ORIGINAL
     return Rules(
         frame_skip=environment.frame_skip,
         sticky_probability=environment.sticky_probability,
         no_ops=environment.no_ops,
         life_loss_ends=environment.life_loss_ends,
-        lag_frames=curriculum.lag_frames or (50 if original else 240),
-        extra_frames=curriculum.extra_frames or (1096 if original else 80),
+        lag_frames=curriculum.in_force.lag_frames,
+        extra_frames=curriculum.in_force.extra_frames,
         horizon_frames=curriculum.horizon_frames,
         max_frames=MAX_EPISODE_FRAMES,
         full_action_space=environment.full_action_space,

@@ -227,7 +227,7 @@ def as_json(
         "policy": trained.name,
         "checkpoint": training.get("checkpoint"),
         "update": training.get("updates"),
-        "guide": trained.spec.curriculum.guide_weight,
+        "guide": trained.spec.curriculum.in_force.guide,
         "game": trained.card["game"],
         "demoScore": trained.demo_score,
         "seed": seed,

@@ -146,9 +146,7 @@ class Loop:
         self._deserted = False  # it leaves while the others may know better
         self._results: list[Result] = []  # of the latest update, as are the statistics
         self._statistics = Statistics()
-        self._explore_frames = spec.curriculum.explore_frames
-        if self._explore_frames is None:
-            self._explore_frames = 100 if original else 0
+        self._explore_frames = spec.curriculum.in_force.explore_frames
         self._explore_every = 1 if original else 2
         self._telling = Telling(spec, len(demo), watch)
 
@@ -278,7 +276,7 @@ class Loop:
             frame_skip=self._skip,
             length=self.spec.ppo.rollout_length,
             history=self.spec.ppo.burn_in,
-            explore_frames=self._explore_frames or 0,
+            explore_frames=self._explore_frames,
             explore_every=self._explore_every,
             parts=2 if self.ppo.device.type == "cuda" else 1,
             alive=self._group.alive,
@@ -487,7 +485,7 @@ class Loop:
 
     def _optimise(self, take: Take, quorum: Quorum, rejected: int) -> Statistics:
         spec, state = self.spec, self.state
-        guide = 0.0 if state.playing_on else spec.curriculum.guide_weight
+        guide = 0.0 if state.playing_on else spec.curriculum.in_force.guide
         seed = [spec.seed, state.counters.update]
         return self.ppo.update(
             take.rollout,

@@ -169,5 +169,5 @@ def members(flag: int | None, workers: Workers) -> int:
 
 def guided(spec: RunSpec) -> str:
     """Whether the guide was used, in the words that every result has beside it."""
-    weight = spec.curriculum.guide_weight
+    weight = spec.curriculum.in_force.guide
     return f"guide {weight:g}" if weight else "pure reinforcement learning"

@@ -79,7 +79,7 @@ def summarise(
         "startReachedFrames": reached["frames"] if reached else None,
         "startReachedSeconds": round(reached["seconds"], 1) if reached else None,
         "rejectedUpdates": latest["rejected_updates"],
-        "guide": spec.curriculum.guide_weight,
+        "guide": spec.curriculum.in_force.guide,
         "members": members,
         "recoveries": sum(latest["recoveries"].values()),
         "updatesLost": updates_lost,
