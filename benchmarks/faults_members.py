@@ -12,6 +12,7 @@ from typing import Any
 from injured import Event, Injured, Outcome, Row, alive, check, group
 
 TOGETHER = 10  # kills, between two times without
+ENDLESS = ("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000")  # C got there
 
 _Span = tuple[float, float]  # seconds of the clock of events: from, to
 
@@ -126,7 +127,7 @@ def flapping(every: float) -> Callable[[int], Outcome]:
             time.sleep(seconds)
             return begun, time.monotonic()
 
-        with group(changes=()) as injured:
+        with group(changes=ENDLESS) as injured:
             while outcome.n < trials:
                 injured.whole()
                 calm.append(spend(0, every * TOGETHER / 2))
