@@ -337,11 +337,13 @@ def test_a_run_whose_end_could_not_be_saved_is_not_over(
     folder = tmp_path / "run"
     spent = ("--set", "spec.budget.frames=10000", "--set", "spec.checkpoint.intervalSeconds=1000")
     run = start("run", "-f", CROSSING, "--dir", folder, "--port", 0, *SMALL, *spent)
-    run.train(1)
+    run.until("a checkpoint", lambda: summary.saved(folder / "checkpoints"))
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     assert run.process.wait(timeout=PATIENCE) == 75, run.said()
     assert f"demoreset: {summary.NOT_KEPT}: " in run.said()
-    assert "NOT saved: there is no checkpoint. Go on with: demoreset run" in run.said()
+    first = summary.saved(folder / "checkpoints")
+    says = f"NOT saved: the checkpoint is of update {first}. Go on with: demoreset run"
+    assert says in run.said()
 
 
 def test_two_commands_do_not_train_in_one_folder(
