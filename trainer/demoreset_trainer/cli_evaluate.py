@@ -189,6 +189,11 @@ class _Counter:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+def _points(score: float) -> str:
+    """A score that need not be whole: in games of few points the tenths matter."""
+    return f"{score:,.1f}".removesuffix(".0")
+
+
 def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | None) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -209,8 +214,8 @@ def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | Non
             cell.act,
             f"{cell.ties:.0%}",
             f"{cell.mean:,.1f}",
-            f"{cell.median:,.1f}",
-            f"{cell.iqm:,.1f} ({cell.iqm_low:,.1f} to {cell.iqm_high:,.1f})",
+            _points(cell.median),
+            f"{_points(cell.iqm)} ({_points(cell.iqm_low)} to {_points(cell.iqm_high)})",
             f"{cell.max:,}",
             str(cell.episodes),
             f"{cell.frames:,.0f}",
