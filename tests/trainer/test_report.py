@@ -223,6 +223,8 @@ def test_what_stays_on_the_terminal_is_the_latest_update() -> None:
 def test_the_screen_tells_of_a_disk_that_is_full() -> None:
     assert "NOT WRITTEN" in picture(replace(PROGRESS, checkpoint_error="no space left"))
     assert "no space left" in plain_line(replace(PROGRESS, checkpoint_error="no space left"))
+    assert "frames/s" in plain_line(replace(PROGRESS, frames_per_second=900.0))
+    assert "frames/s" not in plain_line(replace(PROGRESS, frames_per_second=0.0))
 
 
 def test_at_the_start_it_says_how_far_the_goal_is() -> None:

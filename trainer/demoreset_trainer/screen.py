@@ -158,7 +158,8 @@ def plain_line(progress: Progress) -> str:
         parts.append(f"from the game's own start {p.goal_rate:.0%} (goal {p.goal:.0%})")
     if p.eta_seconds is not None and p.start_frame:
         parts.append(f"{duration(p.eta_seconds)} to the start")
-    parts.append(f"{p.frames_per_second:,.0f} frames/s")
+    if p.frames_per_second:  # not known yet at the first update
+        parts.append(f"{p.frames_per_second:,.0f} frames/s")
     if p.members > 1:
         parts.append(f"{p.members} members")
     if p.stall_rung:
