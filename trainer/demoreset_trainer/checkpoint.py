@@ -30,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
-from demoreset_trainer.disk import DAMAGE, flush_folder, write_flushed, write_whole
+from demoreset_trainer.disk import DAMAGE, flush_folder, sweep, write_flushed, write_whole
 
 SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
@@ -42,7 +42,6 @@ _PARTIAL, _BROKEN = ".partial-", "broken-"
 _MAX_MANIFEST_BYTES = 1 << 16
 _MAX_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
 _DEAD_WRITER = 5.0  # seconds
-_ABANDONED = 3600.0  # seconds after which nobody is writing a partial any more
 
 _log = logging.getLogger(__name__)
 
@@ -454,7 +453,4 @@ def prune(folder: Path, keep: int) -> None:
                 path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
     now = listed[-1].stat().st_mtime  # by the disk's own clock: writers' clocks differ
-    for partial in folder.glob(_PARTIAL + "*"):
-        with suppress(FileNotFoundError):
-            if now - partial.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(partial, ignore_errors=True)
+    sweep(folder.glob(_PARTIAL + "*"), now)

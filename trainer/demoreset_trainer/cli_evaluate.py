@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         _check(out)
     processes = options.processes or cores()
     watch = _Counter()
-    rates = None
+    rates, per_start = None, min(options.episodes, PROFILE_EPISODES)
     cells: list[Cell] = []
 
     def keep() -> None:
@@ -101,14 +101,14 @@ def run(options: argparse.Namespace) -> int:
                 trained, cells, rates, seed=options.seed, max_frames=options.max_frames
             )
             if rates is not None:
-                measured["profileEpisodes"] = min(options.episodes, PROFILE_EPISODES)
+                measured["profileEpisodes"] = per_start
             run_folder.write_json(out, measured)
 
     if options.profile:  # first: where the demo is not at hand, it says so
         rates = evaluate.profile(
             trained,
             every=options.profile,
-            episodes=min(options.episodes, PROFILE_EPISODES),
+            episodes=per_start,
             seed=options.seed,
             processes=processes,
             watch=watch,

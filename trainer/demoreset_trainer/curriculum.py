@@ -97,6 +97,9 @@ class Adaptive:
         # With a horizon the game's own start alone is judged by all of the demo: what others reach
         # is no evidence for it, and it is practised as soon as its neighbour is good enough.
         self._whole = int(spec.horizon_frames is not None)
+        self._needed = np.full(self._starts, self.MIN_COUNT)
+        # Its own count, to which no neighbour adds, tends to 1 / (1 - memory).
+        self._needed[: self._whole] = min(self.MIN_COUNT, 0.9 / (1 - spec.memory))
         self._wins = np.zeros(self._starts)
         self._counts = np.zeros(self._starts)
         self._recompute()
@@ -107,12 +110,9 @@ class Adaptive:
 
     def _recompute(self) -> None:
         """Work out, once per update, all that `choose` needs."""
-        wins, counts = self._smooth(self._wins), self._smooth(self._counts)
+        wins, counts = self._shared(self._wins), self._shared(self._counts)
         self.success = wins / np.maximum(counts, 1e-9)
-        needed = np.full(self._starts, self.MIN_COUNT)
-        # Its own count, to which no neighbour adds, tends to 1 / (1 - memory).
-        needed[: self._whole] = min(self.MIN_COUNT, 0.9 / (1 - self._spec.memory))
-        good = (self.success >= self._spec.threshold) & (counts >= needed)
+        good = (self.success >= self._spec.threshold) & (counts >= self._needed)
         reached = np.flatnonzero(good)
         self._frontier = int(reached[0]) if len(reached) else self._starts - 1
         low = max(0, self._frontier - self._back)
@@ -122,13 +122,13 @@ class Adaptive:
         unsure = np.sqrt(p * (1 - p)) + 0.02
         self._rehearsal = np.cumsum(unsure)
 
-    def _smooth(self, table: Floats) -> Floats:
+    def _shared(self, table: Floats) -> Floats:
         """A table in which neighbours lend each other what they know."""
         lent = table.copy()
         lent[: self._whole] = 0
-        smoothed = _smooth(lent, self.SMOOTHING)
-        smoothed[: self._whole] = table[: self._whole]
-        return smoothed
+        shared = _smooth(lent, self.SMOOTHING)
+        shared[: self._whole] = table[: self._whole]
+        return shared
 
     def choose(self, slot: int, random: np.random.Generator) -> int:
         if self._frontier <= self._whole and random.random() < self._spec.start_share:

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +17,7 @@ LASTING = (
     *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EXDEV, errno.EFBIG),
     *(errno.ENOSYS, errno.EOPNOTSUPP),
 )
+ABANDONED = 3600.0  # seconds after which nobody is writing a folder any more
 # What parsing a file that others made may raise, by mistake or by malice.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -86,3 +88,16 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def sweep(folders: Iterable[Path], now: float) -> None:
+    """Remove those of half-written folders whose writers were killed long ago.
+
+    Args:
+        folders: That are written under a name of their own until they are whole.
+        now: The time, in seconds.
+    """
+    for folder in folders:
+        with suppress(FileNotFoundError):  # it is whole now, or gone
+            if now - folder.stat().st_mtime > ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -27,12 +27,12 @@ import numpy.typing as npt
 from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.names import ENV_CACHE
 from demoreset_trainer.demo import Demo, compared
+from demoreset_trainer.disk import sweep
 from demoreset_trainer.emulator import Emulator, emulator_version
 
 Image = npt.NDArray[np.uint8]
 CACHE_FORMAT = 3
 _PARTIAL = ".partial-"
-ABANDONED = 3600.0  # seconds since anything was written there
 
 
 @dataclass(frozen=True)
@@ -215,14 +215,6 @@ def _unwritable(cache: Path, error: OSError) -> TryAgain:
     )
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what somebody was making when it was killed."""
-    for partial in cache.glob(f"{_PARTIAL}*"):
-        with suppress(OSError):
-            if time.time() - partial.stat().st_mtime > ABANDONED:
-                shutil.rmtree(partial)
-
-
 def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
     """Replay the demo into `folder`: whole, or not there.
 
@@ -230,7 +222,8 @@ def _make(demo: Demo, view: View, frame_skip: int, folder: Path) -> None:
         UserError: the demo does not replay as it was recorded.
         TryAgain: the disk is full, read-only, or away.
     """
-    _sweep(folder.parent)
+    with suppress(OSError):
+        sweep(folder.parent.glob(f"{_PARTIAL}*"), time.time())
     emulator = Emulator(demo.game)
     camera = Camera(emulator, view)
     shape = _shape(demo, view, frame_skip)

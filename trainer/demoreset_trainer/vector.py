@@ -119,8 +119,10 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
 
     def _begin(self, slot: int) -> Begin:
         random = stream(self._seed, slot, int(self._episodes[slot]))
-        start = int(self._starts[slot]) if self._choose is None else self._choose(slot, random)
-        check_start(start, self.demo, self._skip)
+        start = int(self._starts[slot])  # `reset` has looked at it
+        if self._choose is not None:
+            start = self._choose(slot, random)
+            check_start(start, self.demo, self._skip)
         return Begin(start, seed_from(random), self._limits)
 
     def _enter(self, slot: int) -> None:
