@@ -66,8 +66,9 @@ class Queue:
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        """Keys that wait."""
-        return len(self._due)
+        """Keys that are due; those that have an appointment later do not wait."""
+        now = self._clock()
+        return sum(due <= now for due in self._due.values())
 
     def add(self, key: str, after: float = 0.0) -> None:
         """Look at a key so many seconds from now, or sooner."""

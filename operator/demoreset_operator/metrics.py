@@ -1,5 +1,6 @@
 """The operator's own metrics. Series of a run are removed with it."""
 
+import contextlib
 from collections import Counter as Count
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -34,6 +35,9 @@ class Metrics:
         )
         run = ["namespace", "run"]
         self._failed = Gauge(PREFIX + "run_failed", "1 where a run has failed", run, registry=its)
+        self._training = Gauge(
+            PREFIX + "run_training", "1 while a run trains, 0 while it should", run, registry=its
+        )
         self._run_restarts = Gauge(
             PREFIX + "run_restarts", "Workers of a run that were started again", run, registry=its
         )
@@ -69,6 +73,10 @@ class Metrics:
                 self._restarts.labels(attempt.cause.value).inc()
         self._known[uid] = namespace, name, status.phase, total
         self._failed.labels(namespace, name).set(status.phase is Phase.FAILED)
+        if status.phase in (Phase.PENDING, Phase.RUNNING):
+            self._training.labels(namespace, name).set(status.phase is Phase.RUNNING)
+        else:
+            _remove(self._training, namespace, name)
         self._run_restarts.labels(namespace, name).set(total)
         if status.curriculum is not None:
             self._start.labels(namespace, name).set(status.curriculum.start_frame)
@@ -81,11 +89,16 @@ class Metrics:
             return
         its = known[:2]
         if all(other[:2] != its for other in self._known.values()):  # no new run of this name
-            for gauge in (self._failed, self._run_restarts, self._start):
-                gauge.remove(*its)
+            for gauge in (self._failed, self._training, self._run_restarts, self._start):
+                _remove(gauge, *its)
         self._count()
 
     def _count(self) -> None:
         phases = Count(known[2] for known in self._known.values())
         for phase in Phase:
             self._runs.labels(phase.value).set(phases[phase])
+
+
+def _remove(gauge: Gauge, namespace: str, run: str) -> None:
+    with contextlib.suppress(KeyError):  # of a run that was never told of
+        gauge.remove(namespace, run)

@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -193,7 +193,7 @@ def _fetch(options: argparse.Namespace) -> None:
             assert process.stdout is not None
             try:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                    archive.extractall(partial, filter="data")
+                    _unpack(archive, partial)
             except tarfile.TarError as error:
                 message = "nothing to fetch yet, or not a folder"
                 if partial.exists():
@@ -204,6 +204,19 @@ def _fetch(options: argparse.Namespace) -> None:
             raise PluginError(f"not all was fetched; what came is in {partial}")
         partial.rename(out)
     print(f"{out}\nNext: demoreset evaluate {out}; demoreset video {out}")
+
+
+def _unpack(archive: tarfile.TarFile, into: Path) -> None:
+    """Unpack what stays inside a folder."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(into, filter="data")
+    else:  # before Python 3.11.4, as in Debian 12
+        archive.extractall(into, members=(one for one in archive if _stays_inside(one)))
+
+
+def _stays_inside(member: tarfile.TarInfo) -> bool:
+    path = PurePosixPath(member.name)
+    return (member.isfile() or member.isdir()) and not path.is_absolute() and ".." not in path.parts
 
 
 def _branch(options: argparse.Namespace) -> None:

@@ -81,7 +81,8 @@ def test_dashboards_show_everything_that_is_told_of_a_run() -> None:
         "demoreset_training_seconds_total",
         "demoreset_update",
         "demoreset_checkpoint_update",
-        "demoreset_checkpoint_failing",  # an alert
+        "demoreset_checkpoint_failing",  # an alert, as is the next
+        "demoreset_operator_run_training",
         "demoreset_operator_reconcile_seconds_sum",
         "demoreset_operator_reconcile_seconds_count",
     }

@@ -1,10 +1,12 @@
 """`kubectl demoreset` where there is no cluster: what it asks kubectl for, and what it says."""
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,26 @@ def test_a_fetch_that_was_cut_off_says_so(
     with pytest.raises(SystemExit, match="nothing to fetch yet"):
         plugin.main(["fetch", "key", "--out", str(out)])
     assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14")
+def test_what_would_leave_the_folder_is_not_unpacked_by_an_old_python_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name in ("run/summary.json", "../outside", "/outside", "run/link"):
+            member = tarfile.TarInfo(name)
+            if name.endswith("link"):
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+            archive.addfile(member)
+    packed.seek(0)
+    monkeypatch.delattr(tarfile, "data_filter")
+    with tarfile.open(fileobj=packed, mode="r|") as archive:
+        plugin._unpack(archive, tmp_path / "out")
+    assert [one.relative_to(tmp_path) for one in tmp_path.rglob("*") if one.is_file()] == [
+        Path("out/run/summary.json")
+    ]
 
 
 def test_a_pod_that_has_no_log_yet_does_not_end_those_of_the_others(

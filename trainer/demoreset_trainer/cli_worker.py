@@ -40,7 +40,7 @@ Flags or the environment tell it where it is and where the coordinator is:
   {ENV_ID}               the worker's name
   {ENV_GRACE}    seconds from SIGTERM until it is killed; default 30
   {ENV_HANG}     seconds without a beat until it kills a member; default 10
-  {ENV_START}    seconds that a member has until it trains; default 300
+  {ENV_START}    seconds that a member has to load and ask the coordinator; default 300
   {ENV_TERMINATION_LOG}  where the last error is written, or how a run that is over stands
                              (as /status has it); default {TERMINATION_LOG}
 
