@@ -384,6 +384,17 @@ progress(501); live(update=501)
     assert len(group.heard.lost()) == 4
 
 
+def test_one_that_is_killed_from_outside_is_started_again_however_often(tmp_path: Path) -> None:
+    group = Group(
+        tmp_path,
+        "drain(); progress(4)\n"
+        "if attempt < 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "progress(5); live(update=5)",
+    )
+    assert group.run(lambda group: group.updated(5)) == 143
+    assert len(group.heard.lost()) == 4
+
+
 def test_deaths_at_one_update_and_then_another_are_not_the_updates_fault(tmp_path: Path) -> None:
     group = Group(tmp_path, "drain(); progress(attempt)\nif attempt < 5: sys.exit(1)\nlive()")
     assert group.run(lambda group: group.updated(5)) == 143

@@ -63,10 +63,18 @@ def settle() -> None:
 
 
 def oom_kills() -> int:
-    """Processes of this container that the kernel killed for its memory (cgroup v2, then v1)."""
-    for name in ("memory.events", "memory/memory.oom_control"):
+    """Processes that the kernel killed for memory: this container's, or else the machine's.
+
+    The container's: cgroup v2, then v1.
+    """
+    counts = (
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+        "/proc/vmstat",
+    )
+    for name in counts:
         with suppress(OSError):
-            text = (Path("/sys/fs/cgroup") / name).read_text()
+            text = Path(name).read_text()
             if found := re.search(r"^oom_kill (\d+)$", text, re.MULTILINE):
                 return int(found[1])
     return 0
