@@ -12,7 +12,11 @@ from typing import Any
 from injured import Event, Injured, Outcome, Row, alive, check, group
 
 TOGETHER = 10  # kills, between two times without
-ENDLESS = ("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000")  # C got there
+# C met the goal of a run without noise within 34 minutes, and confirms it for a minute and more.
+ENDLESS = (
+    *("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000"),
+    *("--set", "spec.environment.stickyProbability=0.25"),
+)
 
 _Span = tuple[float, float]  # seconds of the clock of events: from, to
 

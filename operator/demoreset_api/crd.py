@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from demoreset_api.names import GROUP, KIND, PLURAL, SHORT, SINGULAR, VERSION
-from demoreset_api.spec import ApiModel, RunSpec
+from demoreset_api.spec import MAX_NAME, ApiModel, RunSpec
 from demoreset_api.status import RunStatus
 
 MAX_TEXT = 4096  # characters of a text without a limit of its own: CEL must know its cost
@@ -79,9 +79,9 @@ def crd() -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """The schema of the whole resource."""
     name = {
-        "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,49}[a-z0-9])?$')",
-        "message": "metadata.name: at most 51 of a-z, 0-9 and -, a letter first, no - last: a "
-        "Service is named after it",
+        "rule": f"self.metadata.name.matches('^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$')",
+        "message": f"metadata.name: at most {MAX_NAME} of a-z, 0-9 and -, a letter first, no - "
+        "last: a Service is named after it",
     }
     return {
         "type": "object",

@@ -24,6 +24,7 @@ Quantity = Annotated[
     BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
 ]
 MAX_SECONDS = 2**31 - 1  # 68 years: as much as Kubernetes' own fields of this kind hold
+MAX_NAME = 51  # with what is added, as `-coordinator`, the name of a Service: 63
 Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
 
 
@@ -621,7 +622,9 @@ class Metadata(ApiModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str = Field(
-        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=51, description="The run's name."
+        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
+        max_length=MAX_NAME,
+        description="The run's name.",
     )
 
 

@@ -8,6 +8,9 @@ from pydantic import ConfigDict, Field
 
 from demoreset_api.spec import ApiModel
 
+MAX_MESSAGE = 1024  # characters of what a worker or a pod said
+KEPT_ATTEMPTS = 20
+
 
 class StatusModel(ApiModel):
     """The status or a part of it: what a later version has added is passed over."""
@@ -110,7 +113,9 @@ class CheckpointStatus(StatusModel):
     update: int | None = Field(default=None, description="Of which update.")
     time: datetime | None = Field(default=None, description="When it was written.")
     bytes: int | None = Field(default=None, description="Its size.")
-    error: str | None = Field(default=None, max_length=1024, description="Why none is written.")
+    error: str | None = Field(
+        default=None, max_length=MAX_MESSAGE, description="Why none is written."
+    )
 
 
 class EvaluationStatus(StatusModel):
@@ -131,7 +136,7 @@ class Attempt(StatusModel):
     cause: Cause = Field(description="Why it ended.")
     counts: bool = Field(default=False, description="Whether it counts against a limit.")
     exit_code: int | None = Field(default=None, description="Of the worker.")
-    message: str = Field(default="", max_length=1024, description="The worker's last words.")
+    message: str = Field(default="", max_length=MAX_MESSAGE, description="The worker's last words.")
     update: int | None = Field(default=None, description="Where the run was then.")
     frames: int | None = Field(default=None, description="Emulator frames of the run then.")
     life: int | None = Field(default=None, description="Which of the run's lives that was.")
@@ -198,7 +203,7 @@ class RunStatus(StatusModel):
     )
     restarts: Restarts = Field(default=Restarts(), description="How often workers came again.")
     attempts: list[Attempt] = Field(
-        default=[], max_length=20, description="Workers that ended, the latest last."
+        default=[], max_length=KEPT_ATTEMPTS, description="Workers that ended, the latest last."
     )
     places: list[Place] = Field(
         default=[], max_length=1024, description="What the operator remembers of each worker."

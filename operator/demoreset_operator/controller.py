@@ -395,7 +395,7 @@ def _event(about: Json, event: Event) -> Json:
         "involvedObject": about,
         "type": event.type,
         "reason": event.reason,
-        "message": event.message[:1024],
+        "message": event.message[:1024],  # as long as the API server takes
         "source": {"component": OPERATOR_NAME},
         "reportingComponent": OPERATOR_NAME,
         "firstTimestamp": now,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from demoreset_api.spec import Restart
-from demoreset_api.status import Cause, ConditionType, RunStatus
+from demoreset_api.status import MAX_MESSAGE, Cause, ConditionType, RunStatus
 from demoreset_operator.causes import FINAL_CAUSES
-from demoreset_operator.ledger import MAX_TEXT, Loss
+from demoreset_operator.ledger import Loss
 from demoreset_operator.observation import STUCK_AFTER, Observation, Pod
 from demoreset_operator.render import claim_name
 
@@ -69,7 +69,7 @@ def ending(
         )
     for pod in seen.pods:
         if (until := _hope(pod, status)) is not None and now >= until:
-            return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MAX_TEXT])
+            return _failed(pod.reason, f"pod {pod.name}: {pod.message or pod.reason}"[:MAX_MESSAGE])
     return None
 
 
@@ -145,7 +145,7 @@ def waiting(seen: Observation) -> str:
 def named(pod: Pod) -> str:
     """A pod and its trouble."""
     who = "coordinator" if pod.worker is None else f"worker {pod.worker}"
-    return f"{who}: {pod.reason}: {pod.message}".removesuffix(": ")[:MAX_TEXT]
+    return f"{who}: {pod.reason}: {pod.message}".removesuffix(": ")[:MAX_MESSAGE]
 
 
 def _failed(reason: str, message: str) -> Ending:

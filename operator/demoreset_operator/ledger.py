@@ -11,15 +11,21 @@ from functools import cached_property, reduce
 from typing import Any
 
 from demoreset_api.spec import Restart
-from demoreset_api.status import Attempt, Cause, Place, Restarts, RunStatus
+from demoreset_api.status import (
+    KEPT_ATTEMPTS,
+    MAX_MESSAGE,
+    Attempt,
+    Cause,
+    Place,
+    Restarts,
+    RunStatus,
+)
 from demoreset_operator.causes import FINAL_CAUSES, NO_LOSS, OWN_CAUSES, Verdict, verdict
 from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 from demoreset_operator.worker_status import Answer
 
 BACK_OFF_RESET = timedelta(seconds=60)  # who ran for so long was not in vain: nobody need wait
-KEPT_ATTEMPTS = 20  # that the status shows
-MAX_TEXT = 1024  # characters of a message
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,7 @@ class _Judge:
             cause=why.cause,
             counts=why.counts and not others,
             exit_code=pod.exit_code if pod is not None else None,
-            message=why.message[:MAX_TEXT],
+            message=why.message[:MAX_MESSAGE],
             update=update,
             frames=frames,
             life=life,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from demoreset_api.errors import ExitCode
 from demoreset_api.status import (
+    MAX_MESSAGE,
     CheckpointStatus,
     Condition,
     ConditionType,
@@ -19,7 +20,6 @@ from demoreset_api.status import (
 )
 from demoreset_operator import render
 from demoreset_operator.ending import named, waiting
-from demoreset_operator.ledger import MAX_TEXT
 from demoreset_operator.observation import Json, Observation
 from demoreset_operator.worker_status import Answer, read
 
@@ -122,7 +122,7 @@ def _kept(answer: Answer, before: CheckpointStatus | None) -> CheckpointStatus |
     kept = answer.status.checkpoint
     if kept.update is None and kept.error is None:  # it has not written any: others may have
         return before
-    error = None if kept.error is None else kept.error[:MAX_TEXT]
+    error = None if kept.error is None else kept.error[:MAX_MESSAGE]
     if before is not None and (kept.update, error) == (before.update, before.error):
         return before  # its age has grown, and no news
     age = None if kept.age_seconds is None else timedelta(seconds=kept.age_seconds)
@@ -193,7 +193,7 @@ def _running(
     if held and not any(pod.live for pod in seen.workers):
         last = status.attempts[-1]
         message = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
-        return "BackOff", f"waiting before the next try; {message}"[:MAX_TEXT]
+        return "BackOff", f"waiting before the next try; {message}"[:MAX_MESSAGE]
     still = [pod for pod in seen.workers if pod.live and seen.answers.get(pod.name)]
     if any(seen.answers[pod.name].status.update for pod in still):
         message = "workers answer, and have done no update for a while"
@@ -221,7 +221,7 @@ def _aside(seen: Observation, now: datetime) -> str:
 def not_understood(status: RunStatus, what: str, now: datetime, generation: int) -> RunStatus:
     """The status of a run that this version cannot read: what trains, trains on."""
     runs = holds(status, ConditionType.RUNNING)
-    message = unknown(what)[:MAX_TEXT]
+    message = unknown(what)[:MAX_MESSAGE]
     status = put(status, ConditionType.RUNNING, runs, NOT_UNDERSTOOD, message, now, generation)
     return status.model_copy(update={"observed_generation": generation})
 

@@ -289,7 +289,7 @@ class Supervisor:
         update = member.told or stands
         # One that hung before it had the run's state was held up by the volume, or by the others.
         waited = member.hung is not None and member.waits
-        # Nobody kills with SIGKILL but the kernel for memory, we a hung one, and who is not at fault.
+        # SIGKILL is the kernel's, for memory, or ours, for one that hung; else it was no fault.
         shot = code == -signal.SIGKILL and not starved and member.hung is None
         place.record = place.record.after(
             ExitCode.TRY_AGAIN if waited or shot else code,
