@@ -125,6 +125,27 @@ def test_an_episode_has_the_demos_lives_at_its_start_and_not_those_of_what_was_p
     assert begun[0][0] > begun[1][0]
 
 
+def test_a_life_that_is_gained_gives_none_back(assault: Demo) -> None:
+    env = DemoResetEnv(assault)
+    env.reset(options={"start": 0})
+    had = env._lives
+    env.emulator.lives = iter([had, had + 1, had + 1, had]).__next__
+    env.play(0)
+    assert (env.end, env.frame) == (End.LIFE_LOST, 4)
+
+
+def test_the_demos_final_score_is_enough_where_it_has_lost_points_again(freeway: Demo) -> None:
+    rewards = np.zeros(len(freeway), np.int32)
+    rewards[[60, 110, 150]] = 3, 3, -1
+    states = start_states(freeway, View(), 4)
+    env = DemoResetEnv(replace(freeway, rewards=rewards), states=states, horizon_frames=40)
+    goals = []
+    for start in (0, 40, 80, 160):
+        env.begin(start)
+        goals.append(env._goal_score)
+    assert goals == [5, 5, 5, 5]
+
+
 def test_a_score_that_is_lost_again_is_remembered(freeway: Demo) -> None:
     env = DemoResetEnv(freeway)
     env.reset(options={"start": 168})

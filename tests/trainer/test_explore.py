@@ -21,6 +21,12 @@ FINE = Grid(20, 26, 16)
 CROSSING = ("freeway", "--score", "1", "--decisions", "3000", "--grid", "20x26x16")
 
 
+@pytest.mark.parametrize("levels", [2, 3, 8, 100, 256])
+def test_a_cell_has_as_many_levels_of_grey_as_are_wanted(levels: int) -> None:
+    screen = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert set(Grid(16, 16, levels).key(screen)) == set(range(levels))
+
+
 def explored(archive: Archive, decisions: int, processes: int = 1) -> Archive:
     for _ in explore(archive, decisions=decisions, processes=processes):
         pass
@@ -245,6 +251,7 @@ def test_an_archive_whose_ways_lead_elsewhere_makes_no_demo(
     ("arguments", "says"),
     [
         (["no_such_game"], "has no game 'no_such_game'"),
+        (["combat"], "'combat' is a game for two players"),
         (["freeway", "--score", "0"], "--score: received 0"),
         (["freeway", "--seed", "-1"], "--seed: received -1"),
         (["freeway", "--decisions", "0"], "--decisions: received 0"),

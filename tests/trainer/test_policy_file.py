@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,11 +76,14 @@ def test_a_policy_that_cannot_be_written_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == [".x.policy.json.1.partial"]
 
 
-def card() -> dict[str, object]:
-    content: dict[str, object] = json.loads(
+def card() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(
         BUNDLED.with_name("montezuma-first-key.policy.json").read_text()
     )
     return content
+
+
+STRIDE_0 = {"convolutions": [[16, 6, 0], [32, 3, 2], [32, 3, 1]]}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,11 @@ def card() -> dict[str, object]:
         ({"name": ...}, "not a policy"),
         ({"frameSkip": "x"}, "not a policy"),
         ({"demo": {"sha256": "x"}}, "not a policy"),
+        ({"name": "/tmp/elsewhere"}, "its name '/tmp/elsewhere' is not that of a file"),
+        ({"name": ".."}, "not that of a file"),
+        ({"name": "a\x1b[2J"}, "not that of a file"),
+        ({"actions": [*card()["actions"][::-1]]}, "its actions are the joystick codes"),
+        ({"architecture": card()["architecture"] | STRIDE_0}, "not a policy"),
     ],
 )
 def test_a_card_that_does_not_fit_is_one_line(

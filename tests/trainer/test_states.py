@@ -156,6 +156,13 @@ def test_without_a_writable_cache_there_is_a_temporary_one(
     assert len(states) == 3
     (cache,) = tmp_path.glob("demoreset-cache-*")
     assert len(list(cache.iterdir())) == 1
+    cache.chmod(0o777)  # as of somebody else, who may put there what they like
+    with pytest.raises(UserError, match=r"not a folder that is yours alone.*DEMORESET_CACHE"):
+        start_states(freeway.prefix(8), GREY, 4)
+    cache.rename(tmp_path / "moved")
+    cache.symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match="not a folder that is yours alone"):
+        start_states(freeway.prefix(8), GREY, 4)
 
 
 @pytest.mark.parametrize("name", ["images", "states", "offsets"])

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import gymnasium
@@ -83,6 +84,30 @@ def test_a_curriculum_chooses_every_start(freeway: Demo) -> None:
     assert seen[0] == seen[1]  # by the seed
     assert len({start for starts in seen[0] for start in starts}) > 3
     assert set(asked) == {0, 1}
+
+
+def test_a_list_has_a_seed_for_each_slot(freeway: Demo) -> None:
+    with closing(DemoResetVectorEnv(freeway, 2, processes=1, no_ops=30)) as envs:
+
+        def first(seed: list[int | None]) -> list[bytes]:
+            return [one.tobytes() for one in envs.reset(seed=seed)[0]]
+
+        one, other = first([1, 2])
+        assert [first([1, 9])[0], first([7, 2])[1]] == [one, other]
+        assert {first([seed, 0])[0] for seed in range(6)} != {one}
+        for wrong, why in (([1], "seed: 1 of them"), ([0, -1], "seed: received -1")):
+            with pytest.raises(UserError, match=why):
+                envs.reset(seed=wrong)
+        with pytest.raises(UserError, match="start: 3 of them"):
+            envs.reset(options={"start": [0, 4, 8]})
+
+
+def test_without_a_seed_no_two_are_alike(freeway: Demo) -> None:
+    seeds = set()
+    for _ in range(2):
+        with closing(DemoResetVectorEnv(freeway, 1, processes=1)) as envs:
+            seeds.add(envs._begin(0).seed)
+    assert len(seeds) == 2
 
 
 def test_an_option_that_there_is_none_of_is_named(envs: DemoResetVectorEnv) -> None:

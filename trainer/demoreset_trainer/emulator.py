@@ -20,6 +20,8 @@ Frame = npt.NDArray[np.uint8]
 
 ALL_ACTIONS = tuple(range(18))  # the joystick's codes, as in ale_py.Action
 RAM_BYTES = 128
+# The emulator ends the process that loads one of these without a second player.
+FOR_TWO = ("combat", "joust", "maze_craze", "warlords")
 
 ALEInterface.setLoggerMode(LoggerMode.Error)
 
@@ -46,6 +48,8 @@ def _rom_path(game: str) -> Path:
             f"game: ale-py {emulator_version()} has no game {game!r}; names look like "
             "'montezuma_revenge' or 'freeway'"
         )
+    if game in FOR_TWO:
+        raise UserError(f"game: {game!r} is a game for two players, which one agent cannot play")
     path = roms.get_rom_path(game)
     if path is None:
         raise UserError(f"game: the ROM of {game!r} is missing; reinstall ale-py")

@@ -244,7 +244,9 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         self.end = End.NONE
         self.succeeded = False
         self.score = self.highest = self._judge.scores[start]
-        self._goal_score = self._judge.scores[self._judge.goal(start, rules.horizon_frames)]
+        scores = self._judge.scores
+        # A demo may lose again what it has gained: the final score is enough from anywhere.
+        self._goal_score = min(scores[self._judge.goal(start, rules.horizon_frames)], scores[-1])
         random = self.np_random
         self._extra = int(math.exp(random.random() * self._log_extra))
         self._last_code = int(self.demo.actions[start - 1]) if start else NOOP
@@ -257,6 +259,7 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         # after a restore some tell those of what was played before.
         lives = int(self.demo.lives[max(0, start - 1)])
         self._lives = self.emulator.lives() if lives == UNKNOWN_LIVES else lives
+        self._lives_lost = 0  # as the judge counts: a life that is gained gives none back
 
     def _play_no_ops(self, count: int) -> None:
         for played in range(count):
@@ -323,9 +326,12 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         if not self.limits:
             return End.NONE
         if rules.life_loss_ends:
-            lost = self._lives - self.emulator.lives()
-            if lost > 0 and lost > self._judge.allowed_losses(self.start, self.frame):
-                return End.LIFE_LOST
+            lives = self.emulator.lives()
+            if lives < self._lives:
+                self._lives_lost += self._lives - lives
+                if self._lives_lost > self._judge.allowed_losses(self.start, self.frame):
+                    return End.LIFE_LOST
+            self._lives = lives
         if self.succeeded:
             if rules.horizon_frames is not None and self._goal_score < self._judge.scores[-1]:
                 return End.HORIZON

@@ -46,7 +46,7 @@ class Grid:
     def key(self, screen: npt.NDArray[np.uint8]) -> Key:
         """The cell of a grey screen."""
         small = cv2.resize(screen, (self.width, self.height), interpolation=cv2.INTER_AREA)
-        return (small // (256 // self.levels)).tobytes()
+        return (small.astype(np.uint16) * self.levels // 256).astype(np.uint8).tobytes()
 
 
 NOTHING = -1  # the parent of the game's own start

@@ -26,8 +26,8 @@ from demoreset_trainer import checkpoint, run_folder, runfile
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import SUFFIX as DEMO_SUFFIX
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.disk import write_all, writing
-from demoreset_trainer.emulator import ALL_ACTIONS, Emulator, rom_md5
+from demoreset_trainer.disk import DAMAGE, write_all, writing
+from demoreset_trainer.emulator import ALL_ACTIONS, Emulator, emulator_version, rom_md5
 from demoreset_trainer.policy import Architecture, Policy, architecture
 from demoreset_trainer.states import View
 
@@ -115,8 +115,7 @@ def _load_checkpoint(path: Path) -> Trained:
             f"({runfile.explain(error, RunSpec)}); use the version that wrote it"
         ) from error
     shape = architecture(spec.policy, spec.environment.max_over_frames)
-    full = spec.environment.full_action_space
-    codes = ALL_ACTIONS if full else Emulator(demo.game).minimal_actions
+    codes = _codes(demo.game, spec)
     counters = state["counters"]
     card = {
         "format": FORMAT,
@@ -177,8 +176,11 @@ def _load_file(path: Path) -> Trained:
         policy.load_state_dict(tensors)
         game, rom, sha256 = str(card["game"]), card["rom"], card["demo"]["sha256"]
         # What is asked for later must not be found missing then.
-        int(card["frameSkip"]), int(card["demo"]["score"]), str(card["name"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        int(card["frameSkip"]), int(card["demo"]["score"])
+        name, codes = card["name"], tuple(card["actions"])
+        if name in ("", "..") or Path(name).name != name or not name.isprintable():
+            raise ValueError(f"its name {name!r} is not that of a file")
+    except (*DAMAGE, SafetensorError, OSError, RuntimeError, ArithmeticError) as error:
         if path.name.endswith(DEMO_SUFFIX):
             raise UserError(
                 f"{path}: this is a demo, not a policy; `demoreset demo info {path}`"
@@ -189,7 +191,17 @@ def _load_file(path: Path) -> Trained:
         ) from error
     if rom != rom_md5(game):
         raise UserError(f"{path}: trained on another ROM of {game} ({rom})")
-    return Trained(policy, tuple(card["actions"]), card, _find_demo(sha256, spec))
+    if codes != _codes(game, spec):
+        raise UserError(
+            f"{path}: its actions are the joystick codes {list(codes)}; ale-py "
+            f"{emulator_version()} has {list(_codes(game, spec))} in {game}"
+        )
+    return Trained(policy, codes, card, _find_demo(sha256, spec))
+
+
+def _codes(game: str, spec: RunSpec) -> tuple[int, ...]:
+    """The joystick code of every action, as environments of this spec have them."""
+    return ALL_ACTIONS if spec.environment.full_action_space else Emulator(game).minimal_actions
 
 
 def _find_demo(sha256: str, spec: RunSpec) -> Demo | None:

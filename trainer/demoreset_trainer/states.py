@@ -11,6 +11,7 @@ States and images are cached on disk and mapped into memory, so that all process
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -203,8 +204,15 @@ def _cache() -> Path:
     fallback = Path(tempfile.gettempdir()) / f"demoreset-cache-{os.getuid()}"
     try:
         fallback.mkdir(exist_ok=True, mode=0o700)
+        found = fallback.lstat()
     except OSError as error:
         raise _unwritable(fallback, error) from error
+    # Anybody may have made it: what they put there would go into the emulator's parser.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(
+            f"{fallback}: not a folder that is yours alone; remove it, or name another one in "
+            f"{ENV_CACHE}"
+        )
     return fallback
 
 

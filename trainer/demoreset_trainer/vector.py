@@ -81,7 +81,8 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         self._starts = np.zeros(num_envs, np.int64)
         self._limits, self._begun = True, False
         self._episodes = np.zeros(num_envs, np.int64)
-        self._seed = 0
+        # As gymnasium has it: whoever gives no seed gets other episodes each time.
+        self._seeds = [seed_from(np.random.default_rng())] * num_envs
         self._planned = np.zeros(num_envs, np.int64)  # starts of the next episodes
         self._running = np.zeros(num_envs, np.int64)  # and of those that are played
         self._slots = Slots(self.demo, rules, view, slots=num_envs, processes=processes or cores())
@@ -94,17 +95,19 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         `options["start"]`: a frame, or one for each slot; `options["limits"]` False: only the
         emulator ends episodes.
 
+        A seed is for all slots, or a list has one for each; None: its stream goes on.
+
         Raises:
-            UserError: a start is not a decision boundary inside the demo, or an option is none.
+            UserError: a start is not a decision boundary inside the demo, a seed is negative, there
+                are too few or too many of them, or an option is none.
         """
-        if isinstance(seed, list):
-            seed = next((one for one in seed if one is not None), None)
-        if seed is not None:
-            self._seed = seed
-            self._episodes[:] = 0
+        self._reseed(seed if isinstance(seed, list) else [seed] * self.num_envs)
         options = options or {}
         check_options(options)
-        starts = np.broadcast_to(options.get("start", 0), self.num_envs)
+        starts = np.asarray(options.get("start", 0))
+        if starts.shape not in ((), (self.num_envs,)):
+            raise UserError(f"start: {starts.size} of them; it is one, or one for each slot")
+        starts = np.broadcast_to(starts, self.num_envs)
         for start in starts.tolist():
             check_start(start, self.demo, self._skip)
         self._starts[:] = starts
@@ -117,8 +120,19 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         self._begun = True
         return self._slots.observation.copy(), {"start": self._running.copy()}
 
+    def _reseed(self, seeds: list[int | None]) -> None:
+        """Begin the streams of the slots that have a seed; of the same one each has its own."""
+        if len(seeds) != self.num_envs:
+            raise UserError(f"seed: {len(seeds)} of them; it is one, or one for each slot")
+        for slot, seed in enumerate(seeds):
+            if seed is None:
+                continue
+            if seed < 0:
+                raise UserError(f"seed: received {seed}; it is 0 or more")
+            self._seeds[slot], self._episodes[slot] = seed, 0
+
     def _begin(self, slot: int) -> Begin:
-        random = stream(self._seed, slot, int(self._episodes[slot]))
+        random = stream(self._seeds[slot], slot, int(self._episodes[slot]))
         start = int(self._starts[slot])  # `reset` has looked at it
         if self._choose is not None:
             start = self._choose(slot, random)
