@@ -11,7 +11,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import kopf
+import pytest
 from aiohttp import web
+from kubernetes.aio.config import kube_config
 
 from apiserver import Server, copied, fits
 from demoreset_api.names import KIND, OPERATOR_NAME
@@ -28,6 +31,15 @@ UNUSED = {
     "Namespace": ("/api/v1", "namespaces"),
     "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
 }
+
+
+def only_here(monkeypatch: pytest.MonkeyPatch, kubeconfig: Path) -> None:
+    """Where kopf and the Api find the server, whatever machine this is."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: None)
+    for name in ("KUBERNETES_SERVICE_HOST", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
 
 
 class Port:
@@ -138,6 +150,10 @@ class Port:
         assert query == right, "another query"
         if self.away:
             raise ApiError(403, self.away)
+        if (request.method, kind) == ("GET", "Lease"):
+            if (lease := await self.server.get(kind, namespace, name)) is None:
+                raise ApiError(404, "not found")
+            return web.json_response(lease)
         body = await request.json()
         match request.method, status, request.content_type:
             case "POST", "", "application/json":
@@ -147,6 +163,8 @@ class Port:
                 answer = await self.server.apply(body)
             case "PATCH", "/status", content if content == APPLY:
                 answer = await self.server.apply_status(body)
+            case "PUT", "", "application/json":
+                answer = await self.server.replace(body)
             case "DELETE", "", "application/json":
                 uid = body["preconditions"]["uid"]
                 answer = await self.server.delete(kind, namespace, name, uid) or {}

@@ -114,6 +114,17 @@ class Server:
         assert body["kind"] != "Pod", "a pod is made once, and never changed"
         return await self._serve("apply", body["kind"], lambda: self._keep(body))
 
+    async def replace(self, body: Json) -> Json:
+        assert body["kind"] == "Lease", "nothing else is written whole"
+
+        def take() -> Json:
+            version = self._there(key(body))["metadata"]["resourceVersion"]
+            if body["metadata"]["resourceVersion"] != version:
+                raise ApiError(409, "another resourceVersion")
+            return self._keep(body)
+
+        return await self._serve("replace", "Lease", take)
+
     async def patch(self, kind: str, namespace: str, name: str, change: Json) -> Json:
         assert kind == "PersistentVolumeClaim", "nothing else is changed in part"
 
@@ -178,7 +189,7 @@ class Server:
         if old.get("immutable") and old["data"] != body["data"]:
             raise ApiError(422, "field is immutable")
         made = {**copied(body), "metadata": {**old["metadata"], **body["metadata"]}}
-        if LABEL_RUN_UID in made["metadata"]["labels"]:
+        if LABEL_RUN_UID in made["metadata"].get("labels", ()):
             self.world.children[kind, name] = made
         else:
             self.others[where] = made

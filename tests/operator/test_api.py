@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +62,31 @@ def test_a_server_that_is_busy_or_hangs_up_is_asked_again(trouble: Any) -> None:
     found, asked = asyncio.run(served([trouble, trouble, (200, POD)], lambda api: api.create(POD)))
     assert found == POD
     assert asked == ["POST /api/v1/namespaces/ns/pods?fieldValidation=Strict"] * 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({"Retry-After": "3"}, [3.0, 3.0]),
+        ({"Retry-After": "3600"}, [5.0, 5.0]),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, [0.2, 0.4]),
+        ({}, [0.2, 0.4]),
+    ],
+)
+def test_a_server_says_how_long_to_wait_and_is_believed_within_limits(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], waited: list[float]
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(apis, "FIRST_WAIT", 0.2)
+    monkeypatch.setattr(apis, "LONGEST_WAIT", 5.0)
+    monkeypatch.setattr(apis, "asyncio", SimpleNamespace(sleep=sleep))
+    busy: Any = (429, {}, headers)
+    asyncio.run(served([busy, busy, (200, POD)], lambda api: api.create(POD)))
+    assert slept == pytest.approx(waited, rel=0.21), "a fifth is by chance"
 
 
 def test_a_server_that_stays_away_is_an_error_of_ours() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from demoreset_operator.api import ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller, Queue
 from demoreset_operator.metrics import Metrics
-from world import SETTINGS, World
+from demoreset_operator.worker_status import WorkerStatus
+from world import SETTINGS, World, worker_status
 
 Json = dict[str, Any]
+WRITE = ("apply status", "DemoResetRun")
 
 
 class Server:
@@ -453,13 +456,98 @@ def test_a_pod_is_not_a_runs_own_for_its_label_alone(forged: Json) -> None:
     assert "forged" not in {one.name for one in controller.cache.pods(uid)}
 
 
+def remembered(controller: Controller, uid: str) -> set[str]:
+    """Where a controller, or its metrics, keep something of a run."""
+    its = [*vars(controller).items(), *vars(controller._metrics).items()]
+    return {name for name, known in its if isinstance(known, dict) and uid in known}
+
+
 def test_a_run_that_is_gone_is_forgotten() -> None:
     server, controller, uid = made()
+    refuse(server, "exceeded quota: pods", lambda body: body["kind"] == "Pod")
     asyncio.run(controller.reconcile(uid))
+    run = server.objects["DemoResetRun", "key"]
+    puzzle = {**run, "spec": {**run["spec"], "magic": 1}, "status": {"conditions": "?"}}
+    controller.cache.put_run(server._keep(puzzle))
+    asyncio.run(controller.reconcile(uid))
+    controller._failed(uid, ApiError(500, "no luck"))
+    per_run = {"_written", "_failures", "_retry", "_refusals", "_puzzled", "_known"}
+    assert remembered(controller, uid) == per_run
     controller.cache.put_run(server.objects["DemoResetRun", "key"], gone=True)
     before = len(server.requests)
     asyncio.run(controller.reconcile(uid))
     assert len(server.requests) == before
+    assert remembered(controller, uid) == set()
+
+
+class Clock:
+    """What the controller takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time_ns(self) -> int:
+        return int(self.now * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(controllers, "time", found)
+    return found
+
+
+def trains(server: Server, controller: Controller, uid: str, update: int) -> None:
+    """The first worker runs, and tells of an update."""
+    pod = server.objects["Pod", "key-worker-0-1"]
+    if "status" not in pod:
+        its = {"name": "worker", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+        status = {"phase": "Running", "podIP": "10.0.0.9", "containerStatuses": [its]}
+        controller.cache.put(server._keep({**pod, "status": status}))
+    told = WorkerStatus.model_validate(worker_status(update, 1))
+    now = datetime.now(UTC)
+    controller.cache.answered(uid, "key-worker-0-1", told, now, timedelta(seconds=30))
+
+
+def test_progress_is_written_from_time_to_time_and_the_latest_is_not_forgotten(
+    clock: Clock,
+) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    trains(server, controller, uid, 1)
+    asyncio.run(controller.reconcile(uid))
+    controller.queue = Queue(clock.monotonic)
+    written = []
+    for second in range(1, 13):
+        clock.now += 1
+        trains(server, controller, uid, 1 + second)
+        before = server.requests.count(WRITE)
+        asyncio.run(controller.reconcile(uid))
+        written += [second] * (server.requests.count(WRITE) - before)
+    assert written == [5, 10]
+    assert server.objects["DemoResetRun", "key"]["status"]["training"]["update"] == 11
+    clock.now += 3
+    assert asyncio.run(asyncio.wait_for(controller.queue.get(), 5)) == uid
+    asyncio.run(controller.reconcile(uid))
+    assert server.objects["DemoResetRun", "key"]["status"]["training"]["update"] == 13
+
+
+def test_what_must_not_be_forgotten_is_written_at_once(clock: Clock) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    trains(server, controller, uid, 1)
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    status = {"phase": "Failed", "containerStatuses": [ended("worker", 1)]}
+    controller.cache.put(server._keep({**pod, "status": status}))
+    asyncio.run(controller.reconcile(uid))
+    assert clock.now == 1000.0, "no time has passed"
+    assert server.requests.count(WRITE) == 3
+    known = server.objects["DemoResetRun", "key"]["status"]["attempts"]
+    assert [one["cause"] for one in known] == ["Crashed"]
 
 
 def test_a_key_waits_once_and_comes_at_its_earliest_time() -> None:

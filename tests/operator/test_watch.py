@@ -7,11 +7,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import kopf
 import pytest
-from kubernetes.aio.config import kube_config
 
-from apiport import Port
+from apiport import Port, only_here
 from apiserver import Server, key
 from demoreset_api.names import KIND, LABEL_MANAGED_BY
 from demoreset_operator import api as apis
@@ -28,13 +26,8 @@ UID = "u-1"
 
 @pytest.fixture(autouse=True)
 def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where kopf and the Api find the server, whatever machine this is."""
     path = tmp_path / "kubeconfig"
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: None)
-    for name in ("KUBERNETES_SERVICE_HOST", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    only_here(monkeypatch, path)
     return path
 
 
