@@ -66,6 +66,50 @@ def test_what_cannot_be_is_refused(spec: dict[str, object]) -> None:
         RunSpec.model_validate(spec)
 
 
+NAMED = {"demo": {"name": "x"}}
+RULES = [
+    ({"demo": {}}, "demo: set exactly one of name"),
+    ({"demo": {"name": "x", "path": "y"}}, "demo: set exactly one of name"),
+    (
+        NAMED | {"checkpoint": {"volume": {"claim": "mine", "storageClassName": "fast"}}},
+        "checkpoint.volume: claim is an existing one, with its own storageClassName",
+    ),
+    (
+        NAMED | {"checkpoint": {"volume": {"claim": "mine", "accessMode": "ReadWriteMany"}}},
+        "checkpoint.volume: claim is an existing one, with its own storageClassName",
+    ),
+    (NAMED | {"workers": {"min": 3, "max": 2}}, "workers: max (2) must be at least min (3)"),
+    (
+        NAMED | {"environment": {"slots": 10}, "ppo": {"minibatches": 4}},
+        "environment.slots (10) must be a multiple of ppo.minibatches (4)",
+    ),
+    (
+        NAMED | {"workers": {"collectives": "Nccl"}},
+        "workers.collectives: Nccl needs workers.gpus, at least 1",
+    ),
+    (
+        NAMED
+        | {"workers": {"max": 2}, "checkpoint": {"volume": {"accessMode": "ReadWriteOncePod"}}},
+        "checkpoint.volume.accessMode: ReadWriteOncePod is for a single worker; several (2)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "says"), RULES)
+def test_a_broken_rule_between_fields_names_them(spec: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        RunSpec.model_validate(spec)
+    (error,) = refused.value.errors()
+    place = "".join(f"{part}." for part in error["loc"])[:-1]
+    said = error["msg"].removeprefix("Value error, ")
+    assert (f"{place}: {said}" if place else said).startswith(says)
+
+
+def test_every_rule_between_fields_is_broken_once() -> None:
+    rules = [rule for model in models() if issubclass(model, ApiModel) for rule in model.rules]
+    assert len({says for _, says in RULES}) == len(rules)
+
+
 def test_each_error_has_an_exit_code_and_a_supervisor_can_tell_them_apart() -> None:
     kinds = [
         kind

@@ -1,13 +1,15 @@
 """The two ends of a worker's /status: what the trainer writes is what the operator reads."""
 
+import json
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
 
 from demoreset_operator import worker_status
 from demoreset_operator.worker_status import WorkerStatus
 from demoreset_trainer.report import standing
-from small_progress import PROGRESS
+from small_progress import DISTINCT, PROGRESS
 
 PARTS = (
     worker_status.Curriculum,
@@ -28,15 +30,26 @@ def read_fields(model: type[BaseModel], prefix: str = "") -> set[str]:
     return names
 
 
-def written_fields(content: dict[str, Any], prefix: str = "") -> set[str]:
-    names = set()
+def written_fields(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What is written, by the same names."""
+    found: dict[str, Any] = {}
     for name, value in content.items():
-        wire = f"{prefix}{name}"
-        names |= written_fields(value, f"{wire}.") if isinstance(value, dict) else {wire}
-    return names
+        wire = f"{prefix}{to_camel(name)}"
+        found |= written_fields(value, f"{wire}.") if isinstance(value, dict) else {wire: value}
+    return found
 
 
 def test_all_that_the_operator_reads_a_worker_writes() -> None:
-    written = written_fields(standing(PROGRESS)) | {"phase"}  # that one is the moment's
+    written = written_fields(standing(PROGRESS)).keys() | {"phase"}  # that one is the moment's
     assert read_fields(WorkerStatus) <= written
     assert "curriculum.startFrame" in read_fields(WorkerStatus)
+
+
+def test_what_the_operator_reads_is_what_the_worker_wrote() -> None:
+    written = standing(DISTINCT)
+    status = worker_status.read(json.dumps(written | {"phase": "rollout"}).encode())
+    # By the names in Python: those on the wire could be exchanged on both ways.
+    read = written_fields(status.model_dump(by_alias=False))
+    assert read.pop("phase") == "rollout"
+    assert read.items() <= written_fields(written).items()
+    assert len(set(read.values())) == len(read)

@@ -1,5 +1,8 @@
 """What a run tells, for tests of those who show it."""
 
+from dataclasses import fields, replace
+from typing import Any
+
 from demoreset_trainer.progress import Progress
 
 PROGRESS = Progress(
@@ -20,3 +23,11 @@ PROGRESS = Progress(
     phase_seconds={"rollout": 0.5},
     eta_seconds=120.0,
 )
+
+# Every number of it is another, so that two fields that were mixed up are seen.
+_NUMBERS: dict[str, Any] = {
+    field.name: number
+    for number, field in enumerate(fields(Progress), 101)
+    if field.type in (int, float, int | None, float | None)
+}
+DISTINCT = replace(PROGRESS, **_NUMBERS, stalled=True, checkpoint_error="no space left")

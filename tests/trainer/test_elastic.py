@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from demoreset_trainer import checkpoint, demo, run_folder
 from demoreset_trainer.checkpoint import newest
 from demoreset_trainer.wire import Note, parse
+from small_run import make
 
 os.environ.setdefault("RUST_LOG", "error")
 torchft = pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
@@ -192,6 +194,21 @@ def test_a_group_waits_for_its_coordinator_and_goes_on_from_disk_when_all_died(
         for name in ("quorum", "formed")
     )
     assert formed - asked > 1
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_is_still_being_written(village: Village) -> None:
+    loop, _, _ = make(demo.load(demo.find("freeway-crossing")))
+    loop.state.life, loop.state.counters.update, loop.state.counters.frames = 1, 5, 1000
+    checkpoints = run_folder.make_folder(village.folder)
+    whole = checkpoint.write(checkpoints, loop.snapshot())
+    half = whole.rename(checkpoints / ".partial-late")
+    village.start("a", "spec.budget.frames=1")
+    village.wait(lambda: village.events("formed"))
+    time.sleep(0.5)  # whoever does not wait has looked, found nothing, and cleared it away
+    half.rename(whole)
+    assert village.members["a"].wait(PATIENCE) == 2  # the budget is spent already
+    assert any(f"{whole} (1,000 frames)" in note for note in village.notes("a"))
+    assert newest(checkpoints) == checkpoints / "ckpt-l000002-u0000000005"
 
 
 def test_who_is_left_without_the_first_saves_what_they_knew(village: Village) -> None:

@@ -12,10 +12,14 @@ from torch import Tensor
 from demoreset_api.errors import NoProgress, TryAgain
 from demoreset_api.spec import Goal
 from demoreset_trainer import run_folder
+from demoreset_trainer.burn_in import BurnIn
+from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.episode import last_start
 from demoreset_trainer.group import Alone, MemberLost, Quorum, update_of
 from demoreset_trainer.loop import Loop
+from demoreset_trainer.rollout import Start
+from demoreset_trainer.states import start_states
 from small_run import make, weights
 
 
@@ -29,7 +33,7 @@ def after(loop: Loop, updates: int) -> Callable[[], bool]:
     return lambda: loop.state.counters.update >= goal
 
 
-RECURRENT = {"policy": {"recurrent": True}, "ppo": {"burnIn": 4}}
+RECURRENT: dict[str, Any] = {"policy": {"recurrent": True}, "ppo": {"burnIn": 4}}
 
 
 @pytest.mark.parametrize("changes", [{}, RECURRENT], ids=["feed-forward", "recurrent"])
@@ -74,6 +78,32 @@ def test_a_run_goes_on_from_a_snapshot_with_all_that_it_had(crossing: Demo) -> N
     # Adam went on with its moments: a fresh one would begin to count its steps anew.
     steps = [value for name, value in again.ppo.state()[1].items() if name.endswith(".step")]
     assert {int(step) for step in steps} == {4 * 2 * 2}
+
+
+def asked_for(loop: Loop) -> set[tuple[int, int]]:
+    """The slots and episodes for which it will have drawn random numbers."""
+    asked, choose = set(), loop._choose
+
+    def overheard(slot: int, episode: int, random: np.random.Generator) -> Start:
+        asked.add((slot, episode))
+        return choose(slot, episode, random)
+
+    loop._choose = overheard  # type: ignore[method-assign]
+    return asked
+
+
+def test_no_episode_has_the_random_numbers_of_one_of_an_earlier_life(crossing: Demo) -> None:
+    lives: list[set[tuple[int, int]]] = []
+    snapshot: Snapshot | None = None
+    for _ in range(3):
+        loop, _, _ = make(crossing)
+        if snapshot is not None:
+            loop.load(snapshot)
+        lives.append(asked_for(loop))
+        loop.run(after(loop, 2))
+        snapshot = loop.snapshot()
+    assert all(len(life) >= 2 * 8 for life in lives)  # that which runs, and the one planned
+    assert len(set.union(*lives)) == sum(map(len, lives))
 
 
 def test_a_snapshot_does_not_change_while_training_goes_on(crossing: Demo) -> None:
@@ -313,3 +343,77 @@ def test_progress_tells_what_happened(crossing: Demo) -> None:
     }
     assert last.frames_per_second > 0
     assert 0 < last.entropy <= np.log(3) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("reached", "wins", "rung", "playing_on", "learning_rate", "entropy"),
+    [
+        (False, None, 0, False, 4e-4, 2e-3),
+        (False, 9, 0, False, 4e-4, 2e-3),  # the start has moved away again: nothing to keep
+        (True, None, 0, False, 4e-4, 2e-3),
+        (True, 0, 0, False, 4e-4, 2e-3),
+        (True, 4, 0, False, 2.8e-4, 2e-3),  # 0.75 x 4 of 10 are taken off
+        (True, 10, 0, False, 1e-4, 2e-3),
+        (False, None, 1, False, 2e-4, 2e-4),
+        (False, None, 3, False, 5e-5, 2e-6),
+        (True, 4, 2, False, 7e-5, 2e-5),
+        (True, 10, 1, True, 2e-4, 2e-4),  # for score: the goal is behind it
+    ],
+)
+def test_the_step_size_and_the_entropy_in_force(
+    crossing: Demo,
+    reached: bool,
+    wins: int | None,
+    rung: int,
+    playing_on: bool,
+    learning_rate: float,
+    entropy: float,
+) -> None:
+    loop, diary, _ = make(
+        crossing,
+        environment={"slots": 2},
+        ppo={"minibatches": 1, "learningRate": 4e-4, "entropy": 2e-3},
+        stall={"learningRateFactor": 0.5, "entropyFactor": 0.1},
+    )
+    state, update, told = loop.state, loop.ppo.update, dict[str, Any]()
+    if reached:
+        known = [9.0] * len(state.curriculum.state()["wins"])
+        state.curriculum.load({"wins": known, "counts": known})
+    latest = [] if wins is None else [True] * wins + [False] * (10 - wins)
+    state.goal.load({"latest": latest, "since": 0, "met": False})
+    # With nothing better to come, what follows is no progress: the rung stays.
+    best = {"best_start": 0, "best_goal_rate": 1.0}
+    state.ladder.load(state.ladder.state() | best | {"rung": rung})
+    state.playing_on = playing_on
+
+    def overheard(*arguments: Any, **options: Any) -> Any:
+        told.update(options)
+        return update(*arguments, **options)
+
+    loop.ppo.update = overheard  # type: ignore[method-assign]
+    loop.run(after(loop, 1))
+    assert told["learning_rate"] == pytest.approx(learning_rate)
+    assert told["entropy"] == pytest.approx(entropy)
+    assert diary.progress[-1].entropy_coefficient == pytest.approx(entropy)
+    assert diary.progress[-1].learning_rate == loop._learning_rate()  # success may have moved
+
+
+@pytest.mark.parametrize(
+    ("slots", "followed"),
+    [(8, [True] * 4), (2, [False, True, False, True])],  # 43 decisions, of which 16 are played
+)
+def test_the_memory_at_the_starts_follows_the_weights_unless_the_demo_is_long(
+    crossing: Demo, slots: int, followed: list[bool]
+) -> None:
+    loop, _, _ = make(crossing, environment={"slots": slots}, **RECURRENT)
+    commit, seen = loop._commit, list[bool]()
+    afresh = BurnIn(loop.ppo.policy, start_states(crossing, loop.ppo.policy.shape.view, 4), 4)
+
+    def watched(shares: Any, met: bool) -> None:
+        commit(shares, met)
+        afresh.refresh()
+        seen.append(torch.allclose(loop._burn_in.hidden, afresh.hidden, rtol=0, atol=1e-6))
+
+    loop._commit = watched  # type: ignore[method-assign]
+    loop.run(after(loop, 4))
+    assert seen == followed

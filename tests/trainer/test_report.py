@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import pyplot
@@ -29,9 +30,40 @@ from demoreset_trainer import metrics, plot, report, run_folder
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
-from demoreset_trainer.report import Report
+from demoreset_trainer.report import Report, standing
 from demoreset_trainer.screen import LiveScreen, duration, make_screen, plain_line, render
-from small_progress import PROGRESS
+from small_progress import DISTINCT, PROGRESS
+
+# Of each metric and each word of /status, the field of Progress that it tells.
+METRICS = """
+    curriculum_start_frame=start_frame curriculum_demo_frames=demo_frames
+    curriculum_progress_ratio=progress_ratio curriculum_success_ratio=success_rate
+    goal_success_ratio=goal_rate goal_ratio=goal score_mean=score_mean score_max=score_max
+    update=update learning_rate=learning_rate entropy_coefficient=entropy_coefficient
+    entropy_nats=entropy kl_nats=kl clip_ratio=clip_share policy_loss=policy_loss
+    value_loss=value_loss guide_loss=guide_loss explained_variance_ratio=explained_variance
+    gradient_norm=gradient_norm frames_per_second=frames_per_second stall_rung=stall_rung
+    stalled=stalled members=members generation=generation goodput_ratio=goodput
+    eta_seconds=eta_seconds checkpoint_update=checkpoint_update
+    checkpoint_age_seconds=checkpoint_age_seconds checkpoint_bytes=checkpoint_bytes
+    checkpoint_write_seconds=checkpoint_seconds frames_total=frames training_seconds_total=seconds
+    rejected_updates_total=rejected_updates updates_rolled_back_total=rolled_back
+    frames_discarded_total=frames_discarded
+"""
+STANDING = """
+    generation=generation worldSize=members rank=rank life=life resumed.update=resumed_update
+    resumed.frames=resumed_frames update=update frames=frames seconds=seconds
+    curriculum.startFrame=start_frame curriculum.demoFrames=demo_frames
+    curriculum.progress=progress_ratio curriculum.successRate=success_rate
+    curriculum.goalRate=goal_rate evaluation.update=evaluation_update
+    evaluation.episodes=evaluation_episodes evaluation.successRate=evaluation_rate
+    training.framesPerSecond=frames_per_second training.scoreMean=score_mean
+    training.scoreMax=score_max training.entropy=entropy training.learningRate=learning_rate
+    training.stallRung=stall_rung training.stalled=stalled training.etaSeconds=eta_seconds
+    checkpoint.update=checkpoint_update checkpoint.ageSeconds=checkpoint_age_seconds
+    checkpoint.bytes=checkpoint_bytes checkpoint.writeSeconds=checkpoint_seconds
+    checkpoint.error=checkpoint_error
+"""
 
 
 @pytest.fixture
@@ -68,6 +100,33 @@ def test_metrics_say_where_the_run_is(served: Report) -> None:
     assert told["demoreset_episodes_total{success}"] == 2
     assert told["demoreset_checkpoint_failing"] == 0
     assert math.isnan(told["demoreset_goal_success_ratio"])
+
+
+def values(table: str, progress: Progress) -> dict[str, Any]:
+    pairs = (pair.split("=") for pair in table.split())
+    return {name: getattr(progress, field) for name, field in pairs}
+
+
+def test_every_metric_tells_a_field_of_its_own(
+    served: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 7.0)  # or the checkpoint would grow older
+    served.update(replace(DISTINCT, recoveries={"left": 3}, recovery_seconds={"left": 4.5}))
+    told = {name.removeprefix("demoreset_"): value for name, value in samples(served).items()}
+    assert told["recoveries_total{left}"] == 3
+    assert told["recovery_seconds_total{left}"] == 4.5
+    assert told.pop("checkpoint_failing") == 1
+    del told["heartbeat_timestamp_seconds"]
+    of_one_field = {name: value for name, value in told.items() if "{" not in name}
+    assert of_one_field == values(METRICS, DISTINCT)
+
+
+def test_every_word_of_where_a_run_stands_tells_a_field_of_its_own() -> None:
+    told: dict[str, Any] = {}
+    for name, value in standing(DISTINCT).items():
+        parts = value if isinstance(value, dict) else {"": value}
+        told |= {f"{name}.{part}".rstrip("."): content for part, content in parts.items()}
+    assert told == values(STANDING, DISTINCT)
 
 
 def test_before_the_first_update_nothing_is_said_that_is_not_known(served: Report) -> None:

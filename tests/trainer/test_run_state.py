@@ -6,6 +6,7 @@ import pytest
 
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import run_folder
+from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.run_state import RunState
 
@@ -46,3 +47,23 @@ def test_what_was_reached_under_other_rules_says_nothing(
     assert (state.ladder.state()["best_start"] == 0) is same_rules
     assert state.ladder.state()["began"] == (0 if same_rules else 1000)
     assert state.counters.frames == 1000
+
+
+@pytest.mark.parametrize(
+    ("episodes", "best"),  # each its start and score
+    [
+        ([], None),
+        ([(4, 7)], None),  # what the demo had earned before is not this run's
+        ([(0, 3), (4, 7), (0, 2)], 3),
+        ([(0, 3), (0, 5)], 5),
+        ([(0, -5)], -5),
+        ([(0, -5), (0, -3), (0, -9)], -3),
+    ],
+)
+def test_the_best_score_is_of_episodes_from_the_games_own_start(
+    freeway: Demo, episodes: list[tuple[int, int]], best: int | None
+) -> None:
+    state = RunState(spec(), freeway)
+    for number, (start, score) in enumerate(episodes):
+        state.record([Result(0, number, start, True, score, 10, 1)], 64)
+    assert state.counters.score_max == best
