@@ -244,7 +244,12 @@ class PpoSpec(ApiModel):
 
     learning_rate: float = Field(default=4e-4, gt=0, le=1, description="Adam's step size.")
     adam_epsilon: float = Field(default=1e-5, gt=0, le=1, description="Adam's epsilon.")
-    entropy: float = Field(default=2e-3, ge=0, description="Coefficient of the entropy bonus.")
+    entropy: float | None = Field(
+        default=None,
+        ge=0,
+        description="Coefficient of the entropy bonus. 0.002 with a guide, 0.01 without: where "
+        "nothing shows the demo's action, the policy must keep trying others until it finds it.",
+    )
     gamma: float = Field(default=0.999, gt=0, le=1, description="Discount per decision.")
     lambda_: float = Field(
         default=0.95, ge=0, le=1, alias="lambda", description="GAE's lambda (arXiv 1506.02438)."
@@ -614,6 +619,13 @@ class RunSpec(ApiModel):
     def _at_most_the_longest(cls, value: Any) -> Any:
         """A longer one may have been stored before there was a limit: dates end with year 9999."""
         return min(value, MAX_SECONDS) if isinstance(value, int | float) else value
+
+    @property
+    def entropy(self) -> float:
+        """The coefficient of the entropy bonus in force."""
+        if self.ppo.entropy is not None:
+            return self.ppo.entropy
+        return 2e-3 if self.curriculum.in_force.guide else 1e-2
 
 
 class Metadata(ApiModel):

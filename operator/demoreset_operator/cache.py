@@ -46,6 +46,9 @@ class Cache:
             self.runs.pop(uid, None)
             for known in (self._answers, self._missed, self._deleted):
                 known.pop(uid, None)
+            for objects in (self._pods, self._children):
+                if not objects.get(uid):  # others tell of their own end
+                    objects.pop(uid, None)
             self._bury(uid)
         elif self._newer(body):
             # Who manages which field is more than half of it, and nobody asks.

@@ -269,16 +269,19 @@ class Controller:
         run = seen.run
         known = {(child.kind, child.name): child.uid for child in seen.children}
         known |= {("Pod", pod.name): pod.uid for pod in seen.pods}
-        gone = [("Pod", name) for name in plan.delete_pods]
+        ended = {pod.name for pod in seen.pods if pod.ended}
+        # What has ended is tidied up last: where that is refused, its successor is there.
+        leave = [("Pod", name) for name in plan.delete_pods if name not in ended]
+        tidy = [("Pod", name) for name in plan.delete_pods if name in ended]
         try:
-            await self._all([self._delete(run, *key, known.get(key, "")) for key in gone])
+            await self._all([self._delete(run, *key, known.get(key, "")) for key in leave])
             held = await self._make(run, plan, known)
         except ApiError:
             await self._tell(run, plan.events)  # the next plan has them no more
             raise
         await self._tell(run, plan.events)
         await self._all(
-            [self._delete(run, *key, known.get(key, "")) for key in plan.delete_children]
+            [self._delete(run, *key, known.get(key, "")) for key in (*tidy, *plan.delete_children)]
         )
         if plan.delete_run:
             await self._api.delete(KIND, run.namespace, run.name, run.uid)

@@ -69,7 +69,9 @@ def change(
         if index in live:
             continue
         if place is not None and place.not_before is not None and now < place.not_before:
-            continue
+            latest = _latest(seen, index)
+            if latest is None or latest.hash == wanted.worker:  # not what has been corrected since
+                continue
         attempts = [pod.attempt for pod in seen.workers if pod.index == index]
         attempt = max([place.attempt if place is not None else 0, *attempts]) + 1
         changes.create.append(render.worker(run, settings, index, attempt, together=together))
@@ -78,12 +80,12 @@ def change(
 
 
 def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, now: datetime) -> Changes:
-    """One coordinator, made as the run says now; the old one goes when the new one runs."""
+    """One coordinator, made as the run says now; the old one goes when the new one listens."""
     if (until := coordinator_due(seen)) is not None and now < until:
         return Changes()
     live = [pod for pod in seen.coordinators if pod.live]
     right = max((pod for pod in live if pod.hash == wanted.coordinator), key=_attempt, default=None)
-    ready = right is not None and right.phase == "Running"
+    ready = right is not None and right.ready
     delete = [
         pod.name
         for pod in seen.coordinators
@@ -93,6 +95,12 @@ def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, now: date
         return Changes(delete=delete)
     attempt = max(map(_attempt, seen.coordinators), default=0) + 1
     return Changes([render.coordinator(seen.run, settings, attempt)], delete)
+
+
+def _latest(seen: Observation, index: int) -> Pod | None:
+    """A worker's latest pod that is still there."""
+    its = [pod for pod in seen.workers if pod.index == index]
+    return max(its, key=lambda pod: pod.attempt, default=None)
 
 
 def coordinator_due(seen: Observation) -> datetime | None:
@@ -128,7 +136,9 @@ def _roll(
     # Nor have those who all answer, and all stand still; with one of the new template among them
     # they may be waiting for it, and hold what was learned.
     if not idle and not training and len(stale) == len(answers) == len(live):
-        idle = stale
+        tried = (_latest(seen, index) for index in set(range(seen.run.spec.workers.max)) - {*live})
+        if not any(pod is not None and pod.hash == wanted.worker for pod in tried):
+            idle = stale  # where the new template has just ended one, the others keep the old one
     if idle or not stale:
         return idle
     lost = gained = 0

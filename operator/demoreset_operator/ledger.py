@@ -25,6 +25,7 @@ from demoreset_operator.observation import Observation, Pod
 from demoreset_operator.render import worker_name
 from demoreset_operator.worker_status import Answer
 
+UNHEARD = timedelta(minutes=10)  # as long as a worker has to load and join
 BACK_OFF_RESET = timedelta(seconds=60)  # who ran for so long was not in vain: nobody need wait
 
 
@@ -233,12 +234,24 @@ class _Judge:
             for other in self.seen.workers
         )
 
+    @property
+    def unheard(self) -> set[str]:
+        """Who has run for so long that it may well train, and cannot be asked."""
+        heard = self.seen.heard(self.now)
+        return {
+            pod.name
+            for pod in self.seen.workers
+            if pod.live and pod.name not in heard and _ran(pod, self.now) > UNHEARD
+        }
+
     def attempt(self, pod: Pod | None, index: int, number: int, why: Verdict) -> Attempt:
         """What is kept of an end."""
         life, update, frames = self.stood
         # While others learn it is not the run that fails, but a node, or an image that is new:
         # limits end runs that do not get on.
-        others = self.training - ({pod.name} if pod is not None else set())
+        others = self.training | self.unheard
+        if pod is not None:
+            others -= {pod.name}
         return Attempt(
             worker=index,
             attempt=number,

@@ -80,6 +80,8 @@ class Metrics:
         self._run_restarts.labels(namespace, name).set(total)
         if status.curriculum is not None:
             self._start.labels(namespace, name).set(status.curriculum.start_frame)
+        elif before is None:  # an earlier run of this name may have left its own
+            _remove(self._start, namespace, name)
         if before is None or before[2] is not status.phase:
             self._count()
 

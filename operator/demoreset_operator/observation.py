@@ -73,7 +73,8 @@ class Pod:
     why Kubernetes itself ended it. outlived: a worker's container has ended for good, and a sidecar
     that somebody put beside it runs on. unknown: its node does not know how its container ended.
     message: for people. unready: which container that somebody put before it failed, and how.
-    last_words: the container's termination message.
+    last_words: the container's termination message. ready: its container is there, and answers
+    where it is asked; between its ends, too, one that crashes is `Running`.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Pod:
     unready: str = ""
     last_words: str = ""
     memory_limit: str | None = None
+    ready: bool = False
 
     @property
     def index(self) -> int:
@@ -283,6 +285,7 @@ def parse_pod(body: Json) -> Pod:
         unready=_unready(status.get("initContainerStatuses") or []),
         last_words=ended.get("message") or "",
         memory_limit=limits.get("memory"),
+        ready=(conditions.get("Ready") or {}).get("status") == "True",
     )
 
 

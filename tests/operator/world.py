@@ -193,7 +193,7 @@ class World:
                 body["status"] = {
                     "phase": "Running",
                     "podIP": "10.0.0.9",
-                    "conditions": [scheduled(self.now)],
+                    "conditions": [scheduled(self.now), {"type": "Ready", "status": "True"}],
                 }
                 self._container(name, {"running": {"startedAt": stamp(self.now)}})
 

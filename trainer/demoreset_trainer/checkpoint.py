@@ -42,6 +42,7 @@ _PARTIAL, _BROKEN = ".partial-", "broken-"
 _MAX_MANIFEST_BYTES = 1 << 16
 _MAX_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
 _DEAD_WRITER = 5.0  # seconds
+_NEXT = 2.0  # seconds from the end of one that was in flight to the beginning of the last
 
 _log = logging.getLogger(__name__)
 
@@ -323,11 +324,13 @@ def settle(folder: Path, patience: float, dead: float = _DEAD_WRITER) -> None:
 
     A member that leaves saves after the others have gone on without it, and on a slow volume for
     longer than its successor needs to come: who reads before that loses what was learned since.
-    One that does not grow for `dead` seconds was left by a writer that was killed.
+    One that does not grow for `dead` seconds was left by a writer that was killed. After one that
+    was finished another may follow: what was due when its writer was told to leave, and then all.
     """
     begun = moved = time.monotonic()
     before = _unfinished(folder)
-    while before and time.monotonic() < min(begun + patience, moved + dead):
+    wrote = bool(before)
+    while wrote and time.monotonic() < min(begun + patience, moved + (dead if before else _NEXT)):
         time.sleep(0.1)
         if (now := _unfinished(folder)) != before:
             before, moved = now, time.monotonic()

@@ -57,6 +57,7 @@ class CheckpointWriter:
         self._blocked = 0.0  # seconds that the latest copy took
         self._failed: Exception | None = None
         self._told_late = False
+        self._ends = False  # what is written now is the last
         self._place = _place(folder)
         self.saved: Saved | None = None
 
@@ -119,13 +120,14 @@ class CheckpointWriter:
         With a disk that hangs this returns at the deadline, and the process may end: what is not
         whole by then is not there.
         """
-        deadline = time.monotonic() + patience
+        deadline, self._ends = time.monotonic() + patience, True
         self._wait(patience)
         if self.busy or isinstance(self._failed, TakenOver):
             return False
         self.save(snapshot, candidate=candidate)
         self._wait(deadline - time.monotonic())
         saved = self.saved
+        self._ends = False
         return not self.busy and saved is not None and saved.update == snapshot.update
 
     def _wait(self, seconds: float) -> None:
@@ -148,8 +150,8 @@ class CheckpointWriter:
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
             first, self._failed = self._failed is None, error
             if first:
-                goes_on = not isinstance(error, TakenOver)
-                then = "; training goes on, tried again later" if goes_on else ""
+                ends = self._ends or isinstance(error, TakenOver)
+                then = "" if ends else "; training goes on, tried again later"
                 self._note(f"{failed} ({error}){then}")
             return
         if self._failed is not None or self._told_late:

@@ -98,6 +98,7 @@ class Elastic:
         self._joined = 0  # generation in which this member came in
         self._fresh = False  # nothing was summed yet since the group was formed
         self._gaps: deque[float] = deque(maxlen=100)  # seconds from a sum to the next, here
+        self._pace = 0.0  # the longest of them, of any member of the latest quorum
         self._summed = 0.0  # when the latest of this update ended
         self._handed = False  # the state went over, and nothing was summed since
 
@@ -160,6 +161,7 @@ class Elastic:
                 for member, fact in zip(members, facts, strict=True)
             ]
             self._agreed, self._summing, self._doubted = time.monotonic(), 0.0, False
+            self._pace = max(fact.get("pace", 0.0) for fact in facts)
             return Quorum(
                 generation=self._generation,
                 rank=ids.index(self._id),
@@ -180,6 +182,7 @@ class Elastic:
             "waited": SETTLE if nobody else self._question.answered,
             "back": self._heart.back < OLDEST,
             "links": self._links.seconds,
+            "pace": max(self._gaps, default=0.0),
             "pid": os.getpid(),
             "host": self._host,
         }
@@ -306,12 +309,13 @@ class Elastic:
         """Seconds after which a sum counts as failed: by the run's own pace.
 
         What a part of the optimisation takes here, it may take another some times over. Who has
-        just been handed the state may have more to do before its first sum.
+        just come plays no slots yet, and is done at once: it waits by the pace of the others. Who
+        has just been handed the state may have more to do before its first sum.
         """
         if self._handed:
             return STATE_TIMEOUT
         pace = PACES * max(self._gaps, default=0.0)
-        return min(max(MIN_TIMEOUT, pace), STATE_TIMEOUT)
+        return min(max(MIN_TIMEOUT, pace, PACES * self._pace), STATE_TIMEOUT)
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         # Of a copy: what was given up may still be written to.
@@ -320,6 +324,8 @@ class Elastic:
         try:
             if not collective(there).wait(timeout):
                 raise RuntimeError("not done in time")
+            if (failed := self._pg.errored()) is not None:  # NCCL's work is done when it is aborted
+                raise failed
         except Exception as error:  # gloo's and NCCL's errors are RuntimeErrors of many texts
             self._give_up()
             raise MemberLost(f"a member was lost: {first_line(error)}") from error

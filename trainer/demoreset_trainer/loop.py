@@ -340,7 +340,7 @@ class Loop:
                 self.ppo.load(*before)
                 rejected += 1
                 counters.rejected += 1
-                self._watch.note(f"update {counters.update} rejected: {error}")
+                self._watch.note(f"update {counters.update + 1} rejected: {error}")
                 self._group.event("rejected", update=counters.update)
                 continue
             except BaseException:  # what is saved on the way out is a whole update
@@ -350,7 +350,7 @@ class Loop:
                 self._commit(shares, met)
             return quorum, True
         raise NoProgress(
-            f"update {self.state.counters.update} failed {MAX_ATTEMPTS} times: its loss is not "
+            f"update {self.state.counters.update + 1} failed {MAX_ATTEMPTS} times: its loss is not "
             "finite; lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
         )
 
@@ -494,7 +494,7 @@ class Loop:
             self._lessons(guide),
             self._group,
             learning_rate=self._learning_rate(),
-            entropy=spec.ppo.entropy * state.ladder.remedy.entropy,
+            entropy=spec.entropy * state.ladder.remedy.entropy,
             guide=guide,
             members=len(quorum.members),
         )

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, Self
@@ -119,9 +120,11 @@ class Slots:
         forked = stocked(demo.game)
         context: Any = multiprocessing.get_context("fork" if forked else "spawn")
         count, file = min(processes, slots), demo.to_bytes()
-        # Ctrl-C is the parent's business; children inherit that they ignore it.
+        # Ctrl-C is the parent's business, also while it makes them: children inherit that it is
+        # blocked, and the parent gets it afterwards. The tracker's start would let it through.
         stays = _in_main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if stays else None
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for number in range(count):
                 here, there = context.Pipe()
@@ -139,8 +142,7 @@ class Slots:
                 self._links.append(here)
                 self._processes.append(process)
         finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def ready(self, alive: Callable[[], None] = lambda: None) -> Self:
         """Wait until the processes are there, seconds after they were begun; itself."""
@@ -265,6 +267,7 @@ def _run(
     # Whoever stops all processes of a run at once (timeout, systemd, Slurm) means the parent, which
     # still needs this one to end in good order.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if parent_stays:  # one that hangs in the emulator would not see that the parent is gone
         end_with_parent()
     if hasattr(os, "SCHED_BATCH"):

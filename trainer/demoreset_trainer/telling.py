@@ -32,8 +32,10 @@ class Telling:
         """The loop is in a phase; its time counts to the next update that is told."""
         self._watch.phase(name)
         begun = time.monotonic()
-        yield
-        self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begun
+        try:
+            yield
+        finally:  # what is done again because a member was lost took its time, too
+            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begun
 
     def update(
         self,
@@ -71,7 +73,7 @@ class Telling:
                 score_mean=float(np.mean(from_start)) if from_start else None,
                 score_max=counters.score_max,
                 learning_rate=learning_rate,
-                entropy_coefficient=spec.ppo.entropy * state.ladder.remedy.entropy,
+                entropy_coefficient=spec.entropy * state.ladder.remedy.entropy,
                 stall_rung=state.ladder.rung,
                 stalled=state.ladder.stalled,
                 **asdict(statistics),
