@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -275,6 +276,26 @@ def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
     asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-2-1") in server.objects
     assert "exceeded quota" in conditions(server, controller, uid)
+
+
+def test_a_pod_that_may_not_be_tidied_up_does_not_keep_its_workers_next_from_coming() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+
+    async def delete(*_: str) -> None:
+        raise ApiError(403, "admission webhook denied the request")
+
+    server.delete = delete  # type: ignore[method-assign]
+    for attempt in (1, 2):
+        pod = server.objects["Pod", f"key-worker-0-{attempt}"]
+        ended = {"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z"}
+        ended["finishedAt"] = "2026-01-01T00:05:00Z"
+        its = {"name": "worker", "state": {"terminated": ended}}
+        status = {"phase": "Failed", "containerStatuses": [its]}
+        controller.cache.put(server._keep({**pod, "status": status}))
+        with suppress(ApiError):
+            asyncio.run(controller.reconcile(uid))
+    assert ("Pod", "key-worker-0-3") in server.objects
 
 
 def other(server: Server, kind: str, name: str, **labels: str) -> None:

@@ -9,7 +9,7 @@ from demoreset_operator.metrics import Metrics
 from world import BEGIN
 
 KEY = {"namespace": "games", "run": "key"}
-OF_A_RUN = ("run_failed", "run_restarts", "run_start_frame")
+OF_A_RUN = ("run_failed", "run_training", "run_restarts", "run_start_frame")
 
 
 def tell(metrics: Metrics, uid: str = "u-1", name: str = "key", **status: Any) -> None:
@@ -78,6 +78,16 @@ def test_a_run_shows_where_it_starts_once_that_is_known() -> None:
     assert value(metrics, "run_start_frame") == 200, "it was not told anew"
 
 
+def test_only_a_run_that_should_train_can_be_one_that_does_not() -> None:
+    metrics = Metrics()
+    told = []
+    for phase in (Phase.PENDING, Phase.RUNNING, Phase.SUSPENDED, Phase.PENDING, Phase.COMPLETE):
+        tell(metrics, phase=phase)
+        told.append(value(metrics, "run_training"))
+    assert told == [0, 1, None, 0, None]
+    metrics.forget("u-1")
+
+
 @pytest.mark.parametrize("name", OF_A_RUN)
 def test_nothing_is_left_of_a_run_that_is_gone(name: str) -> None:
     metrics = Metrics()
@@ -94,6 +104,11 @@ def test_a_new_run_of_the_same_name_keeps_its_series_when_the_old_one_goes() -> 
     metrics = Metrics()
     tell(metrics, uid="u-1", phase=Phase.FAILED)
     tell(metrics, uid="u-2", phase=Phase.RUNNING)
+    place = CurriculumStatus(start_frame=200, demo_frames=356, progress="44 %")
+    tell(metrics, uid="u-2", phase=Phase.RUNNING, curriculum=place)
+    tell(metrics, uid="u-3", phase=Phase.PENDING)
+    assert value(metrics, "run_start_frame") is None, "that is where the earlier one was"
+    metrics.forget("u-3")
     metrics.forget("u-1")
     assert value(metrics, "run_failed") == 0
     metrics.forget("u-2")

@@ -62,6 +62,73 @@ def test_a_wrong_image_does_not_harm_those_who_train() -> None:
     assert "no such image: typo" in condition(world, "Running")[2]
 
 
+def test_a_new_coordinator_that_crashes_does_not_take_the_place_of_the_old_one() -> None:
+    world = training()
+    world.change(workers={"min": 1, "max": 3, "image": "broken"})
+    world.settle()
+    world.start("key-coordinator-2")
+    status = world.pods["key-coordinator-2"]["status"]
+    status["conditions"][-1] = {"type": "Ready", "status": "False"}  # it is `Running` all the same
+    world.wait_for("key-coordinator-2", "CrashLoopBackOff", "back-off")
+    for update in (2, 3, 4):
+        learned(world, update, 60)
+        assert "key-coordinator-1" in world.coordinators()
+    status["conditions"][-1] = {"type": "Ready", "status": "True"}
+    learned(world, 5, 60)
+    assert world.coordinators() == ["key-coordinator-2"]
+
+
+def test_a_template_that_crashes_at_once_does_not_reach_those_who_wait_for_it() -> None:
+    world = World(workers={"min": 3, "max": 3})
+    world.settle()
+    world.start()
+    world.train()
+    world.settle()
+    world.change(workers={"min": 3, "max": 3, "image": "broken"})
+    for _ in range(8):
+        world.settle()
+        world.vanish()
+        world.settle()
+        world.start()
+        for name in world.live().values():
+            if not name.endswith("-1"):
+                world.end(name, 1)
+        world.tick(30)
+        for name in world.live().values():
+            world.say(name, 1, phase="quorum")
+    assert len([name for name in world.live().values() if name.endswith("-1")]) == 2
+    world.change(workers={"min": 3, "max": 3, "image": "good"})
+    world.settle()
+    assert len([name for name in world.live().values() if not name.endswith("-1")]) >= 1
+
+
+def test_what_was_corrected_does_not_wait_for_the_back_off_of_what_was_wrong() -> None:
+    world = World(restart={"maxBackOffSeconds": 3600})
+    world.settle()
+    for _ in range(6):
+        world.start()
+        world.end(world.live()[0], 1)
+        world.missed_for()
+    world.start()
+    world.end(world.live()[0], 1)
+    world.settle()
+    assert not world.live()
+    world.change(workers={"image": "good"})
+    world.settle()
+    assert world.live()
+
+
+def test_workers_that_cannot_be_asked_may_train_and_a_crash_beside_them_does_not_count() -> None:
+    world = training()
+    for minutes, counts in ((1, True), (11, False)):
+        world.tick(60 * minutes)
+        world.answers.clear()
+        world.end(world.live()[1], 1)
+        world.settle()
+        assert world.status.attempts[-1].counts is counts
+        world.start()
+
+
 def learned(world: World, update: int, seconds: float) -> None:
     """Those who run have done an update, and those who were deleted are gone."""
     world.tick(seconds)
