@@ -110,6 +110,21 @@ def test_every_rule_between_fields_is_broken_once() -> None:
     assert len({says for _, says in RULES}) == len(rules)
 
 
+@pytest.mark.parametrize(
+    ("spec", "entropy"),
+    [
+        ({}, 0.002),
+        ({"curriculum": {"guide": 0}}, 0.01),
+        ({"curriculum": {"mode": "Original"}}, 0.01),
+        ({"curriculum": {"mode": "Original", "guide": 0.1}}, 0.002),
+        ({"ppo": {"entropy": 0}}, 0),
+        ({"ppo": {"entropy": 0.5}, "curriculum": {"guide": 0}}, 0.5),
+    ],
+)
+def test_without_a_guide_the_policy_tries_more(spec: dict[str, object], entropy: float) -> None:
+    assert RunSpec.model_validate({"demo": {"name": "x"}, **spec}).entropy == entropy
+
+
 def test_each_error_has_an_exit_code_and_a_supervisor_can_tell_them_apart() -> None:
     kinds = [
         kind

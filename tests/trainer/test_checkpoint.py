@@ -426,11 +426,15 @@ def test_one_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
                 file.write(b"more")
             time.sleep(0.2)
         partial.rename(tmp_path / snapshot(1).name)
+        time.sleep(0.5)  # then who was told to leave begins its last one
+        partial.mkdir()
+        time.sleep(0.5)
+        partial.rename(tmp_path / snapshot(2).name)
 
     writer = threading.Thread(target=write)
     writer.start()
     checkpoint.settle(tmp_path, 60, dead=1.0)
-    assert names(tmp_path) == [snapshot(1).name]
+    assert names(tmp_path) == [snapshot(1).name, snapshot(2).name]
     writer.join()
 
 

@@ -127,6 +127,20 @@ def test_a_disk_that_does_not_answer_is_told_of_once_and_when_it_does_again(
     assert notes[1:] == ["checkpoints are written again"]
 
 
+def test_what_cannot_be_saved_at_the_end_is_not_said_to_be_tried_again(
+    tmp_path: Path, notes: list[str]
+) -> None:
+    with CheckpointWriter(tmp_path, keep=2, interval=0.001, note=notes.append) as writer:
+        writer.save(snapshot(1))
+        writer.finish(snapshot(2))
+        shutil.rmtree(tmp_path)
+        tmp_path.write_bytes(b"")
+        assert not writer.finish(snapshot(3))
+    (note,) = notes
+    assert note.startswith("checkpoint not written")
+    assert "training goes on" not in note
+
+
 def test_who_was_overtaken_says_so_at_once(tmp_path: Path, notes: list[str]) -> None:
     with CheckpointWriter(tmp_path, keep=2, interval=3600, note=notes.append) as writer:
         checkpoint.write(tmp_path, snapshot(5, life=2))

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
 
 os.environ.setdefault("RUST_LOG", "error")
 pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
@@ -180,6 +181,34 @@ def test_who_sat_out_is_back_when_its_links_are_quick(
     together(threads.submit(one.quorum, 2), second)
     assert next(takes, None) is None
     assert phases == [ASIDE, QUORUM]
+
+
+def test_who_joins_a_slow_group_waits_by_its_pace(
+    member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that has just come has nothing to compute, and is at the next sum at once."""
+    monkeypatch.setattr(elastic, "MIN_TIMEOUT", 0.5)
+    one, other = member("one"), member("other")
+
+    def update(group: Elastic, step: int, seconds: float) -> None:
+        quorum = group.quorum(step)
+        if quorum.source is not None and len(quorum.members) > 1:
+            group.hand_over(quorum, b"state" if quorum.rank == quorum.source else b"")
+        for _ in range(2):
+            group.sum(torch.ones(1))
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                group.alive()
+                time.sleep(0.02)
+            group.sum(torch.ones(1))
+
+    update(one, 1, 1.0)
+    second = threads.submit(update, other, 0, 0.0)  # it waits for `one`, which beats
+    time.sleep(1)
+    first = threads.submit(update, one, 2, 1.0)
+    first.result(PATIENCE)
+    second.result(PATIENCE)
+    assert one._members == other._members == ("one", "other")
 
 
 def test_who_sat_out_while_all_others_went_does_not_go_on_from_what_it_knows(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,26 @@ def test_who_stops_all_processes_at_once_means_the_parent(two: Slots, expected: 
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
     compare(together(two), expected)
+
+
+def test_ctrl_c_while_they_are_made_is_the_parents_and_is_not_lost(
+    freeway: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = BaseProcess.start
+    seen: list[int] = []
+
+    def pressed(process: BaseProcess) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        monkeypatch.setattr(BaseProcess, "start", pressed)
+        with Slots(freeway, RULES, VIEW, slots=2, processes=2) as slots:
+            slots.ready()
+            assert set(seen) == {signal.SIGINT}
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_nobody_closed_ends_with_the_parent(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What an update tells that was worked out for it: of which episodes, and at which pace."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -69,3 +70,10 @@ def test_the_mean_score_is_of_episodes_from_the_games_own_start(
         for number, (start, score) in enumerate(episodes)
     ]
     assert Story(freeway).tell(1, 40, results).score_mean == mean
+
+
+def test_an_attempt_that_failed_took_its_time_too() -> None:
+    telling = Telling(RunSpec.model_validate({"demo": {"name": "x"}}), 100, Diary())
+    with suppress(ValueError), telling.phase("optimise"):
+        raise ValueError
+    assert telling._phases["optimise"] >= 0
