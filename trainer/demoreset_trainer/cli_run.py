@@ -19,7 +19,9 @@ HELP = """Train from a run file.
 
 The run lives in a folder (--dir; default runs/NAME): checkpoints, metrics, a summary. The same
 command goes on from the newest valid checkpoint there. It stops by itself when the goal is met
-(exit code 0) or the frame budget is spent (2). Ctrl-C saves a checkpoint and stops (130).
+(exit code 0) or the frame budget is spent (2). Ctrl-C saves a checkpoint and stops (130), as
+SIGTERM does (143). 64: the file or the folder is wrong, and it says where; 65: no checkpoint is
+whole; 66: the same update failed again and again; 75: the disk was away, try the same again.
 
   demoreset run -f demos/freeway-crossing.yaml
   demoreset run -f demos/freeway-crossing.yaml --set spec.seed=1 --dir runs/seed-1
