@@ -21,7 +21,7 @@ from typing import Any
 
 from demoreset_api.errors import ExitCode
 from demoreset_trainer import checkpoint
-from demoreset_trainer.local_coordinator import ASK_EVERY, CALM, free_port
+from demoreset_trainer.local_coordinator import ASK_EVERY, WORKS_AFTER, free_port
 from injured import (
     CLI,
     PATIENCE,
@@ -140,7 +140,7 @@ def port_of(injured: Injured) -> int:
 def without_port(injured: Injured, seconds: float, way: str) -> float:
     """The coordinator is killed and its port taken: seconds from its return until all go on."""
     members = injured.whole()
-    time.sleep(1 + CALM)  # one that dies early is started again later each time
+    time.sleep(1 + WORKS_AFTER)  # one that dies early is started again later each time
     port = port_of(injured)
     squatter = None
     while squatter is None:  # until we are faster than its successor

@@ -34,7 +34,7 @@ HOPELESS_REASONS = (
 )
 # How a container ended that a node has lost sight of, as when it was started again.
 UNKNOWN_REASONS = ("Unknown", "ContainerStatusUnknown")
-PATIENCE = 6  # questions that a worker may leave unanswered before that means something
+UNANSWERED = 6  # questions that a worker may leave unanswered before that means something
 STUCK_AFTER = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
 
 
@@ -203,7 +203,7 @@ class Observation:
             pod.live
             and pod.phase == "Running"
             and pod.name not in self.answers
-            and self.missed.get(pod.name, 0) < PATIENCE
+            and self.missed.get(pod.name, 0) < UNANSWERED
             for pod in self.workers
         )
 

@@ -17,9 +17,11 @@ def test_a_run_survives_what_clusters_do_and_completes(
     run.ready(3)
     run.goes_on()
     # A worker is killed, and one is deleted; the first one is the writer.
-    for name, strike in ((sorted(run.live())[0], run.kill), (sorted(run.live())[-1], run.delete)):
+    strikes = ((sorted(run.live())[0], run.kill), (sorted(run.live())[-1], run.delete))
+    for number, (name, strike) in enumerate(strikes, 1):
         before = run.done()
         strike(name)
+        until(lambda: run.status["restarts"]["total"] == number, "it is missed")  # noqa: B023
         run.goes_on()
         run.ready(3)
         assert run.done() > before

@@ -282,7 +282,7 @@ def test_a_pod_that_may_not_be_tidied_up_does_not_keep_its_workers_next_from_com
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))
 
-    async def delete(*_: str) -> None:
+    async def delete(kind: str, namespace: str, name: str, uid: str = "") -> None:
         raise ApiError(403, "admission webhook denied the request")
 
     server.delete = delete  # type: ignore[method-assign]

@@ -145,7 +145,7 @@ def test_a_taken_port_is_tried_again_and_then_named() -> None:
                 waits=coordinator.back_off(),
                 sleep=waited.append,
             )
-    assert sum(waited) == pytest.approx(coordinator.PATIENCE)
+    assert sum(waited) == pytest.approx(coordinator.PORT_TAKEN)
     assert waited[0] < 0.2
 
 

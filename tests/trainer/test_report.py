@@ -203,7 +203,7 @@ def test_health_is_lost_when_the_loop_is_silent(
     assert get(served, "/healthz") == (200, "starting\n")
     served.phase("rollout")
     assert get(served, "/healthz") == (200, "ok\n")
-    monkeypatch.setattr(report, "PATIENCE", -1.0)
+    monkeypatch.setattr(report, "HUNG_AFTER", -1.0)
     code, text = get(served, "/healthz")
     assert code == 503
     assert "no sign of life" in text

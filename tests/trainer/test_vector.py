@@ -95,9 +95,10 @@ def test_a_list_has_a_seed_for_each_slot(freeway: Demo) -> None:
         one, other = first([1, 2])
         assert [first([1, 9])[0], first([7, 2])[1]] == [one, other]
         assert {first([seed, 0])[0] for seed in range(6)} != {one}
-        for wrong, why in (([1], "seed: 1 of them"), ([0, -1], "seed: received -1")):
-            with pytest.raises(UserError, match=why):
-                envs.reset(seed=wrong)
+        with pytest.raises(UserError, match="seed: 1 of them"):
+            envs.reset(seed=[1])
+        with pytest.raises(UserError, match="seed: received -1"):
+            envs.reset(seed=[0, -1])
         with pytest.raises(UserError, match="start: 3 of them"):
             envs.reset(options={"start": [0, 4, 8]})
 

@@ -15,7 +15,7 @@ from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot, TakenOver
 
 MAX_BLOCKED = 0.01  # share of the time that copies may take
-PATIENCE = 20.0  # seconds for the last checkpoint
+LAST_SAVE = 20.0  # seconds for the last checkpoint
 LATE = 60.0  # seconds, or three times what the latest took: then the disk does not answer
 
 
@@ -113,7 +113,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def finish(
-        self, snapshot: Snapshot, *, candidate: bool = False, patience: float = PATIENCE
+        self, snapshot: Snapshot, *, candidate: bool = False, patience: float = LAST_SAVE
     ) -> bool:
         """Write a last checkpoint and wait for it, `patience` seconds in all; whether it is saved.
 
@@ -183,7 +183,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wait(PATIENCE)
+        self._wait(LAST_SAVE)
 
 
 def _place(folder: Path) -> int | None:

@@ -77,7 +77,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     bind_gloo_to(options.address)
     from demoreset_trainer import checkpoint, run_folder, runfile, stall
     from demoreset_trainer.assemble import assemble
-    from demoreset_trainer.checkpoint_writer import PATIENCE, CheckpointWriter
+    from demoreset_trainer.checkpoint_writer import LAST_SAVE, CheckpointWriter
     from demoreset_trainer.elastic import Elastic
     from demoreset_trainer.restart import Limits
 
@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     checkpoints = run_folder.make_folder(folder)
 
     def find() -> "tuple[int, Snapshot | None]":
-        checkpoint.settle(checkpoints, PATIENCE)
+        checkpoint.settle(checkpoints, LAST_SAVE)
         newest = checkpoint.newest(checkpoints)
         snapshot = checkpoint.read(newest) if newest is not None else None
         if snapshot is not None:

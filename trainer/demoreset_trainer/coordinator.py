@@ -20,7 +20,7 @@ from demoreset_api.errors import TryAgain, UserError
 
 JOIN_MS = 60_000  # a member that beats is waited for; above the time between questions: for ever
 TICK_MS = 20  # between two looks at who has asked
-PATIENCE = 10.0  # seconds that a taken port is tried again
+PORT_TAKEN = 10.0  # seconds that a taken port is tried again
 ANY = "::"  # every address of the machine, of both kinds
 
 
@@ -118,7 +118,7 @@ def serve(
         sleep(wait)
 
 
-def back_off(first: float = 0.1, most: float = 0.5, total: float = PATIENCE) -> Iterator[float]:
+def back_off(first: float = 0.1, most: float = 0.5, total: float = PORT_TAKEN) -> Iterator[float]:
     """Growing waits that add up to `total` seconds."""
     wait = first
     while total > 0:

@@ -26,7 +26,7 @@ from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNC
 
 from demoreset_api.errors import ExitCode, TryAgain
 from demoreset_api.names import ASIDE, QUORUM
-from demoreset_trainer.checkpoint_writer import PATIENCE
+from demoreset_trainer.checkpoint_writer import LAST_SAVE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, first_line, update_of
 from demoreset_trainer.heart import Heart
@@ -34,7 +34,7 @@ from demoreset_trainer.links import GIVEN_UP, KEY, OLDEST, Links, fetch, outcast
 from demoreset_trainer.question import Question
 from demoreset_trainer.waits import POLL, Waits
 
-MIN_TIMEOUT, PACES = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
+MIN_TIMEOUT, PACE_GAPS = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
 STATE_TIMEOUT = 60.0  # seconds until a state that is handed over begins to come
 PIECE, PIECE_TIMEOUT = 4 << 20, 10.0  # bytes of it that go over at once, and their seconds
 ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
@@ -314,8 +314,8 @@ class Elastic:
         """
         if self._handed:
             return STATE_TIMEOUT
-        pace = PACES * max(self._gaps, default=0.0)
-        return min(max(MIN_TIMEOUT, pace, PACES * self._pace), STATE_TIMEOUT)
+        pace = PACE_GAPS * max(self._gaps, default=0.0)
+        return min(max(MIN_TIMEOUT, pace, PACE_GAPS * self._pace), STATE_TIMEOUT)
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         # Of a copy: what was given up may still be written to.
@@ -409,7 +409,7 @@ class Elastic:
     def close(self) -> None:
         """Leave: the others need not wait until it shows. There may be something left to save."""
         self._heart.stop()
-        self._heart.moved(PATIENCE)
+        self._heart.moved(LAST_SAVE)
         if self._formed and len(self._members) > 1:
             self._begin_abort()
 

@@ -93,7 +93,7 @@ class Archive:
 
     game: str
     seed: int
-    wanted: int | None  # score
+    wanted: int  # score
     grid: Grid = Grid()
     rounds: int = 0
     decisions: int = 0
@@ -119,7 +119,7 @@ class Archive:
 class Explorer:
     """Plays items on one emulator; knows what the archive has, so as to bring back news only."""
 
-    def __init__(self, game: str, wanted: int | None, grid: Grid) -> None:
+    def __init__(self, game: str, wanted: int, grid: Grid) -> None:
         self._key = grid.key
         self._emulator = Emulator(game)
         self._screen = np.zeros((self._emulator.height, self._emulator.width), np.uint8)
@@ -154,7 +154,7 @@ class Explorer:
             if emulator.game_over() or emulator.lives() < lives:
                 break
             actions.append(action)
-            if not wanted_at and self._wanted is not None and score >= self._wanted:
+            if not wanted_at and score >= self._wanted:
                 wanted_at = len(actions)
             emulator.grey_into(self._screen)
             key = self._key(self._screen)
@@ -171,7 +171,7 @@ class Explorer:
 _Item = tuple[bytes, int, int, list[int]]
 
 
-def _work(link: Connection, game: str, wanted: int | None, grid: Grid) -> None:
+def _work(link: Connection, game: str, wanted: int, grid: Grid) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to all at once it means the parent
     cv2.setNumThreads(0)
     explorer = Explorer(game, wanted, grid)
@@ -324,7 +324,7 @@ def _is_new_place(archive: Archive, cell: Cell, found: Found) -> bool:
     It looks the same with the key taken, but the door opens now. Beyond the wanted score nothing
     is left to find.
     """
-    return cell.score < found.score and (archive.wanted is None or found.score < archive.wanted)
+    return cell.score < found.score < archive.wanted
 
 
 def _keep_candidate(archive: Archive, node: int, length: int, report: Report) -> None:

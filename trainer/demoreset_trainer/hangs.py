@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 FOLDER = "hangs"
-PATIENCE = 0.5  # seconds that a volume is given
+VOLUME_ANSWERS = 0.5  # seconds that a volume is given
 KEPT = 20  # files; of a run that hangs again and again the latest tell enough
 
 
@@ -23,7 +23,7 @@ def keep(folder: Path, member: str, lines: Sequence[str]) -> str:
     path = folder / FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{member}.txt"
     writer = threading.Thread(target=_write, args=(path, lines), daemon=True, name="hang")
     writer.start()
-    writer.join(PATIENCE)
+    writer.join(VOLUME_ANSWERS)
     return f"{FOLDER}/{path.name}"
 
 

@@ -13,7 +13,7 @@ from torchft.coordination import LighthouseClient
 EVERY = 0.1  # seconds between beats
 TELL_EVERY = 0.5  # seconds between those for the supervisor
 CUT_OFF = 4.0  # seconds without an answered beat: cut off or frozen, and not only far away
-STANDSTILL, PACES = 5.0, 20.0  # seconds, or usual gaps, after which the loop stands still
+STANDSTILL, STANDSTILL_GAPS = 5.0, 20.0  # seconds, or usual gaps, after which the loop stands still
 
 
 class Heart:
@@ -58,7 +58,7 @@ class Heart:
     @property
     def beating(self) -> bool:
         """Whether the loop moves."""
-        patience = max(STANDSTILL, PACES * statistics.median(self._gaps.copy()))
+        patience = max(STANDSTILL, STANDSTILL_GAPS * statistics.median(self._gaps.copy()))
         now = time.monotonic()
         return now - self._moved < patience or now < self._excused
 

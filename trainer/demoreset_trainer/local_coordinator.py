@@ -15,7 +15,7 @@ from demoreset_trainer.restart import Record, words
 
 LOCALHOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)  # below those that the kernel gives to whoever connects
-CALM = 10.0  # seconds after which a coordinator counts as one that works
+WORKS_AFTER = 10.0  # seconds after which a coordinator counts as one that works
 ASK_EVERY, DEAF = 2.0, 10.0  # seconds between two questions to it, and without an answer
 
 
@@ -78,7 +78,7 @@ class LocalCoordinator:
         if code == ExitCode.USER_ERROR:
             raise UserError(process.error(code).message)
         self._record = self._record.after(
-            ExitCode.TRY_AGAIN, update=0, brought=now - process.started > CALM, furthest=0
+            ExitCode.TRY_AGAIN, update=0, brought=now - process.started > WORKS_AFTER, furthest=0
         )
         self._start_at = now + self._record.wait
         self._note(

@@ -40,7 +40,9 @@ from demoreset_trainer.states import StartStates
 from demoreset_trainer.telling import Telling
 
 MAX_ATTEMPTS = 3  # of one update, before the run gives up
-CALM = 0.25  # of the learning rate is left when every episode from the game's own start succeeds
+RATE_AT_GOAL = (
+    0.25  # of the learning rate is left when every episode from the game's own start succeeds
+)
 MAX_FAILURES = 3  # in a row, before a person is told that members are lost again and again
 DISK = 120.0  # seconds that reading a checkpoint may take
 
@@ -509,7 +511,7 @@ class Loop:
         rate = self.spec.ppo.learning_rate * state.ladder.remedy.learning_rate
         if state.curriculum.frontier or state.playing_on:
             return rate
-        return rate * (1 - (1 - CALM) * (state.goal.rate or 0.0))
+        return rate * (1 - (1 - RATE_AT_GOAL) * (state.goal.rate or 0.0))
 
     def _lessons(self, guide: float) -> Iterator[Any]:
         spec, state = self.spec, self.state

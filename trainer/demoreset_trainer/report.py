@@ -22,7 +22,7 @@ from demoreset_trainer.coordinator import has_ipv6
 from demoreset_trainer.counters import Cause
 from demoreset_trainer.progress import Progress
 
-PATIENCE = 300.0  # seconds without a phase or update until the process counts as hung
+HUNG_AFTER = 300.0  # seconds without a phase or update until the process counts as hung
 PREFIX = "demoreset_"
 
 # name, what it says, field of Progress
@@ -222,7 +222,7 @@ class Report(Collector):
                 return 200, "application/json", json.dumps(self.status()).encode()
             case "/healthz":
                 silent = time.time() - self._heartbeat
-                if silent > PATIENCE:
+                if silent > HUNG_AFTER:
                     return 503, "text/plain", f"no sign of life for {silent:.0f} s\n".encode()
                 starting = self._progress is None and self._phase == STARTING
                 return 200, "text/plain", b"starting\n" if starting else b"ok\n"
