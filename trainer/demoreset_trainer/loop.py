@@ -40,9 +40,7 @@ from demoreset_trainer.states import StartStates
 from demoreset_trainer.telling import Telling
 
 MAX_ATTEMPTS = 3  # of one update, before the run gives up
-RATE_AT_GOAL = (
-    0.25  # of the learning rate is left when every episode from the game's own start succeeds
-)
+RATE_AT_GOAL = 0.25  # of the learning rate is left when all episodes from the game's start succeed
 MAX_FAILURES = 3  # in a row, before a person is told that members are lost again and again
 DISK = 120.0  # seconds that reading a checkpoint may take
 
