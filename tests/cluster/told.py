@@ -27,7 +27,7 @@ def scene(cluster: Cluster, namespace: str) -> str:
         return "\n".join([f"$ kubectl {' '.join(arguments)}", *lines])
 
     def logs(place: str, selector: str) -> str:
-        return asked("logs", "-n", place, "-l", selector, "--prefix", "--tail=20", width=300)
+        return asked("logs", "-n", place, "-l", selector, "--prefix", "--tail=200", width=300)
 
     return "\n".join(
         [
