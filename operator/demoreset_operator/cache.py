@@ -46,9 +46,6 @@ class Cache:
             self.runs.pop(uid, None)
             for known in (self._answers, self._missed, self._deleted):
                 known.pop(uid, None)
-            for objects in (self._pods, self._children):
-                if not objects.get(uid):  # others tell of their own end
-                    objects.pop(uid, None)
             self._bury(uid)
         elif self._newer(body):
             # Who manages which field is more than half of it, and nobody asks.
@@ -162,7 +159,7 @@ class Cache:
         self, uid: str, pod: str, status: WorkerStatus, at: datetime, holds: timedelta
     ) -> None:
         """A worker has answered, and is believed for so long."""
-        if pod not in self._pods[uid]:
+        if pod not in self._pods.get(uid, ()):
             return
         its = self._answers[uid]
         self._missed[uid].pop(pod, None)
@@ -170,7 +167,7 @@ class Cache:
 
     def missed(self, uid: str, pod: str) -> None:
         """A worker has not answered."""
-        if pod in self._pods[uid]:
+        if pod in self._pods.get(uid, ()):
             self._missed[uid][pod] = self._missed[uid].get(pod, 0) + 1
 
     def deleted(self, uid: str, pod: str) -> None:
@@ -183,16 +180,17 @@ class Cache:
 
     def pods(self, uid: str) -> list[Pod]:
         """A run's pods."""
-        return list(self._pods[uid].values())
+        return list(self._pods.get(uid, {}).values())
 
     def observe(self, run: Run, refused: str = "") -> Observation:
         """All that is known of a run now."""
+        uid = run.uid  # who only looks leaves nothing behind
         return Observation(
             run=run,
-            pods=tuple(self._pods[run.uid].values()),
-            children=tuple(self._children[run.uid].values()),
-            answers=dict(self._answers[run.uid]),
-            missed=dict(self._missed[run.uid]),
-            deleted=frozenset(self._deleted[run.uid]),
+            pods=tuple(self._pods.get(uid, {}).values()),
+            children=tuple(self._children.get(uid, {}).values()),
+            answers=dict(self._answers.get(uid, {})),
+            missed=dict(self._missed.get(uid, {})),
+            deleted=frozenset(self._deleted.get(uid, ())),
             refused=refused,
         )

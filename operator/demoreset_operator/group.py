@@ -68,12 +68,11 @@ def change(
         place = places.get(index)
         if index in live:
             continue
-        if place is not None and place.not_before is not None and now < place.not_before:
-            latest = _latest(seen, index)
-            if latest is None or latest.hash == wanted.worker:  # not what has been corrected since
-                continue
-        attempts = [pod.attempt for pod in seen.workers if pod.index == index]
-        attempt = max([place.attempt if place is not None else 0, *attempts]) + 1
+        latest = _latest(seen, index)
+        waits = place is not None and place.not_before is not None and now < place.not_before
+        if waits and (latest is None or latest.hash == wanted.worker):  # else it was corrected
+            continue
+        attempt = 1 + max(one.attempt if one is not None else 0 for one in (place, latest))
         changes.create.append(render.worker(run, settings, index, attempt, together=together))
     changes.delete += _surplus(seen)
     return changes

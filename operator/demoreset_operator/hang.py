@@ -9,10 +9,9 @@ from datetime import datetime, timedelta
 
 from demoreset_api.names import CONFIRM, QUORUM, STARTING
 from demoreset_operator.ending import NO_ROOM
-from demoreset_operator.observation import HOPELESS_REASONS, Observation, Pod
+from demoreset_operator.observation import HOPELESS_REASONS, LOAD, Observation, Pod
 from demoreset_operator.worker_status import Answer
 
-LOAD = timedelta(minutes=10)  # for a worker to load and join; its own supervisor gives up sooner
 NOT_COMING = (*NO_ROOM, *HOPELESS_REASONS)
 
 

@@ -21,11 +21,10 @@ from demoreset_api.status import (
     RunStatus,
 )
 from demoreset_operator.causes import FINAL_CAUSES, NO_LOSS, OWN_CAUSES, Verdict, verdict
-from demoreset_operator.observation import Observation, Pod
+from demoreset_operator.observation import LOAD, Observation, Pod
 from demoreset_operator.render import worker_name
 from demoreset_operator.worker_status import Answer
 
-UNHEARD = timedelta(minutes=10)  # as long as a worker has to load and join
 BACK_OFF_RESET = timedelta(seconds=60)  # who ran for so long was not in vain: nobody need wait
 
 
@@ -234,14 +233,14 @@ class _Judge:
             for other in self.seen.workers
         )
 
-    @property
+    @cached_property
     def unheard(self) -> set[str]:
         """Who has run for so long that it may well train, and cannot be asked."""
         heard = self.seen.heard(self.now)
         return {
             pod.name
             for pod in self.seen.workers
-            if pod.live and pod.name not in heard and _ran(pod, self.now) > UNHEARD
+            if pod.live and pod.name not in heard and _ran(pod, self.now) > LOAD
         }
 
     def attempt(self, pod: Pod | None, index: int, number: int, why: Verdict) -> Attempt:

@@ -35,6 +35,7 @@ HOPELESS_REASONS = (
 # How a container ended that a node has lost sight of, as when it was started again.
 UNKNOWN_REASONS = ("Unknown", "ContainerStatusUnknown")
 UNANSWERED = 6  # questions that a worker may leave unanswered before that means something
+LOAD = timedelta(minutes=10)  # for a worker to load and join; its own supervisor gives up sooner
 STUCK_AFTER = timedelta(seconds=30)  # after a deleted pod's grace, until it counts as gone
 
 

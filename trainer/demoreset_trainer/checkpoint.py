@@ -329,8 +329,9 @@ def settle(folder: Path, patience: float, dead: float = _DEAD_WRITER) -> None:
     """
     begun = moved = time.monotonic()
     before = _unfinished(folder)
-    wrote = bool(before)
-    while wrote and time.monotonic() < min(begun + patience, moved + (dead if before else _NEXT)):
+    if not before:
+        return
+    while time.monotonic() < min(begun + patience, moved + (dead if before else _NEXT)):
         time.sleep(0.1)
         if (now := _unfinished(folder)) != before:
             before, moved = now, time.monotonic()

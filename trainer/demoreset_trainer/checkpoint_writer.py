@@ -121,13 +121,15 @@ class CheckpointWriter:
         whole by then is not there.
         """
         deadline, self._ends = time.monotonic() + patience, True
-        self._wait(patience)
-        if self.busy or isinstance(self._failed, TakenOver):
-            return False
-        self.save(snapshot, candidate=candidate)
-        self._wait(deadline - time.monotonic())
+        try:
+            self._wait(patience)
+            if self.busy or isinstance(self._failed, TakenOver):
+                return False
+            self.save(snapshot, candidate=candidate)
+            self._wait(deadline - time.monotonic())
+        finally:
+            self._ends = False  # a run may play on
         saved = self.saved
-        self._ends = False
         return not self.busy and saved is not None and saved.update == snapshot.update
 
     def _wait(self, seconds: float) -> None:

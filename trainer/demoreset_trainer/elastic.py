@@ -314,8 +314,7 @@ class Elastic:
         """
         if self._handed:
             return STATE_TIMEOUT
-        pace = PACE_GAPS * max(self._gaps, default=0.0)
-        return min(max(MIN_TIMEOUT, pace, PACE_GAPS * self._pace), STATE_TIMEOUT)
+        return min(max(MIN_TIMEOUT, PACE_GAPS * max(self._pace, *self._gaps, 0.0)), STATE_TIMEOUT)
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         # Of a copy: what was given up may still be written to.

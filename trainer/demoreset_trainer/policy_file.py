@@ -191,10 +191,10 @@ def _load_file(path: Path) -> Trained:
         ) from error
     if rom != rom_md5(game):
         raise UserError(f"{path}: trained on another ROM of {game} ({rom})")
-    if codes != _codes(game, spec):
+    if codes != (known := _codes(game, spec)):
         raise UserError(
             f"{path}: its actions are the joystick codes {list(codes)}; ale-py "
-            f"{emulator_version()} has {list(_codes(game, spec))} in {game}"
+            f"{emulator_version()} has {list(known)} in {game}"
         )
     return Trained(policy, codes, card, _find_demo(sha256, spec))
 
