@@ -242,13 +242,16 @@ class PolicySpec(ApiModel):
 class PpoSpec(ApiModel):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
 
-    learning_rate: float = Field(default=4e-4, gt=0, le=1, description="Adam's step size.")
+    learning_rate: float = Field(
+        default=4e-4, gt=0, le=1, description="Adam's step size; a quarter of it at the goal."
+    )
     adam_epsilon: float = Field(default=1e-5, gt=0, le=1, description="Adam's epsilon.")
     entropy: float | None = Field(
         default=None,
         ge=0,
-        description="Coefficient of the entropy bonus. 0.002 with a guide, 0.01 without: where "
-        "nothing shows the demo's action, the policy must keep trying others until it finds it.",
+        description="Coefficient of the entropy bonus. 0.002 with a guide, 0.02 without: where "
+        "nothing shows the demo's action, the policy must keep trying others until it finds it. "
+        "Without a guide it is a quarter of that at the goal.",
     )
     gamma: float = Field(default=0.999, gt=0, le=1, description="Discount per decision.")
     lambda_: float = Field(
@@ -625,7 +628,7 @@ class RunSpec(ApiModel):
         """The coefficient of the entropy bonus in force."""
         if self.ppo.entropy is not None:
             return self.ppo.entropy
-        return 2e-3 if self.curriculum.in_force.guide else 1e-2
+        return 2e-3 if self.curriculum.in_force.guide else 2e-2
 
 
 class Metadata(ApiModel):

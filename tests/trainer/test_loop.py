@@ -399,6 +399,28 @@ def test_the_step_size_and_the_entropy_in_force(
 
 
 @pytest.mark.parametrize(
+    ("guide", "reached", "wins", "entropy"),
+    [
+        (0.1, True, 10, 2e-3),
+        (0, True, 0, 2e-2),
+        (0, True, 4, 1.4e-2),  # 0.75 x 4 of 10 are taken off
+        (0, True, 10, 5e-3),
+        (0, False, 10, 2e-2),  # the start has moved away again
+    ],
+)
+def test_the_entropy_bonus_is_large_without_a_guide_and_smaller_near_the_goal(
+    crossing: Demo, guide: float, reached: bool, wins: int, entropy: float
+) -> None:
+    loop, _, _ = make(crossing, curriculum={"guide": guide})
+    latest = [True] * wins + [False] * (10 - wins)
+    loop.state.goal.load({"latest": latest, "since": 0, "met": False})
+    if reached:
+        known = [9.0] * len(loop.state.curriculum.state()["wins"])
+        loop.state.curriculum.load({"wins": known, "counts": known})
+    assert loop._entropy_coefficient() == pytest.approx(entropy)
+
+
+@pytest.mark.parametrize(
     ("slots", "followed"),
     [(8, [True] * 4), (2, [False, True, False, True])],  # 43 decisions, of which 16 are played
 )

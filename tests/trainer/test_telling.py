@@ -30,7 +30,13 @@ class Story:
         self._state.counters.seconds = seconds
         quorum = Quorum(1, 0, ("a",))
         self._telling.update(
-            self._state, Statistics(), results, quorum, learning_rate=1e-4, checkpoint={}
+            self._state,
+            Statistics(),
+            results,
+            quorum,
+            learning_rate=1e-4,
+            entropy_coefficient=0.0,
+            checkpoint={},
         )
         return self._diary.progress[-1]
 

@@ -6,6 +6,7 @@ the sums of one of them failed, a new process group is formed, over the store of
 States and results travel as bytes on the group: no pickle, no shared file.
 """
 
+import faulthandler
 import json
 import math
 import os
@@ -37,7 +38,7 @@ from demoreset_trainer.waits import POLL, Waits
 MIN_TIMEOUT, PACE_GAPS = 5.0, 3.0  # seconds that a sum may take, or so many of the longest gaps
 STATE_TIMEOUT = 60.0  # seconds until a state that is handed over begins to come
 PIECE, PIECE_TIMEOUT = 4 << 20, 10.0  # bytes of it that go over at once, and their seconds
-ABORT_TIMEOUT = 5.0  # seconds until a process group that does not end costs its member's life
+ABORT_TIMEOUT = 5.0  # seconds that the end of a process group is waited for
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
 MIN_REST, MAX_REST = 5.0, 300.0  # seconds of sitting out; longer each time
 MAX_FAILURES = 3  # to form the group, in a row, before a person is told
@@ -340,9 +341,17 @@ class Elastic:
         self._links.look({id: store for id, store in self._stores.items() if id != self._id})
 
     def _abort(self) -> None:
-        """End the process group; where that hangs, this member's life is the price."""
-        if not self._begin_abort().wait(ABORT_TIMEOUT):
-            os._exit(ExitCode.TRY_AGAIN)
+        """End the process group.
+
+        One of gloo's may take as long as a sum may: its timeout counts anew whenever a late peer
+        has moved the sum on. It is left to itself, as what it sums are copies. One of NCCL's holds
+        the GPU: where that hangs, this member's life is the price.
+        """
+        if self._begin_abort().wait(ABORT_TIMEOUT) or not self._on_gpu:
+            return
+        self._note(f"NCCL's group did not end within {ABORT_TIMEOUT:g} s: this member begins anew")
+        faulthandler.dump_traceback()
+        os._exit(ExitCode.TRY_AGAIN)
 
     def _begin_abort(self) -> threading.Event:
         done, group = threading.Event(), self._pg

@@ -9,7 +9,6 @@ play and add up; the commit itself asks nobody.
 """
 
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
@@ -23,13 +22,13 @@ from demoreset_api.errors import NoProgress, TryAgain
 from demoreset_api.names import CONFIRM, QUORUM
 from demoreset_api.spec import After, RunSpec
 from demoreset_trainer.burn_in import BurnIn
-from demoreset_trainer.checkpoint import Snapshot, pack, unpack
+from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.confirm import Confirmation
-from demoreset_trainer.counters import Cause
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.group import Group, Leaving, MemberLost, Quorum
 from demoreset_trainer.guide import Guide
+from demoreset_trainer.membership import DISK, Membership
 from demoreset_trainer.policy import Policy
 from demoreset_trainer.ppo import NotFinite, Ppo, Rollout, Statistics, minibatches
 from demoreset_trainer.progress import Watch
@@ -40,9 +39,8 @@ from demoreset_trainer.states import StartStates
 from demoreset_trainer.telling import Telling
 
 MAX_ATTEMPTS = 3  # of one update, before the run gives up
-RATE_AT_GOAL = 0.25  # of the learning rate is left when all episodes from the game's start succeed
+AT_GOAL = 0.25  # of a coefficient is left when all episodes from the game's own start succeed
 MAX_FAILURES = 3  # in a row, before a person is told that members are lost again and again
-DISK = 120.0  # seconds that reading a checkpoint may take
 
 
 class Saver(Protocol):
@@ -116,7 +114,6 @@ class Loop:
     ) -> None:
         self.spec = spec
         self.state = RunState(spec, demo)
-        self._find = find
         self._open = ExitStack()  # what `run` closes: the slots
         self._stopping: Callable[[], bool] = lambda: False  # as `run` is told
         self._group, self._watch, self._saver = group, watch, saver
@@ -138,11 +135,9 @@ class Loop:
             alive=group.alive,
             watch=lambda: watch.phase(CONFIRM),  # a sign of life
         )
-        self._members: tuple[str, ...] = ()  # of the latest quorum
-        self._rank = 0
-        self._leaving: set[str] = set()  # members that have said so
-        self._lost_at: float | None = None  # when what a lost member interrupted began
-        self._began: float | None = None  # the run, as if it had been one life; time.monotonic
+        self._membership = Membership(
+            group, self.state, self.ppo, self._burn_in, find=find, note=watch.note
+        )
         self._deserted = False  # it leaves while the others may know better
         self._results: list[Result] = []  # of the latest update, as are the statistics
         self._statistics = Statistics()
@@ -154,26 +149,16 @@ class Loop:
 
     def snapshot(self) -> Snapshot:
         """All that is needed to go on. Tensors are the live ones, not copies."""
-        state, (model, optimizer) = self.state, self.ppo.state()
-        return Snapshot(
-            life=state.life,
-            update=state.counters.update,
-            frames=state.counters.frames,
-            members=max(1, len(self._members)),
-            model=model,
-            optimizer=optimizer,
-            state=state.state(),
-        )
+        return self._membership.snapshot()
 
     def load(self, snapshot: Snapshot) -> None:
         """Go on from a checkpoint: every slot begins anew."""
-        self.ppo.load(snapshot.model, snapshot.optimizer)
-        self.state.resume(snapshot.state)
+        self._membership.load(snapshot)
 
     @property
     def saves(self) -> bool:
         """Whether it falls to this member to save: it is the first, or lost sight of the others."""
-        return self.state.life > 0 and (self._rank == 0 or self._deserted)
+        return self.state.life > 0 and (self._membership.rank == 0 or self._deserted)
 
     @property
     def candidate(self) -> bool:
@@ -212,7 +197,7 @@ class Loop:
             if fresh:
                 self._burn_in.refresh()
                 fresh = False
-            state.counters.seconds = self._seconds()
+            state.counters.seconds = self._membership.seconds
             stopped = self._stopped(quorum)
             if learned:
                 self._telling.update(
@@ -221,6 +206,7 @@ class Loop:
                     self._results,
                     quorum,
                     learning_rate=self._learning_rate(),
+                    entropy_coefficient=self._entropy_coefficient(),
                     checkpoint=self._saver.facts(),
                 )
             if quorum.first and learned and self._saver.due():
@@ -230,7 +216,7 @@ class Loop:
                 return stopped
             if state.goal.met and not state.playing_on:
                 self._play_on(quorum)
-            staying = [member for member in quorum.members if member not in self._leaving]
+            staying = self._membership.staying
             state.deal(staying)
             successes = self._confirm(quorum.me, staying)
             with self._telling.phase("rollout"):
@@ -244,7 +230,8 @@ class Loop:
         budget = self.spec.budget.frames
         spent = budget is not None and self.state.counters.frames >= budget
         # Others are told before one leaves, so that they play its slots in the next rollout.
-        leaving = quorum.me in self._leaving or (len(quorum.members) == 1 and self._stopping())
+        alone = len(quorum.members) == 1
+        leaving = quorum.me not in self._membership.staying or (alone and self._stopping())
         met = self._over or (spent and self.state.goal.met)
         return Stopped(met or spent or leaving, goal_met=met, budget_spent=spent)
 
@@ -309,7 +296,7 @@ class Loop:
         rejected = failures = 0
         while rejected < MAX_ATTEMPTS:
             with self._telling.phase(QUORUM):
-                quorum, ahead = self._agree()
+                quorum, ahead = self._membership.agree()
             counters = self.state.counters
             if not ahead:  # what was played belongs to a state that is gone
                 take = nothing
@@ -318,7 +305,7 @@ class Loop:
             begun = time.monotonic()
             try:
                 with self._telling.phase("optimise"):
-                    shares = self._gather(take, quorum)
+                    shares = self._exchange(take, quorum)
                     if not any(share["slots"] for share in shares):
                         return quorum, False
                     met = self._judge(shares)
@@ -328,8 +315,7 @@ class Loop:
                 self.ppo.load(*before)
                 counters.rolled_back += 1
                 failures += 1
-                self._lost_at = self._lost_at or begun
-                self._group.event("lost", update=counters.update, reason=str(error))
+                self._membership.lost(begun, error)
                 if failures % MAX_FAILURES == 0:
                     self._watch.note(
                         f"update {counters.update + 1} was begun {failures} times, and a member "
@@ -354,128 +340,14 @@ class Loop:
             "finite; lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
         )
 
-    def _agree(self) -> tuple[Quorum, bool]:
-        """Agree on the members, all with one state; whether this member's own has stayed."""
-        stayed = True
-        while True:
-            begun = time.monotonic()
-            quorum = self._group.quorum(self.state.step)
-            cause, since = self._cause(quorum), self._lost_at or begun
-            try:
-                if quorum.source is not None:
-                    own, cause, since = self._hand_over(quorum, cause, since)
-                    stayed = own and stayed
-            except MemberLost as error:
-                self._lost_at = since
-                update = self.state.counters.update
-                self._group.event("lost", update=update, reason=str(error))
-                continue
-            if cause is not None:
-                self.state.counters.recovered(cause, since)
-            if self._began is None:
-                self._began = time.monotonic() - self.state.counters.seconds
-            self._members, self._rank, self._lost_at = quorum.members, quorum.rank, None
-            return quorum, stayed
-
-    def _cause(self, quorum: Quorum) -> str | None:
-        """What was lost or joined since the latest quorum: a `Cause`."""
-        before, now = set(self._members), set(quorum.members)
-        if self._lost_at is not None:
-            return Cause.COLLECTIVE
-        if before - now:
-            return Cause.LEFT
-        if quorum.outage:
-            return Cause.COORDINATOR
-        return Cause.JOINED if before and now - before else None
-
-    def _hand_over(
-        self, quorum: Quorum, cause: str | None, since: float
-    ) -> tuple[bool, str | None, float]:
-        """All take the state of one member; whether it was this one's own.
-
-        And why the group has changed, and since when that has cost the others time: a member that
-        is new, or was away, cannot know it, and takes it from the source.
-        """
-        state, own = self.state, quorum.rank == quorum.source
-        if own and not state.life:
-            self._begin_life()
-        if len(quorum.members) == 1:
-            return own, cause, since
-        sent = b""
-        if own:
-            spent, seconds = time.monotonic() - since, self._seconds()
-            told = {"owners": state.owners, "cause": cause, "spent": spent, "seconds": seconds}
-            sent = pack(self.snapshot(), told)
-        received = self._group.hand_over(quorum, sent)
-        if not own:
-            snapshot, extra = unpack(received)
-            if (snapshot.life, snapshot.update) == (state.life, state.counters.update):
-                return True, cause, since  # another was behind
-            state.check_alike(snapshot.state)
-            self.ppo.load(snapshot.model, snapshot.optimizer)
-            state.load(snapshot.state)
-            state.life, state.owners = snapshot.life, list(extra["owners"])
-            self._began = time.monotonic() - extra["seconds"]
-            self._burn_in.refresh()
-            cause, since = extra["cause"], time.monotonic() - extra["spent"]
-        return own, cause, since
-
-    def _begin_life(self) -> None:
-        """All members are new: this one, the first, looks at the disk for what to go on from."""
-        self._group.alive(DISK)
-        life, snapshot = self._find()
-        if snapshot is not None:
-            self.load(snapshot)
-            self._began = None
-        self.state.life = life
-
-    def _seconds(self) -> float:
-        """How long the run has been trained, over all its lives."""
-        began = self._began
-        return self.state.counters.seconds if began is None else time.monotonic() - began
-
-    def _gather(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
-        """What every member brings to this update.
-
-        Raises:
-            MemberLost: also where states have drifted apart: those that differ go on as new ones.
-        """
-        weights = self._digest() if len(quorum.members) > 1 else 0
-        digest = None if weights is None else self.state.digest(weights)
-        shares = self._group.gather(
-            {
-                "digest": digest,
-                "slots": len(take.columns),
-                "results": [astuple(result) for result in take.results],
-                "successes": take.successes,
-                "leaving": self._stopping(),
-                "seen": self.state.counters.seen(),
-            }
-        )
-        self._leaving = {
-            member for member, share in zip(quorum.members, shares, strict=True) if share["leaving"]
+    def _exchange(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
+        """What every member brings to this update."""
+        share = {
+            "slots": len(take.columns),
+            "results": [astuple(result) for result in take.results],
+            "successes": take.successes,
         }
-        digests = [share["digest"] for share in shares]
-        if len(set(digests)) > 1:
-            finite = [one for one in digests if one is not None] or digests
-            right = max(finite, key=finite.count)
-            if digest != right:
-                self.state.life = 0
-            self._watch.note(
-                f"update {self.state.counters.update}: the members' states differ; made equal again"
-            )
-            raise MemberLost("the members' states differ")
-        return shares
-
-    def _digest(self) -> int | None:
-        """A checksum of the weights; None where one is not finite."""
-        digest = 0
-        for tensor in self._policy.state_dict().values():
-            values = tensor.detach().cpu().contiguous().numpy()
-            if not np.isfinite(values).all():
-                return None
-            digest = zlib.crc32(values, digest)
-        return digest
+        return self._membership.exchange(quorum, share, leaving=self._stopping())
 
     def _judge(self, shares: list[dict[str, Any]]) -> bool:
         """Whether the goal's episodes, if all were played, meet it."""
@@ -494,7 +366,7 @@ class Loop:
             self._lessons(guide),
             self._group,
             learning_rate=self._learning_rate(),
-            entropy=spec.entropy * state.ladder.remedy.entropy,
+            entropy=self._entropy_coefficient(),
             guide=guide,
             members=len(quorum.members),
         )
@@ -505,11 +377,25 @@ class Loop:
         Without that a policy that succeeded in 92 % of the episodes from the game's own start fell
         to 50 % within ten updates.
         """
+        remedy = self.state.ladder.remedy
+        return self.spec.ppo.learning_rate * remedy.learning_rate * self._left_near_goal()
+
+    def _entropy_coefficient(self) -> float:
+        """Of the entropy bonus, with remedies; without a guide smaller near the goal.
+
+        There it is large, so that the demo's actions are found: larger than what keeps a policy
+        that has found them.
+        """
+        coefficient = self.spec.entropy * self.state.ladder.remedy.entropy
+        guide = self.spec.curriculum.in_force.guide
+        return coefficient if guide else coefficient * self._left_near_goal()
+
+    def _left_near_goal(self) -> float:
+        """Of a coefficient that shrinks as success from the game's own start grows."""
         state = self.state
-        rate = self.spec.ppo.learning_rate * state.ladder.remedy.learning_rate
         if state.curriculum.frontier or state.playing_on:
-            return rate
-        return rate * (1 - (1 - RATE_AT_GOAL) * (state.goal.rate or 0.0))
+            return 1.0
+        return 1 - (1 - AT_GOAL) * (state.goal.rate or 0.0)
 
     def _lessons(self, guide: float) -> Iterator[Any]:
         spec, state = self.spec, self.state
@@ -534,7 +420,7 @@ class Loop:
             life=state.life,
             update=counters.update,
             frames=counters.frames,
-            digest=self._digest,
+            digest=self._membership.digest,
         )
         if state.playing_on:
             return

@@ -36,7 +36,7 @@ GAUGES = (
     ("score_mean", "Mean score of this update's episodes from the game's own start", "score_mean"),
     ("score_max", "Best score from the game's own start", "score_max"),
     ("update", "Updates done", "update"),
-    ("learning_rate", "Step size, with remedies", "learning_rate"),
+    ("learning_rate", "Step size, with remedies; less near the goal", "learning_rate"),
     ("entropy_coefficient", "Weight of the entropy, with remedies", "entropy_coefficient"),
     ("entropy_nats", "Entropy of the policy", "entropy"),
     ("kl_nats", "Divergence of the policy within the update", "kl"),

@@ -45,6 +45,7 @@ class Telling:
         quorum: Quorum,
         *,
         learning_rate: float,
+        entropy_coefficient: float,
         checkpoint: dict[str, Any],
     ) -> None:
         """An update is done."""
@@ -73,7 +74,7 @@ class Telling:
                 score_mean=float(np.mean(from_start)) if from_start else None,
                 score_max=counters.score_max,
                 learning_rate=learning_rate,
-                entropy_coefficient=spec.entropy * state.ladder.remedy.entropy,
+                entropy_coefficient=entropy_coefficient,
                 stall_rung=state.ladder.rung,
                 stalled=state.ladder.stalled,
                 **asdict(statistics),
