@@ -368,6 +368,13 @@ def worker(
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
+        # It trains: only then does it count for the disruption budget, so that a drain leaves the
+        # last one that does until another has joined it.
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "metrics"},
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+        },
         "terminationMessagePolicy": "FallbackToLogsOnError",  # a crash before it can say anything
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG, "readOnly": True},

@@ -67,11 +67,14 @@ def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
     assert run.update > before
 
 
+def drain(cluster: Cluster, node: str) -> None:
+    away = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=240s")
+    cluster.kubectl("drain", node, *away)
+
+
 def test_a_node_is_drained_and_nothing_is_lost(cluster: Cluster, run: Told) -> None:
     run.goes_on()
-    cluster.kubectl(
-        *("drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
-    )
+    drain(cluster, "node2")
     try:
         until(lambda: set(workers(run).values()) == {"node1"}, "both are on the other node")
         run.ready(2)
@@ -81,8 +84,15 @@ def test_a_node_is_drained_and_nothing_is_lost(cluster: Cluster, run: Told) -> N
         assert run.status["restarts"]["total"] == 1
         assert run.status["restarts"]["counted"] == 0
         assert run.life == 1
+        # The node of all of them: the last one that trains stays until another has joined it.
+        cluster.kubectl("uncordon", "node2")
+        drain(cluster, "node1")
+        until(lambda: set(workers(run).values()) == {"node2"}, "both are back on it")
+        run.ready(2)
+        run.goes_on()
+        assert run.life == 1
         # There is no room for a third, however long it is waited for.
-        cluster.kubectl("cordon", "node1")
+        cluster.kubectl("cordon", "node2")
         pods = workers(run)
         cluster.kubectl("scale", "drr", RUN, "-n", run.namespace, "--replicas=3")
         said = "worker 2: Unschedulable"

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from demoreset_api.errors import UserError
-from demoreset_api.names import API_VERSION, KIND
+from demoreset_api.names import API_VERSION, ASIDE, KIND
 from demoreset_trainer import metrics, plot, report, run_folder
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
@@ -207,7 +207,18 @@ def test_health_is_lost_when_the_loop_is_silent(
     code, text = get(served, "/healthz")
     assert code == 503
     assert "no sign of life" in text
+    assert get(served, "/readyz")[0] == 503
     assert get(served, "/")[0] == 404
+
+
+def test_who_trains_is_ready(served: Report) -> None:
+    served.phase("rollout")
+    assert get(served, "/readyz") == (503, "does not train\n")
+    served.update(PROGRESS)
+    assert get(served, "/readyz") == (200, "ok\n")
+    served.phase(ASIDE)
+    assert get(served, "/readyz")[0] == 503
+    assert get(served, "/healthz")[0] == 200
 
 
 def test_a_port_that_is_taken_is_a_mistake_of_the_user(served: Report) -> None:

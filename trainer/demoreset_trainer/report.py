@@ -1,4 +1,4 @@
-"""A run's port: /metrics for Prometheus, /status for the operator, /healthz for the kubelet."""
+"""A run's port: /metrics for Prometheus, /status for the operator, and the kubelet's probes."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from demoreset_api.errors import UserError
-from demoreset_api.names import STARTING
+from demoreset_api.names import ASIDE, STARTING
 from demoreset_trainer.coordinator import has_ipv6
 from demoreset_trainer.counters import Cause
 from demoreset_trainer.progress import Progress
@@ -220,14 +220,16 @@ class Report(Collector):
                 return 200, "text/plain; version=0.0.4; charset=utf-8", body
             case "/status":
                 return 200, "application/json", json.dumps(self.status()).encode()
-            case "/healthz":
+            case "/healthz" | "/readyz" as probe:
                 silent = time.time() - self._heartbeat
                 if silent > HUNG_AFTER:
                     return 503, "text/plain", f"no sign of life for {silent:.0f} s\n".encode()
+                if probe == "/readyz" and (self._progress is None or self._phase == ASIDE):
+                    return 503, "text/plain", b"does not train\n"
                 starting = self._progress is None and self._phase == STARTING
                 return 200, "text/plain", b"starting\n" if starting else b"ok\n"
             case _:
-                return 404, "text/plain", b"there are /metrics, /status and /healthz\n"
+                return 404, "text/plain", b"there are /metrics, /status, /healthz and /readyz\n"
 
     def status(self) -> dict[str, Any]:
         """What the operator reads (design: the worker's /status)."""
