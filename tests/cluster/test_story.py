@@ -45,6 +45,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
         kill(cluster, operator, pod["metadata"]["name"])
     run.goes_on()
     assert run.status["restarts"]["total"] == 2, "no pod was touched"
+    assert run.life == 1, "somebody always knew where the run stood: nothing was lost"
     # Smaller and larger, while it learns.
     cluster.kubectl("scale", "drr", RUN, "-n", namespace, "--replicas=1")
     run.ready(1)
@@ -52,7 +53,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
     cluster.kubectl("scale", "drr", RUN, "-n", namespace, "--replicas=2")
     run.ready(2)
     assert stays in run.live()
-    assert run.life == 1, "somebody always knew where the run stood: nothing was lost"
+    assert run.life == 1, "who stayed went on"
     # All workers at once: from the checkpoint.
     saved = run.status["checkpoint"]["update"]
     for name in run.live():

@@ -211,6 +211,17 @@ def test_who_joins_a_slow_group_waits_by_its_pace(
     assert one._members == other._members == ("one", "other")
 
 
+def test_a_process_group_of_gloos_that_does_not_end_is_left_to_itself(
+    member: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, ends = member("one"), threading.Event()
+    monkeypatch.setattr(elastic, "ABORT_TIMEOUT", 0.1)
+    monkeypatch.setattr(one._pg, "abort", lambda errored: ends.wait(PATIENCE))
+    one._abort()  # it once cost the life of its process
+    assert one.quorum(1).members == ("one",)
+    ends.set()
+
+
 def test_who_sat_out_while_all_others_went_does_not_go_on_from_what_it_knows(
     member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
