@@ -12,6 +12,7 @@ from torchft.coordination import LighthouseClient
 
 EVERY = 0.1  # seconds between beats
 TELL_EVERY = 0.5  # seconds between those for the supervisor
+ANSWERED = 1.0  # seconds that a beat's answer, or a connection to the coordinator, may take
 CUT_OFF = 4.0  # seconds without an answered beat: cut off or frozen, and not only far away
 STANDSTILL, STANDSTILL_GAPS = 5.0, 20.0  # seconds, or usual gaps, after which the loop stands still
 
@@ -82,8 +83,8 @@ class Heart:
             begun = time.monotonic()
             try:
                 if client is None:
-                    client = LighthouseClient(self._url, timedelta(seconds=2))
-                client.heartbeat(self.name, timeout=timedelta(seconds=1))
+                    client = LighthouseClient(self._url, timedelta(seconds=ANSWERED))
+                client.heartbeat(self.name, timeout=timedelta(seconds=ANSWERED))
                 before, answered = answered, time.monotonic()
                 if answered - before > CUT_OFF:
                     self._back = answered

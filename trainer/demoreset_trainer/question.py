@@ -13,7 +13,7 @@ from typing import Any
 from torchft.coordination import LighthouseClient
 
 from demoreset_trainer.group import first_line
-from demoreset_trainer.heart import Heart
+from demoreset_trainer.heart import ANSWERED, Heart
 from demoreset_trainer.waits import Waits
 
 SLICE = 20.0  # seconds of one question; then it is asked again
@@ -171,7 +171,7 @@ class _Asker:
             answer, id, facts = question
             try:
                 if self._client is None:
-                    self._client = LighthouseClient(self._url, timedelta(seconds=2))
+                    self._client = LighthouseClient(self._url, timedelta(seconds=ANSWERED))
                 answer.put(self._client.quorum(id, **facts))
             except BaseException as error:
                 answer.put(error)
