@@ -114,8 +114,8 @@ def test_every_rule_between_fields_is_broken_once() -> None:
     ("spec", "entropy"),
     [
         ({}, 0.002),
-        ({"curriculum": {"guide": 0}}, 0.01),
-        ({"curriculum": {"mode": "Original"}}, 0.01),
+        ({"curriculum": {"guide": 0}}, 0.02),
+        ({"curriculum": {"mode": "Original"}}, 0.02),
         ({"curriculum": {"mode": "Original", "guide": 0.1}}, 0.002),
         ({"ppo": {"entropy": 0}}, 0),
         ({"ppo": {"entropy": 0.5}, "curriculum": {"guide": 0}}, 0.5),
