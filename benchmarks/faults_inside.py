@@ -44,7 +44,7 @@ FRAMES = 12 * 8 * 4  # of an update: QUICK's slots, times its rollout, times the
 DRAINED = (ExitCode.DRAINED, -signal.SIGTERM)  # the second: before Python could listen
 GRACE = 25.0  # seconds from SIGTERM to the end, of a command
 LIFE = 20.0  # seconds of a command's or member's life over which signals are swept
-NOT_FINITE = "demoreset: NoProgress: update 20 failed 3 times: its loss is not finite"
+NOT_FINITE = "demoreset: update 20 failed 3 times: its loss is not finite"
 CRASHED = "update 21 failed 3 times; the last: sitecustomize.Poisoned: poisoned at update 20"
 AFTERMATH = 5.0  # seconds until whatever it started has ended, too
 

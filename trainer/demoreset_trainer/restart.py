@@ -167,6 +167,9 @@ def words(code: int) -> str:
         return f"killed by signal {-code}"
 
 
+_OWN = (UserError, NoValidCheckpoint, NoProgress, TryAgain)
+
+
 @dataclass(frozen=True)
 class LastError:
     """Why a member ended."""
@@ -176,6 +179,8 @@ class LastError:
     lines: tuple[str, ...] = ()  # the last that it said
 
     def __str__(self) -> str:
+        if self.message and self.kind in [kind.__name__ for kind in _OWN]:
+            return self.message  # a sentence for people
         return f"{self.kind}: {self.message}" if self.message else self.kind
 
     def report(self, most: int) -> bytes:
@@ -230,7 +235,7 @@ def last_error(lines: Sequence[str], code: int, why: str | None = None) -> LastE
 
 def _kind(code: int) -> str:
     """The name of the error that ends a process with this code."""
-    for kind in (UserError, NoValidCheckpoint, NoProgress, TryAgain):
+    for kind in _OWN:
         if kind.exit_code == code:
             return kind.__name__
     return "Crash"
