@@ -221,7 +221,7 @@ def _fixed(model: type[ApiModel]) -> list[dict[str, str]]:
             {
                 "rule": f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {one})",
                 "message": f"{name} cannot be changed: the run's checkpoints depend on it; "
-                "make a new run (with another name) instead",
+                "make a new run with another name, or delete this one first",
                 "fieldPath": f".{name}",
                 "reason": "FieldValueForbidden",
             }

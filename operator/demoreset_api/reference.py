@@ -14,8 +14,9 @@ from demoreset_api.status import RunStatus
 HEAD = """# A run's fields
 
 Made from the models (`python -m demoreset_api.reference > docs/run.md`): do not edit. The same
-file runs on one machine (`demoreset run -f`) and on a cluster (`kubectl apply -f`, where `kubectl
-explain drr.spec` tells the same). Only `demo` must be said.
+file runs on one machine (`demoreset run -f`) and on a cluster (`kubectl apply -f`). There `kubectl
+explain drr.spec` has names, types and meanings; defaults, limits and rules are here alone. Only
+`demo` must be said.
 
 ```yaml
 apiVersion: demoreset.dev/v1alpha1

@@ -33,11 +33,13 @@ class Rule:
     """What must hold between the fields of a model: here, and as CEL in the API server.
 
     cel: over `self`. holds: the same in Python. message: with `{field}` for a value received.
+    cluster: whether it is a rule on a cluster alone.
     """
 
     cel: str
     holds: Callable[[Any], bool]
     message: str
+    cluster: bool = False
 
 
 class ApiModel(BaseModel):
@@ -56,7 +58,7 @@ class ApiModel(BaseModel):
     @model_validator(mode="after")
     def _keep_rules(self) -> Self:
         for rule in self.rules:
-            if not rule.holds(self):
+            if not rule.cluster and not rule.holds(self):
                 values = {name: getattr(self, name) for name in type(self).model_fields}
                 raise ValueError(rule.message.format(**values))
         return self
@@ -73,7 +75,8 @@ class DemoRef(ApiModel):
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="A demonstration's file; relative to the run file, on a cluster to the volume.",
+        description="A demonstration's file; relative to the run file, on a cluster to the "
+        "volume's root, with or without a / before it.",
     )
     sha256: str | None = Field(
         default=None,
@@ -89,6 +92,12 @@ class DemoRef(ApiModel):
             "has(self.name) != has(self.path)",
             lambda demo: (demo.name is None) != (demo.path is None),
             "set exactly one of name (a bundled demo) and path (a file)",
+        ),
+        Rule(  # a run file on one machine may well lie beside its demo's folder
+            "!has(self.path) || !self.path.matches('(^|/)[.][.](/|$)')",
+            lambda demo: ".." not in (demo.path or "").split("/"),
+            "on a cluster path begins at the root of the run's volume, and has no .. in it",
+            cluster=True,
         ),
     )
 
@@ -363,6 +372,11 @@ class Volume(ApiModel):
         default=Retention.RETAIN,
         description="Whether the claim that was made outlives the run.",
     )
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it goes with its run."""
+        return self.claim is None and self.retention is Retention.DELETE
 
     rules = (
         Rule(

@@ -141,11 +141,16 @@ class Attempt(StatusModel):
     frames: int | None = Field(default=None, description="Emulator frames of the run then.")
     life: int | None = Field(default=None, description="Which of the run's lives that was.")
     started: datetime | None = Field(default=None, description="When the container began.")
-    ended: datetime = Field(description="When it was found to have ended.")
+    ended: datetime = Field(
+        description="When it ended, by the pod itself; where that says nothing, when it was found."
+    )
+    found: datetime | None = Field(
+        default=None, description="When that was found, where the pod itself says when it ended."
+    )
     recovery_seconds: float | None = Field(
         default=None,
-        description="From there until the run was seen to learn again: of workers that went on, by "
-        "two answers, which are seconds apart.",
+        description="From its end until the run was seen to learn again: of workers that went on, "
+        "by two answers, which are seconds apart.",
     )
     resumed_from: int | None = Field(
         default=None,
@@ -156,6 +161,11 @@ class Attempt(StatusModel):
         description="Of the run, that were told of and are not in that checkpoint; the same number "
         "for all that were lost together.",
     )
+
+    @property
+    def found_at(self) -> datetime:
+        """When the operator found that it had ended: by its own clock, as all that it hears."""
+        return self.found or self.ended
 
 
 class Place(StatusModel):
@@ -216,3 +226,8 @@ class RunStatus(StatusModel):
         default=None, description="When a worker's container first began since then."
     )
     finished: datetime | None = Field(default=None, description="When it completed or failed.")
+
+    @property
+    def saved(self) -> bool:
+        """Whether there was ever a checkpoint."""
+        return self.checkpoint is not None and self.checkpoint.update is not None

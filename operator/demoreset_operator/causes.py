@@ -54,7 +54,8 @@ def verdict(pod: Pod) -> Verdict:
         if _stands(pod.last_words):
             return Verdict(by_code, "")
         no_trainer = f"exit code {pod.exit_code}, and not a word of the run: is this its image?"
-        return Verdict(Cause.CRASHED, f"{no_trainer} {words}".strip())
+        last = words.rpartition("\n")[2]  # of an argparse that tells all that it would take
+        return Verdict(Cause.CRASHED, f"{no_trainer} {last}".strip())
     if by_code in FINAL_CAUSES:  # it has the last word, however the pod ended
         return Verdict(by_code, words)
     if pod.oom_killed or (

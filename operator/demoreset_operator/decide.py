@@ -13,7 +13,7 @@ from demoreset_api.names import ANNOTATION_HASH, MANAGER
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL_CAUSES
-from demoreset_operator.ending import Ending, deadlines, ending
+from demoreset_operator.ending import VOLUME_LOST, Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
@@ -206,11 +206,12 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
 
 def _in_vain(run: Run) -> Event:
     """The event that says that a change to a run that is over changes nothing."""
-    message = (
-        "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts; "
-        f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
-    )
-    return Event("Warning", "RunIsOver", message)
+    message = "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts"
+    stays = run.status.saved and not run.spec.checkpoint.volume.leaves
+    then = "delete it and apply it anew"
+    if stays and story.failed(run.status) != VOLUME_LOST:
+        then = f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
+    return Event("Warning", "RunIsOver", f"{message}; {then}")
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:
@@ -218,7 +219,8 @@ def _recovered(back: list[Attempt]) -> list[Event]:
     if not back:
         return []
     lost = max(back, key=lambda attempt: attempt.recovery_seconds or 0.0)
-    message = f"the run learns on {lost.recovery_seconds:.1f} s after {lost.pod} ended"
+    ended = "ended" if lost.found is not None else "was found to have ended"
+    message = f"the run learns on {lost.recovery_seconds:.1f} s after {lost.pod} {ended}"
     if lost.resumed_from is not None:
         message += (
             f", from the checkpoint of update {lost.resumed_from}: {lost.lost_frames:,} frames are "

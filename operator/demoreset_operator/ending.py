@@ -15,8 +15,7 @@ NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queu
 VOLUME_LOST = "VolumeLost"
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
-    Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met; raise it in a new "
-    "run, or branch from the checkpoint",
+    Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met",
     Cause.WRONG_RUN: "the run or its demonstration is wrong",
     Cause.NO_VALID_CHECKPOINT: "the volume holds checkpoints of this run, and none is valid",
     Cause.NO_PROGRESS: "the same update failed again and again",
@@ -120,9 +119,8 @@ def _volume_lost(seen: Observation, status: RunStatus, now: datetime) -> bool:
     """Whether what was learned was on a volume that is no more; one that is in use is there."""
     if seen.claimed or any(pod.node and pod.present(now) for pod in seen.workers):
         return False
-    saved = status.checkpoint is not None and status.checkpoint.update is not None
-    own = seen.run.spec.checkpoint.volume.claim is None
-    return saved and own and all(one.kind != "PersistentVolumeClaim" for one in seen.children)
+    claims = [one for one in seen.children if one.kind == "PersistentVolumeClaim"]
+    return status.saved and seen.run.spec.checkpoint.volume.claim is None and not claims
 
 
 def deadlines(seen: Observation, status: RunStatus) -> list[datetime]:

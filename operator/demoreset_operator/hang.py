@@ -54,7 +54,7 @@ def _since(seen: Observation, heard: list[Pod]) -> datetime | None:
     begun = [at for at in (*coordinator, *(pod.started for pod in heard)) if at is not None]
     if not any(coordinator):
         return None
-    return max([*begun, *(attempt.ended for attempt in seen.run.status.attempts)])
+    return max([*begun, *(attempt.found_at for attempt in seen.run.status.attempts)])
 
 
 def _waits(seen: Observation, workers: list[Pod], heard: list[Pod], now: datetime) -> bool:

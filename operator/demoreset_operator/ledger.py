@@ -98,8 +98,8 @@ def regained(status: RunStatus, answers: Sequence[Answer]) -> tuple[RunStatus, l
     """
     active = status.active_since
     attempts = [
-        _regained(attempt, answers) if active is not None and attempt.ended >= active else attempt
-        for attempt in status.attempts
+        _regained(lost, answers) if active is not None and lost.found_at >= active else lost
+        for lost in status.attempts
     ]
     news = [new for new, old in zip(attempts, status.attempts, strict=True) if new is not old]
     return (status.model_copy(update={"attempts": attempts}) if news else status), news
@@ -132,9 +132,9 @@ def _goes_on(answer: Answer, lost: Attempt) -> bool:
     from after the loss, and the second with another update.
     """
     if answer.status.life > (lost.life or 0):
-        return answer.moved > lost.ended
+        return answer.moved > lost.found_at
     same = answer.status.life == (lost.life or 0)
-    return same and answer.before is not None and answer.before > lost.ended
+    return same and answer.before is not None and answer.before > lost.found_at
 
 
 def _moved(answer: Answer) -> datetime:
@@ -251,6 +251,9 @@ class _Judge:
         others = self.training | self.unheard
         if pod is not None:
             others -= {pod.name}
+        ended = pod.ended_at if pod is not None and pod.name not in self.hung else None
+        if ended is not None and ended > self.now:  # a node's clock is another one
+            ended = None
         return Attempt(
             worker=index,
             attempt=number,
@@ -264,7 +267,8 @@ class _Judge:
             frames=frames,
             life=life,
             started=pod.started if pod is not None else None,
-            ended=self.now,
+            ended=ended or self.now,
+            found=self.now if ended is not None else None,
         )
 
 

@@ -28,7 +28,7 @@ class Metrics:
         self.leader = Gauge(PREFIX + "is_leader", "1 while this operator acts", registry=its)
         self._runs = Gauge(PREFIX + "runs", "Runs by phase", ["phase"], registry=its)
         self._restarts = Counter(
-            PREFIX + "restarts", "Workers that ended, by cause", ["cause"], registry=its
+            PREFIX + "restarts", "Workers that were lost, by cause", ["cause"], registry=its
         )
         self._requests = Counter(
             PREFIX + "api_requests", "To the API server", ["verb", "code"], registry=its

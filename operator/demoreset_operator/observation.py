@@ -69,13 +69,14 @@ class Pod:
     """A pod of a run.
 
     worker: its number; None for a coordinator. phase: Kubernetes' own. scheduled: onto a node.
-    leaves_at: when a deleted pod's grace is over. reason: of the pod, or of what its container
-    waits for. failing: since when that is hopeless, as far as the operator has seen. disruption:
-    why Kubernetes itself ended it. outlived: a worker's container has ended for good, and a sidecar
-    that somebody put beside it runs on. unknown: its node does not know how its container ended.
-    message: for people. unready: which container that somebody put before it failed, and how.
-    last_words: the container's termination message. ready: its container is there, and answers
-    where it is asked; between its ends, too, one that crashes is `Running`.
+    deleted: when it was told to end. leaves_at: when a deleted pod's grace is over. reason: of the
+    pod, or of what its container waits for. failing: since when that is hopeless, as far as the
+    operator has seen. disruption: why Kubernetes itself ended it. outlived: a worker's container
+    has ended for good, and a sidecar that somebody put beside it runs on. unknown: its node does
+    not know how its container ended. message: for people. unready: which container that somebody
+    put before it failed, and how. last_words: the container's termination message. ready: its
+    container is there, and answers where it is asked; between its ends, too, one that crashes is
+    `Running`.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Pod:
     scheduled: datetime | None = None
     started: datetime | None = None
     finished: datetime | None = None
+    deleted: datetime | None = None
     leaves_at: datetime | None = None
     failing: datetime | None = None
     uid: str = ""
@@ -114,6 +116,11 @@ class Pod:
     def ended(self) -> bool:
         """Whether its container will never run again."""
         return self.phase in ("Succeeded", "Failed") or self.outlived
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When its container ended, or it was told to, as far as that is known."""
+        return self.finished or self.deleted
 
     @property
     def lingers(self) -> bool:
@@ -251,14 +258,12 @@ def parse_pod(body: Json) -> Pod:
     others = [one for one in containers if "running" in (one.get("state") or {})]
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
-    waiting = state.get("waiting") or {}
     conditions = {one["type"]: one for one in status.get("conditions") or []}
     scheduled = conditions.get("PodScheduled") or {}
-    reason = status.get("reason") or waiting.get("reason") or ""
-    message = status.get("message") or waiting.get("message") or ""
-    if not reason and scheduled.get("status") == "False":
-        reason, message = scheduled.get("reason", ""), scheduled.get("message", "")
+    reason, message = trouble(status, own)
     disruption = conditions.get("DisruptionTarget") or {}
+    leaves_at = _time(meta.get("deletionTimestamp"))
+    grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
     limits = _named(own, body["spec"]["containers"]).get("resources", {}).get("limits") or {}
     return Pod(
         name=meta["name"],
@@ -274,7 +279,8 @@ def parse_pod(body: Json) -> Pod:
         else None,
         started=_time((state.get("running") or ended).get("startedAt")),
         finished=_time(ended.get("finishedAt")),
-        leaves_at=_time(meta.get("deletionTimestamp")),
+        deleted=leaves_at - grace if leaves_at is not None else None,
+        leaves_at=leaves_at,
         uid=meta["uid"],
         reason=reason,
         message=message,
@@ -288,6 +294,23 @@ def parse_pod(body: Json) -> Pod:
         memory_limit=limits.get("memory"),
         ready=(conditions.get("Ready") or {}).get("status") == "True",
     )
+
+
+def trouble(status: Json, container: str) -> tuple[str, str]:
+    """What a pod waits for, or why it ended: Kubernetes' word and message; empty where all is well.
+
+    Args:
+        status: The pod's.
+        container: Whose word counts.
+    """
+    state = _named(container, status.get("containerStatuses") or []).get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason = status.get("reason") or waiting.get("reason") or ""
+    message = status.get("message") or waiting.get("message") or ""
+    for one in status.get("conditions") or []:
+        if not reason and one["type"] == "PodScheduled" and one["status"] == "False":
+            reason, message = one.get("reason", ""), one.get("message", "")
+    return reason, message
 
 
 def failing(pod: Pod, before: Pod | None, now: datetime) -> Pod:

@@ -20,17 +20,18 @@ from demoreset_api.status import (
 )
 from demoreset_operator import render
 from demoreset_operator.ending import named, waiting
-from demoreset_operator.observation import Json, Observation
+from demoreset_operator.observation import Json, Observation, Pod
 from demoreset_operator.worker_status import Answer, read
 
 REFUSED = "Refused"  # the reason where the API server would not take a request
+TOO_FEW = "TooFewWorkers"  # where those who are there wait for spec.workers.min
 NOT_UNDERSTOOD = "NotUnderstood"  # where the operator's version does not know what the run says
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with what the workers answered."""
-    ready = seen.training(now)
-    answers = [seen.answers[name] for name in ready]
+    ready = trains(seen, status, now)
+    answers = [seen.answers[name] for name in seen.training(now)]
     first = max(answers, key=_update, default=None)
     known = [*answers, *_farewells(seen, status, now)]
     latest = max(known, key=_update, default=None)
@@ -43,7 +44,7 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         ready=len(ready),
         shown=f"{len(ready)}/{wanted}",
         selector=render.selector(seen.run),
-        members=first.status.world_size if first else 0,
+        members=first.status.world_size if first and ready else 0,
         generation=first.status.generation if first else status.workers.generation,
     )
     if seen.unasked and not ready:  # an operator that has just begun knows no better yet
@@ -56,6 +57,29 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     if writer is not None:
         changes["checkpoint"] = _kept(writer, status.checkpoint)
     return status.model_copy(update=changes)
+
+
+def trains(seen: Observation, status: RunStatus, now: datetime) -> set[str]:
+    """Names of pods whose worker trains: none where too few are there, for then all wait."""
+    return set() if _too_few(seen, status, now) else seen.training(now)
+
+
+def _there(seen: Observation, now: datetime) -> list[Pod]:
+    """Whose worker has loaded, and does not sit out."""
+    heard = seen.heard(now)
+    known = [pod for pod in seen.workers if pod.name in heard and not seen.aside(pod)]
+    return [pod for pod in known if heard[pod.name].status.update]
+
+
+def _too_few(seen: Observation, status: RunStatus, now: datetime) -> bool:
+    """Whether the group waits for spec.workers.min.
+
+    Who is not heard, as by an operator that has just begun, may be there: what was told stands.
+    """
+    heard = seen.heard(now)
+    silent = [one for one in seen.workers if one.live and one.started and one.name not in heard]
+    maybe = len(silent) if holds(status, ConditionType.RUNNING) else 0
+    return len(_there(seen, now)) + maybe < seen.run.spec.workers.min
 
 
 def _update(answer: Answer) -> int:
@@ -140,7 +164,7 @@ def _short(value: float | None, digits: int = 3) -> float | None:
 
 def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The conditions of a run that is not over."""
-    ready = seen.training(now)
+    ready = trains(seen, status, now)
     answers = [seen.answers[name] for name in ready]
     made: list[tuple[ConditionType, bool, str, str]] = []
     if seen.run.spec.suspend:
@@ -180,20 +204,23 @@ def _running(
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
     trouble = seen.refused or next(map(named, lacking), "")
     trouble = trouble or _aside(seen, now) or _begins(seen, ready)
-    wanted = seen.run.spec.workers.max
+    wanted, there = seen.run.spec.workers.max, len(_there(seen, now))
     if len(ready) == wanted:
         return "Training", "all workers train"
     if ready:
         return "Training", f"{len(ready)} of {wanted} workers train" + (trouble and f"; {trouble}")
+    held = _held(status, now)
+    if there and _too_few(seen, status, now):
+        text = f"{there} of the {seen.run.spec.workers.min} workers that it needs "
+        text += "(spec.workers.min) are there; the others are waited for"
+        trouble = trouble or held
+        return TOO_FEW, (text + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
     if seen.refused:
         return REFUSED, seen.refused
     if lacking:
         return lacking[0].reason if lacking[0].reason.isalnum() else "Waiting", trouble
-    held = [place for place in status.places if place.not_before and place.not_before > now]
     if held and not any(pod.live for pod in seen.workers):
-        last = status.attempts[-1]
-        message = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
-        return "BackOff", f"waiting before the next try; {message}"[:MAX_MESSAGE]
+        return "BackOff", held[:MAX_MESSAGE]
     still = [pod for pod in seen.workers if pod.live and seen.answers.get(pod.name)]
     if any(seen.answers[pod.name].status.update for pod in still):
         message = "workers answer, and have done no update for a while"
@@ -201,6 +228,15 @@ def _running(
     if any(pod.started and pod.live for pod in seen.workers):
         return "Starting", "workers load the demonstration and meet one another"
     return "Creating", waiting(seen)
+
+
+def _held(status: RunStatus, now: datetime) -> str:
+    """Why a worker is not started again yet."""
+    if not any(place.not_before and place.not_before > now for place in status.places):
+        return ""
+    last = status.attempts[-1]
+    message = f"{last.pod}: {last.cause}: {last.message}".removesuffix(": ")
+    return f"waiting before the next try; {message}"
 
 
 def _begins(seen: Observation, ready: set[str]) -> str:

@@ -1,24 +1,25 @@
 """What is happening to a run, and what to do: a paragraph, from its status alone."""
 
+import re
 from datetime import datetime
 
 from demoreset_api.names import MANAGER
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
-from demoreset_operator.observation import Run
+from demoreset_operator.ending import NO_ROOM
+from demoreset_operator.observation import HOPELESS_REASONS, Run
 
+MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')  # the scheduler's words
 IMAGE = "Correct spec.workers.image or imagePullSecrets."
 CONTAINER = "The node cannot begin the container: mend what the message names."
 DO = {
-    "RestartLimit": "Read the log of that pod (`kubectl demoreset logs {name} --pod POD`); mend "
-    "it; `kubectl demoreset branch {name} NEW` goes on from its checkpoints.",
+    "RestartLimit": "Read the log of that pod (`kubectl demoreset logs {name} --pod POD`), and "
+    "mend what ended it.",
     "WrongRun": "Correct what the message names, delete the run and apply it anew.",
-    "BudgetSpent": "Go on with more: `kubectl demoreset branch {name} NEW --set "
-    "spec.budget.frames=...`.",
     "NoValidCheckpoint": "Look at the volume (`kubectl demoreset checkpoints {name}`): none is "
     "whole, and all were left as they are.",
-    "NoProgress": "Where its loss is not finite, branch with a lower learning rate: `kubectl "
-    "demoreset branch {name} NEW --set spec.ppo.learningRate=1e-4`; else read that pod's log.",
+    "NoProgress": "Where its loss is not finite, lower the learning rate; else read that pod's "
+    "log.",
     "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node; "
     "where the message names a claim, see that it can be bound (`kubectl describe pvc`).",
     "SchedulingGated": "It waits for its turn: see its queue (`kubectl describe workloads`).",
@@ -33,7 +34,7 @@ DO = {
     "CreateContainerConfigError": CONTAINER,
     "CreateContainerError": CONTAINER,
     "RunContainerError": CONTAINER,
-    "ErrImageNeverPull": "The image must be on the nodes, or imagePullPolicy another one.",
+    "ErrImageNeverPull": "Put the image on the nodes, or choose another imagePullPolicy.",
     "Refused": "Mend what the message names; the operator tries again by itself.",
     "NotUnderstood": "Upgrade the operator, or leave that field out.",
     "VolumeLost": "Delete it and apply it anew, to begin from the start.",
@@ -42,31 +43,95 @@ DO = {
     "volume. One that sits out comes back when data reaches it quickly; keep the run to nodes that "
     "are near one another (spec.workers.nodeSelector), or lower spec.workers.min.",
     "Plateau": "Film it where it stands (`kubectl demoreset fetch {name}`, then `demoreset video "
-    "runs/{name} --from FRAME`), then branch from a checkpoint with other settings.",
+    "runs/{name} --from FRAME`).",
     "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",
 }
+# What is changed in a new run, which goes on from the checkpoints where that can be.
+CHANGES = {
+    "RestartLimit": "FIELD=VALUE",
+    "BudgetSpent": "spec.budget.frames=...",
+    "NoProgress": "spec.ppo.learningRate=1e-4",
+    "Plateau": "FIELD=VALUE",
+}
+ANEW = "delete it and apply it anew"
+OPERATOR = (
+    "`kubectl get pods --all-namespaces --selector "
+    "app.kubernetes.io/name=demoreset,app.kubernetes.io/component=operator`"
+)
 
 
-def why(run: Run, now: datetime) -> str:
+def why(run: Run, now: datetime, *, running: int | None = None) -> str:
     """The paragraph that says what is happening to a run, and what to do.
 
     Args:
         run: As the API server has it.
         now: The time.
+        running: Its workers' pods that run, where that has been other than the status for a while.
     """
     status = run.status
     sentences = [_stands(run, status)]
     if run.generation > status.observed_generation and not run.deleting:
         sentences.append(_unseen(run))
+    elif running is not None and stale(status, running):
+        sentences.append(
+            f"That may be old: of its workers' pods {running} run now. See whether an operator "
+            f"does: {OPERATOR}, and its log."
+        )
     for found in status.conditions:
         if _speaks(found, status):
-            sentences.append(f"{found.reason}: {found.message.rstrip('.')}.")
-            words = (found.reason, *found.message.split(": "))  # of a worker that is lacking, too
-            if (word := next((word for word in words if word in DO), None)) is not None:
-                sentences.append(DO[word].format(name=run.name))
+            sentences += [_said(found), *_do(run, found)]
     if (lost := _lost(status, now)) is not None:
         sentences.append(lost)
     return " ".join(sentences)
+
+
+def stale(status: RunStatus, running: int) -> bool:
+    """Whether fewer pods run than the status says that train, as for some moments after a loss."""
+    return status.phase is Phase.RUNNING and running < status.workers.ready
+
+
+def missing_claim(message: str) -> str | None:
+    """The claim that is not there, by the scheduler's message."""
+    found = MISSING_CLAIM.search(message)
+    return found[1] if found is not None else None
+
+
+def _said(found: Condition) -> str:
+    """A condition in a sentence, in which nothing is said twice."""
+    parts = [part for part in found.message.rstrip(".").split(": ") if part != found.reason]
+    kept: list[str] = []
+    for sentence in ": ".join([found.reason, *parts]).split(". "):
+        if not (kept and kept[-1].endswith(sentence)):
+            kept.append(sentence)
+    return ". ".join(kept) + "."
+
+
+def _do(run: Run, found: Condition) -> list[str]:
+    """What to do about a condition."""
+    words = (found.reason, *found.message.rstrip(".").split(": "))  # of a worker that is lacking
+    word = next((word for word in words if word in DO or word in CHANGES), "")
+    text = [DO[word].format(name=run.name)] if word in DO else []
+    claim = missing_claim(found.message)
+    if claim is not None and claim == run.spec.checkpoint.volume.claim:  # not one that we make
+        text = ["Make the claim, or delete the run and name another."]
+    if found.type is ConditionType.FAILED and word in (*HOPELESS_REASONS, *NO_ROOM):
+        text.append(f"A run that has failed takes no correction: then {ANEW}.")
+    if word in CHANGES:
+        text.append(_go_on(run, CHANGES[word]))
+    return text
+
+
+def _go_on(run: Run, change: str) -> str:
+    """How to go on with other settings."""
+    if not run.status.saved:
+        return f"It has no checkpoint to go on from: {ANEW}."
+    if run.spec.checkpoint.volume.leaves:
+        return (
+            "Its volume goes with it (spec.checkpoint.volume.retention: Delete), so no branch can "
+            f"have it: `kubectl demoreset fetch {run.name}` brings its folder; then {ANEW}."
+        )
+    command = f"`kubectl demoreset branch {run.name} NEW --set {change}`"
+    return f"{command} goes on from its checkpoints."
 
 
 def _speaks(found: Condition, status: RunStatus) -> bool:
@@ -88,8 +153,7 @@ def _unseen(run: Run) -> str:
     which = "its latest change" if run.status.observed_generation else "it"
     return (
         f"No operator has looked at {which} yet. Where this lasts, see whether one runs and "
-        "watches this namespace: `kubectl get pods --all-namespaces --selector "
-        "app.kubernetes.io/name=demoreset,app.kubernetes.io/component=operator`, and its log."
+        f"watches this namespace: {OPERATOR}, and its log."
     )
 
 

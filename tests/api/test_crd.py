@@ -1,14 +1,16 @@
 """The CustomResourceDefinition is what the models say, in the words that Kubernetes knows."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from demoreset_api.crd import crd, schema
 from demoreset_api.reference import reference
-from demoreset_api.spec import RunSpec
+from demoreset_api.spec import DemoRef, RunSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +54,26 @@ def test_every_rule_between_fields_is_the_same_in_both_worlds() -> None:
     assert {one["rule"] for one in spec["x-kubernetes-validations"]} > {
         rule.cel for rule in RunSpec.rules
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "stays"),
+    [
+        ("demos/mine.demo", True),
+        ("/demos/..mine/a...b", True),
+        ("../mine.demo", False),
+        ("demos/../../etc/passwd", False),
+        ("demos/..", False),
+    ],
+)
+def test_on_a_cluster_a_demo_is_on_the_volume_and_on_one_machine_anywhere(
+    path: str, stays: bool
+) -> None:
+    demo = schema()["properties"]["spec"]["properties"]["demo"]
+    rule = next(rule for rule in DemoRef.rules if rule.cluster)
+    assert rule.cel in [one["rule"] for one in demo["x-kubernetes-validations"]]
+    (pattern,) = re.findall(r"matches\('(.*)'\)", rule.cel)
+    assert rule.holds(DemoRef(path=path)) is (re.search(pattern, path) is None) is stays
 
 
 def test_defaults_fill_in_what_was_not_said() -> None:

@@ -107,7 +107,8 @@ def test_a_broken_rule_between_fields_names_them(spec: dict[str, object], says: 
 
 def test_every_rule_between_fields_is_broken_once() -> None:
     rules = [rule for model in models() if issubclass(model, ApiModel) for rule in model.rules]
-    assert len({says for _, says in RULES}) == len(rules)
+    everywhere = [rule for rule in rules if not rule.cluster]
+    assert len({says for _, says in RULES}) == len(everywhere)
 
 
 @pytest.mark.parametrize(

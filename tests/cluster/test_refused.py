@@ -70,6 +70,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"workers": {"max": 2}, "checkpoint": {"volume": {"accessMode": "ReadWriteOncePod"}}},
         "ReadWriteOncePod is for a single worker",
     ),
+    "a demo beside the volume": ({"demo": {"path": "../my.demo"}}, "has no .. in it"),
     "a negative ttl": ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished"),
     "suspend in words": ({"suspend": "yes please"}, "spec.suspend"),
     "an unknown field": ({"ppo": {"learnRate": 1}}, 'unknown field "spec.ppo.learnRate"'),

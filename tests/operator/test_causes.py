@@ -61,9 +61,12 @@ def test_a_signal_is_named() -> None:
     assert verdict(pod(exit_code=255)).message == "exit code 255"
 
 
-def test_another_image_is_found_out_by_its_words() -> None:
-    message = verdict(pod(exit_code=2, last_words="error: unrecognized arguments: worker")).message
-    assert "is this its image? error: unrecognized arguments" in message
+@pytest.mark.parametrize("before", ["", "usage: server [-h]\n              [--port PORT]\n"])
+def test_another_image_is_found_out_by_its_last_word(before: str) -> None:
+    words = before + "error: unrecognized arguments: worker"
+    message = verdict(pod(exit_code=2, last_words=words)).message
+    assert message.endswith("is this its image? error: unrecognized arguments: worker")
+    assert "usage" not in message
 
 
 def test_half_a_letter_is_no_word_for_a_status() -> None:

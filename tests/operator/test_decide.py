@@ -9,7 +9,7 @@ import pytest
 from demoreset_api.crd import schema
 from demoreset_api.status import Cause, Phase
 from demoreset_operator.render import Settings
-from world import SETTINGS, Crash, World, stamp, training, worker_status
+from world import SETTINGS, Crash, World, saved, stamp, training, worker_status
 
 
 def test_a_new_run_gets_all_its_objects_in_one_look() -> None:
@@ -482,8 +482,93 @@ def test_a_change_to_a_run_that_is_over_is_answered_once() -> None:
     world.change(workers={"max": 5})
     world.settle()
     assert [event.reason for event in world.events].count("RunIsOver") == 1
-    assert "branch key NEW" in world.events[-1].message
+    assert "delete it and apply it anew" in world.events[-1].message, "it has no checkpoint"
     assert not world.live()
+
+
+@pytest.mark.parametrize(
+    ("volume", "says"),
+    [({}, "branch key NEW"), ({"retention": "Delete"}, "delete it and apply it anew")],
+)
+def test_a_change_to_a_run_that_is_over_names_its_checkpoints_where_they_stay(
+    volume: dict[str, str], says: str
+) -> None:
+    world = saved(checkpoint={"volume": volume})
+    world.end("key-worker-0-1", 2)
+    world.settle()
+    world.change(workers={"max": 5})
+    world.settle()
+    assert world.events[-1].reason == "RunIsOver"
+    assert world.events[-1].message.count(says) == 1
+
+
+@pytest.mark.parametrize(
+    ("befalls", "seconds", "ended"),
+    [
+        (lambda world, name: world.end(name, 137), 51, "ended"),
+        (lambda world, name: world.delete(name), 51, "ended"),
+        (lambda world, name: world.vanish(name), 10, "was found to have ended"),
+    ],
+)
+def test_a_recovery_counts_from_the_end_that_the_pod_tells_though_the_operator_was_away(
+    befalls: Any, seconds: int, ended: str
+) -> None:
+    world = training(1)
+    world.train(7, life=1)
+    world.settle()
+    befalls(world, "key-worker-0-1")
+    world.answers.clear()
+    world.tick(41)
+    found = world.now
+    world.settle()
+    world.vanish()
+    world.tick(10)
+    world.start()
+    world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.recovery_seconds, lost.found_at) == (seconds, found)
+    (message,) = [one.message for one in world.events if one.reason == "Recovered"]
+    assert message.startswith(f"the run learns on {seconds}.0 s after key-worker-0-1 {ended}")
+
+
+def test_a_group_that_is_too_small_does_not_train_and_says_so() -> None:
+    world = training(2)
+    world.change(workers={"min": 2, "max": 2})
+    world.settle()
+    world.train(5)
+    world.settle()
+    assert world.condition("Running") == ("True", "Training", "all workers train")
+    world.vanish("key-worker-1-1")
+    world.settle()
+    few = "1 of the 2 workers that it needs (spec.workers.min) are there; the others are waited for"
+    world.unschedulable("key-worker-1-2", "no room")
+    for number, more in enumerate(("worker 1: Unschedulable: no room", *2 * ["worker 1 loads"])):
+        if number == 1:
+            world.start("key-worker-1-2")
+        elif number == 2:
+            world.say("key-worker-1-2", None)
+        world.tick(5)
+        world.say("key-worker-0-1", 5, phase="quorum")
+        world.settle()
+        running = world.condition("Running")
+        assert running == ("False", "TooFewWorkers", f"{few}; {more}")
+        assert (world.status.phase, world.status.workers.shown) == (Phase.PENDING, "0/2")
+    world.train(6)
+    world.settle()
+    assert world.condition("Running") == ("True", "Training", "all workers train")
+
+
+def test_an_operator_that_has_just_begun_takes_no_group_for_too_small() -> None:
+    world = World(workers={"min": 2, "max": 2})
+    world.settle()
+    world.start()
+    world.train(5)
+    world.settle()
+    del world.answers["key-worker-1-1"]  # it is asked later
+    world.settle()
+    running = world.condition("Running")
+    assert running == ("True", "Training", "1 of 2 workers train; worker 1 loads")
 
 
 def test_suspending_gives_the_pods_back_and_the_coordinator_last() -> None:

@@ -2,8 +2,10 @@
 
 from datetime import timedelta
 
+import pytest
+
 from demoreset_operator.why import why
-from world import World, training
+from world import BEGIN, World, saved, training
 
 
 def explanation(world: World) -> str:
@@ -61,14 +63,85 @@ def test_a_run_that_waits_says_for_what_and_what_to_do() -> None:
 
 
 def test_a_run_that_failed_says_why_and_what_to_do() -> None:
-    world = World()
-    world.settle()
-    world.start()
+    world = saved()
     world.end("key-worker-0-1", 2)
     world.settle()
     text = explanation(world)
-    assert text.startswith("key has failed. BudgetSpent: ")
-    assert "kubectl demoreset branch key NEW" in text
+    assert text.startswith("key has failed; the start stands at frame 200 of 356")
+    assert "BudgetSpent: spec.budget.frames is spent" in text
+    branch = "kubectl demoreset branch key NEW --set spec.budget.frames=..."
+    assert text.endswith(f"`{branch}` goes on from its checkpoints.")
+
+
+def test_no_branch_is_advised_where_none_can_be() -> None:
+    world = saved(checkpoint={"volume": {"retention": "Delete"}})
+    world.end("key-worker-0-1", 2)
+    world.settle()
+    assert "branch key" not in explanation(world)
+    assert "`kubectl demoreset fetch key` brings its folder" in explanation(world)
+    world = World(restart={"outOfMemoryLimit": 0})
+    world.settle()
+    world.start()
+    world.end("key-worker-0-1", 137, "OOMKilled")
+    world.settle()
+    text = explanation(world)
+    assert "branch" not in text
+    assert "raise spec.workers.resources.limits.memory" in text
+    assert "It has no checkpoint to go on from: delete it and apply it anew." in text
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "CreateContainerConfigError"])
+def test_a_run_that_has_failed_is_to_be_applied_anew(reason: str) -> None:
+    world = World()
+    world.settle()
+    world.wait_for("key-worker-0-1", reason, "no such thing")
+    world.settle()
+    assert "apply it anew" not in explanation(world)
+    world.tick(301)
+    world.settle()
+    text = explanation(world)
+    assert text.startswith(f"key has failed. {reason}: ")
+    assert text.endswith("takes no correction: then delete it and apply it anew.")
+
+
+@pytest.mark.parametrize(
+    ("volume", "do"),
+    [
+        ({"claim": "nope"}, "Make the claim, or delete the run and name another."),
+        ({}, "Give it fewer gpus or resources"),  # the operator makes its own
+    ],
+)
+def test_a_missing_claim_is_said_once_and_what_to_do(volume: dict[str, str], do: str) -> None:
+    world = World(checkpoint={"volume": volume})
+    world.settle()
+    missing = f'persistentvolumeclaim "{volume.get("claim", "key-data")}" not found'
+    world.unschedulable("key-worker-0-1", f"0/2 nodes are available: {missing}. not found.")
+    world.settle()
+    assert f"worker. Unschedulable: worker 0: 0/2 nodes are available: {missing}. {do}" in (
+        explanation(world)
+    )
+
+
+def test_a_group_that_is_too_small_waits() -> None:
+    world = World(workers={"min": 2, "max": 2})
+    world.settle()
+    world.start()
+    world.train(10)
+    world.settle()
+    world.vanish("key-worker-1-1")
+    world.settle()
+    world.unschedulable("key-worker-1-2", "no room")
+    world.settle()
+    text = explanation(world)
+    assert text.startswith("key waits: no worker trains; the start stands at")
+    assert "TooFewWorkers: 1 of the 2 workers that it needs (spec.workers.min) are there" in text
+    assert "worker 1: Unschedulable: no room. Give it fewer gpus" in text
+
+
+@pytest.mark.parametrize(("running", "old"), [(2, False), (1, True), (None, False)])
+def test_a_status_that_is_other_than_the_pods_may_be_old(running: int | None, old: bool) -> None:
+    text = why(training(2).run, BEGIN, running=running)
+    assert ("That may be old: of its workers' pods 1 run now. See whether" in text) is old
 
 
 def test_a_run_that_no_operator_has_seen_says_so() -> None:

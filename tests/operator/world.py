@@ -241,7 +241,8 @@ class World:
         """Deleted: it stays until it has ended."""
         if name in self.pods:
             leaves = self.now + timedelta(seconds=60)
-            self.pods[name]["metadata"].setdefault("deletionTimestamp", stamp(leaves))
+            known = {"deletionTimestamp": stamp(leaves), "deletionGracePeriodSeconds": 60}
+            self.pods[name]["metadata"] = known | self.pods[name]["metadata"]
             if self.pods[name]["status"]["phase"] != "Running":
                 self.vanish(name)
 
@@ -299,6 +300,15 @@ def training(count: int = 3, **spec: Any) -> World:
     world.settle()
     world.start()
     world.train()
+    world.settle()
+    return world
+
+
+def saved(**spec: Any) -> World:
+    """A run of one worker that has written a checkpoint."""
+    world = training(1, **spec)
+    kept = {"update": 1, "ageSeconds": 1.0, "bytes": 1, "error": None}
+    world.train(2, checkpoint=kept)
     world.settle()
     return world
 
