@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -19,18 +20,24 @@ from pydantic import ValidationError
 from demoreset_api import changes
 from demoreset_api.errors import UserError
 from demoreset_api.names import COMPONENT_WORKER, GROUP, LABEL_COMPONENT, LABEL_RUN_UID, PLURAL
-from demoreset_api.spec import AccessMode, ApiModel, Retention, RunSpec
+from demoreset_api.spec import AccessMode, ApiModel, RunSpec
+from demoreset_api.status import Phase
 from demoreset_operator import render
-from demoreset_operator.observation import Json, Run, not_understood, parse_run
+from demoreset_operator.observation import Json, Run, not_understood, parse_run, trouble
 from demoreset_operator.render import DATA, QUEUE, Settings, claim_name, selector
-from demoreset_operator.why import why
+from demoreset_operator.why import missing_claim, stale, why
 
 RESOURCE = f"{PLURAL}.{GROUP}"
 READER_SECONDS = 4 * 3600  # that a pod which reads a volume lives at most
+READER_WAIT = 600.0  # for it to begin
+POLL_SECONDS = 2.0
+REACTION_SECONDS = 5.0  # from a loss until an operator has said so
 READER_RESOURCES = {  # all four: a quota refuses pods that lack one which it counts
     "requests": {"cpu": "100m", "memory": "64Mi"},
     "limits": {"cpu": "1", "memory": "256Mi"},
 }
+# What matches a pattern; nothing where there is none.
+FIND = "ls -d $0 2> /dev/null || true"
 CHECKPOINTS = """
 import sys, pathlib
 for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
@@ -53,7 +60,7 @@ code=$({
     { tar --create --directory "$0" .; echo $? >&3; } | tar --extract --directory "$1.partial"
 } 3>&1) && test "$code" -le 1 || exit 1
 if ! ls "$1.partial"/checkpoints/ckpt-*/MANIFEST.json > /dev/null 2>&1; then
-    echo "no checkpoint to go on from: there is none yet, or none stayed; try again" >&2; exit 1
+    echo "no checkpoint stayed as long as copying took; try again" >&2; exit 1
 fi
 mv "$1.partial" "$1"
 """
@@ -154,7 +161,23 @@ def _after(attempt: Json) -> list[str]:
 
 
 def _why(options: argparse.Namespace) -> None:
-    print(why(_read(options)[1], datetime.now(UTC)))
+    _, run = _read(options)
+    running = _running(options, run)
+    if running is not None and stale(run.status, running):  # a loss: it may be being told of
+        time.sleep(REACTION_SECONDS)
+        _, run = _read(options)
+        running = _running(options, run)
+    print(why(run, datetime.now(UTC), running=running))
+
+
+def _running(options: argparse.Namespace, run: Run) -> int | None:
+    """How many of a run's workers have a pod that runs; None for who may not see pods."""
+    try:
+        found = json.loads(_kubectl(options, "get", "pods", "-l", selector(run), "-o", "json"))
+    except PluginError:
+        return None
+    pods = [one for one in found["items"] if "deletionTimestamp" not in one["metadata"]]
+    return len([one for one in pods if one["status"].get("phase") == "Running"])
 
 
 def _logs(options: argparse.Namespace) -> None:
@@ -168,6 +191,9 @@ def _logs(options: argparse.Namespace) -> None:
 
 
 def _suspend(options: argparse.Namespace, suspend: bool) -> None:
+    _, run = _read(options)
+    if run.status.phase in (Phase.COMPLETE, Phase.FAILED):
+        raise PluginError(f"{run.name} is over ({run.status.phase}): nothing changes")
     patch = json.dumps({"spec": {"suspend": suspend}})
     print(_kubectl(options, "patch", RESOURCE, options.run, "--type=merge", "-p", patch), end="")
 
@@ -176,7 +202,7 @@ def _checkpoints(options: argparse.Namespace) -> None:
     _, run = _read(options)
     with _Reader(options, run) as reader:
         output = reader.run("python", "-c", CHECKPOINTS, f"{DATA}/{run.name}")
-    print(output.decode() or "no checkpoint yet\n", end="")
+    print(output.decode() or f"{run.name} has no checkpoint yet\n", end="")
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -185,6 +211,7 @@ def _fetch(options: argparse.Namespace) -> None:
     if out.exists():
         raise PluginError(f"{out} is there already; choose another --out")
     with _Reader(options, run) as reader:
+        reader.needs("checkpoints/BEST" if options.best else "")
         pack = TAR_BEST if options.best else TAR
         command = reader.command("sh", "-c", pack, f"{DATA}/{run.name}")
         partial = out.with_name(f".{out.name}.partial")
@@ -195,7 +222,7 @@ def _fetch(options: argparse.Namespace) -> None:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                     _unpack(archive, partial)
             except tarfile.TarError as error:
-                message = "nothing to fetch yet, or not a folder"
+                message = "nothing came"
                 if partial.exists():
                     message = f"the stream was cut off; what came is in {partial}"
                 raise PluginError(f"{message}: {error}") from error
@@ -222,7 +249,7 @@ def _stays_inside(member: tarfile.TarInfo) -> bool:
 def _branch(options: argparse.Namespace) -> None:
     body, run = _read(options)
     volume = run.spec.checkpoint.volume
-    if volume.claim is None and volume.retention is Retention.DELETE:
+    if volume.leaves:
         raise PluginError(
             f"{run.name}'s volume goes with it (spec.checkpoint.volume.retention: Delete), and the "
             "new run would lose it, too"
@@ -243,6 +270,7 @@ def _branch(options: argparse.Namespace) -> None:
     text = json.dumps(made)
     _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
     with _Reader(options, run) as reader:
+        reader.needs("checkpoints/ckpt-*/MANIFEST.json")
         if not reader.made:
             _warn_of_other_nodes(options, run)
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
@@ -366,13 +394,30 @@ class _Reader:
         self._container = "reader"
         _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
         print(f"kubectl demoreset: waiting for the pod {self._pod}", file=sys.stderr)
-        wait = ("wait", "--for=condition=Ready", f"pod/{self._pod}", "--timeout=10m")
         try:
-            _kubectl(self._options, *wait)
+            self._wait()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _wait(self) -> None:
+        """Wait until the pod that was made has begun, and say what it waits for."""
+        until, said = time.monotonic() + READER_WAIT, ""
+        while True:
+            found = json.loads(_kubectl(self._options, "get", "pod", self._pod, "-o", "json"))
+            status = found.get("status") or {}
+            if status.get("phase") == "Running":
+                return
+            words = ": ".join(filter(None, trouble(status, self._container)))
+            over = status.get("phase") in ("Succeeded", "Failed") or time.monotonic() > until
+            if over or missing_claim(words):
+                words = words or status.get("phase", "Pending")
+                raise PluginError(f"the pod {self._pod} does not begin: {words}")
+            if words and words != said:
+                print(f"kubectl demoreset: it waits: {words}", file=sys.stderr)
+                said = words
+            time.sleep(POLL_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         if self.made:
@@ -381,6 +426,12 @@ class _Reader:
     def command(self, *arguments: str) -> list[str]:
         """A command that runs in the pod."""
         return _command(self._options, "exec", self._pod, "-c", self._container, "--", *arguments)
+
+    def needs(self, what: str) -> None:
+        """Refuse to go on where the run's folder has no such file: nothing was saved yet."""
+        if not self.run("sh", "-c", FIND, f"{DATA}/{self._run.name}/{what}"):
+            best = "best " if what.endswith("BEST") else ""
+            raise PluginError(f"{self._run.name} has no {best}checkpoint yet")
 
     def run(self, *arguments: str) -> bytes:
         """What a command in the pod says."""

@@ -7,26 +7,27 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demoreset_operator import plugin, render
-from world import SETTINGS, World
+from world import SETTINGS, World, training
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Json]:
-    """What is made by a kubectl that finds no pod."""
+    """What is made by a kubectl that finds no pod but the one that was made."""
     bodies: list[Json] = []
 
     def kubectl(_options: Any, *arguments: str, given: str | None = None) -> str:
         if given is not None:
             bodies.append(json.loads(given))
-        return json.dumps({"items": []}) if arguments[0] == "get" else ""
+        return json.dumps({"items": [], "status": {"phase": "Running"}})
 
     monkeypatch.setattr(plugin, "_kubectl", kubectl)
     return bodies
@@ -123,7 +124,7 @@ def test_a_branch_of_a_run_that_trains_says_that_it_may_wait_for_the_volume(
     monkeypatch.setattr(
         plugin, "_kubectl", lambda _options, *words, **_: answers.get(words[:2], "")
     )
-    monkeypatch.setattr(plugin._Reader, "run", lambda *_: b"")
+    monkeypatch.setattr(plugin._Reader, "run", lambda *_: b"there")
     plugin.main(["branch", "key", "new"])
     warning = 'volume key-data is in use, and ["ReadWriteOnce"]: pods of new that come to'
     assert (warning in capsys.readouterr().err) is warned
@@ -174,8 +175,9 @@ def test_a_branch_that_could_not_take_all_or_has_nothing_to_take_makes_no_run(
     with pytest.raises(SystemExit, match="sh failed"):
         plugin.main(["branch", "key", "new"])
     monkeypatch.setenv("PATH", path)
-    (folder / "checkpoints").rename(folder / "hangs")
-    with pytest.raises(SystemExit, match="no checkpoint to go on from"):
+    for model in folder.glob("checkpoints/*/MANIFEST.json"):
+        model.unlink()
+    with pytest.raises(SystemExit, match="key has no checkpoint yet"):
         plugin.main(["branch", "key", "new"])
     assert sorted(path.name for path in folder.parent.iterdir()) == ["key"], "room is given back"
 
@@ -210,10 +212,86 @@ def test_a_fetch_that_was_cut_off_says_so(
     monkeypatch.setattr(plugin._Reader, "command", cut_off)
     with pytest.raises(SystemExit, match=r"the stream was cut off; what came is in .*\.out\.part"):
         plugin.main(["fetch", "key", "--out", str(out)])
-    monkeypatch.setattr(plugin._Reader, "command", lambda _, *words: ["true"])
-    with pytest.raises(SystemExit, match="nothing to fetch yet"):
+    monkeypatch.setattr(plugin, "TAR", "true")
+    with pytest.raises(SystemExit, match="nothing came"):
         plugin.main(["fetch", "key", "--out", str(out)])
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", [["fetch"], ["fetch", "--best"], ["branch", "new"]])
+def test_of_a_run_that_never_trained_it_says_that_there_is_no_checkpoint(
+    capfd: pytest.CaptureFixture[str], folder: Path, command: list[str]
+) -> None:
+    folder.rename(folder.with_name("other"))
+    with pytest.raises(SystemExit, match=r"key has no (best )?checkpoint yet"):
+        plugin.main([command[0], "key", *command[1:]])
+    assert capfd.readouterr().err == ""
+
+
+UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"),
+    [
+        ({"conditions": [{**UNSCHEDULED, "message": "no room"}]}, 3),
+        ({"conditions": [{**UNSCHEDULED, "message": 'persistentvolumeclaim "a" not found'}]}, 0),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}, 0),
+    ],
+)
+def test_who_waits_for_a_reader_is_told_why_and_not_kept_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: Json,
+    waits: int,
+) -> None:
+    waited: list[float] = []
+    asked: list[str] = []
+
+    def kubectl(_options: Any, *words: str, **_: Any) -> str:
+        asked.append(words[0])
+        return json.dumps({"items": [], "status": {"phase": "Pending", **status}})
+
+    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    monkeypatch.setattr(time, "monotonic", lambda: 250.0 * len(waited))
+    monkeypatch.setattr(time, "sleep", waited.append)
+    why = status.get("message") or status["conditions"][0]["message"]
+    with pytest.raises(plugin.PluginError, match=f"does not begin: [a-zA-Z]+: {why}"):
+        read(World(), image="mine:1")
+    assert len(waited) == waits
+    assert capsys.readouterr().err.count(f"it waits: Unschedulable: {why}") == min(waits, 1)
+    assert asked[-1] == "delete"
+
+
+@pytest.mark.parametrize("command", ["suspend", "resume"])
+def test_a_run_that_is_over_is_neither_suspended_nor_resumed(
+    monkeypatch: pytest.MonkeyPatch, made: list[Json], command: str
+) -> None:
+    world = training(1)
+    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    plugin.main([command, "key"])
+    world.end("key-worker-0-1", 2)
+    world.settle()
+    with pytest.raises(SystemExit, match=r"key is over \(Failed\): nothing changes"):
+        plugin.main([command, "key"])
+
+
+@pytest.mark.parametrize(("told", "old"), [(False, True), (True, False)])
+def test_a_loss_that_nobody_tells_of_is_found_and_one_that_just_was_is_no_alarm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: bool, old: bool
+) -> None:
+    world = training(2)
+    world.vanish("key-worker-1-1")
+    monkeypatch.setattr(time, "sleep", lambda _: world.settle() if told else None)
+    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+
+    def kubectl(*_: Any) -> str:
+        workers = (world.pods[pod.name] for pod in world.workers())
+        return json.dumps({"items": list(workers)})
+
+    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    plugin.main(["why", "key"])
+    assert ("That may be old: of its workers' pods 1 run now" in capsys.readouterr().out) is old
 
 
 @pytest.mark.filterwarnings("ignore:Python 3.14")
