@@ -20,10 +20,18 @@ def apply(content: dict[str, Any], change: str) -> None:
     path = name.strip().split(".")
     if not equals or path[0] not in ("spec", "metadata") or len(path) < 2:
         raise UserError(f"--set: received {change!r}; it looks like spec.ppo.learningRate=3e-4")
-    for key in path[:-1]:
+    if not all(path):
+        raise UserError(f"--set: received {change!r}; {name.strip()!r} is not a field's name")
+    for depth, key in enumerate(path[:-1], 1):
         inner = content.setdefault(key, {})
+        field = ".".join(path[:depth])
+        if isinstance(inner, list):
+            raise UserError(
+                f"--set: received {change!r}; {field} is a list, which is set as a whole: "
+                f"{field}=[A, B]"
+            )
         if not isinstance(inner, dict):
-            raise UserError(f"--set {change}: {key} is not a mapping")
+            raise UserError(f"--set: received {change!r}; {field} is not a mapping: {inner!r}")
         content = inner
     content[path[-1]] = _value(value)
 

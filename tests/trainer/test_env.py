@@ -40,6 +40,7 @@ def test_gymnasium_finds_nothing_to_complain_about(freeway: Demo) -> None:
         ({"frame_skip": 0}, "frame_skip: received 0; it is a whole number from 1 on"),
         ({"no_ops": -1}, "no_ops: received -1"),
         ({"max_frames": 0}, "max_frames: received 0"),
+        ({"life_loss_ends": "x"}, "life_loss_ends: received 'x'; it is True or False"),
         ({"sticky_probability": 2}, "sticky_probability: received 2; it is from 0 to 1"),
     ],
 )
@@ -56,10 +57,13 @@ def test_actions_and_options_that_there_are_not_are_named(freeway: Demo) -> None
         env.reset(options={"strat": 4})
     with pytest.raises(UserError, match=r"start: received 1\.5"):
         env.reset(options={"start": 1.5})
+    with pytest.raises(UserError, match="limits: received 'no'; it is True or False"):
+        env.reset(options={"limits": "no"})
     env.reset()
-    for action in (-1, 3):
+    for action in (-1, 3, 1.5, "x"):
         with pytest.raises(UserError, match=f"action: received {action}; this game's are 0 to 2"):
-            env.step(action)
+            env.step(action)  # type: ignore[arg-type]
+    assert env.step(np.int64(2))[4]["frame"] == env.step(np.array(2))[4]["frame"] - 4
 
 
 def test_single_fields_of_given_rules_can_be_others(freeway: Demo) -> None:

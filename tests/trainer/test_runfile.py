@@ -77,13 +77,24 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
             GOOD.replace("demo: {name: freeway-crossing}", "seed: 1").replace(
                 "name: cro", "x: cro"
             ),
-            ["metadata.name: missing; the run's name", "spec.demo: missing; it holds name, path"],
+            [
+                "metadata.name: missing; the run's name",
+                "spec.demo: missing; set exactly one of name",
+            ],
+        ),
+        (GOOD.partition("spec:")[0], ["spec: missing; it holds demo (set exactly one of name"]),
+        (GOOD + "  seed: true\n", ["spec.seed: received True; it is neither true nor false"]),
+        (GOOD + "  budget: {frames: false}\n", ["spec.budget.frames: received False; it is nei"]),
+        (GOOD + "  ppo: {clip: yes}\n", ["spec.ppo.clip: received True; it is neither"]),
+        (
+            GOOD + "  workers: {tolerations: {'0': {key: a}}}\n",
+            ["spec.workers.tolerations: received {'0': {'key': 'a'}}; it is a list, which --set"],
         ),
         ("kind: x", ["apiVersion: missing; it is always demoreset.dev/v1alpha1"]),
         ("a: [", ["not YAML"]),
         ("a: 2024-13-45", ["not YAML: month must be in 1..12"]),
         ("a: " + 5000 * "[", ["nested too deeply"]),
-        ("", ["NoneType", "mapping"]),
+        ("# nothing yet", ["the file is empty", "mapping"]),
     ],
 )
 def test_a_mistake_names_its_field(tmp_path: Path, text: str, says: list[str]) -> None:
@@ -98,6 +109,28 @@ def test_a_mistake_names_its_field(tmp_path: Path, text: str, says: list[str]) -
 def test_a_change_that_is_none_says_how_one_looks(tmp_path: Path, change: str) -> None:
     with pytest.raises(UserError, match=r"--set.*spec\.ppo\.learningRate=3e-4"):
         runfile.read(write(tmp_path, GOOD), [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("spec..seed=1", "'spec..seed' is not a field's name"),
+        ("spec.seed.=1", "'spec.seed.' is not a field's name"),
+        (
+            "spec.workers.tolerations.0.key=a",
+            "spec.workers.tolerations is a list, which is set as a whole: "
+            "spec.workers.tolerations=[A, B]",
+        ),
+        ("spec.seed.x=1", "spec.seed is not a mapping: 3"),
+    ],
+)
+def test_a_change_of_what_is_no_field_says_what_it_is(
+    tmp_path: Path, change: str, says: str
+) -> None:
+    path = write(tmp_path, GOOD + "  seed: 3\n  workers: {tolerations: [{key: b}]}\n")
+    with pytest.raises(UserError) as error:
+        runfile.read(path, [change])
+    assert str(error.value) == f"--set: received {change!r}; {says}"
 
 
 def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:

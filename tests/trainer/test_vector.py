@@ -140,10 +140,16 @@ def test_an_action_that_there_is_none_of_is_named_and_nothing_is_played(
     envs: DemoResetVectorEnv,
 ) -> None:
     before = envs.reset()[0]
-    for action in (-1, 3, 258):
+    for action in (-1, 3, 258, 1.5):
         with pytest.raises(UserError, match=f"action: received {action}; this game's are 0 to 2"):
-            envs.step(np.array([0, action, 0]))
+            envs.step(np.array([action, 0, 0]))
     assert np.array_equal(envs.step(np.array([0, 0, 0]))[0][:, :-1], before[:, 1:])
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_there_is_at_least_one_slot(freeway: Demo, count: int) -> None:
+    with pytest.raises(UserError, match=f"num_envs: received {count}; it is 1 or more"):
+        gymnasium.make_vec("DemoReset-v0", num_envs=count, demo=freeway)
 
 
 def test_gymnasium_makes_it(freeway: Demo) -> None:

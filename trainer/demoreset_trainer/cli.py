@@ -22,8 +22,8 @@ COMMANDS = (
     "cli_plot",
     "cli_worker",
     "cli_coordinator",
-    "cli_member",
 )
+HIDDEN = "cli_member"  # its commands are typed by nobody, so that nobody is told of them
 
 DESCRIPTION = """Teach an agent an Atari game from one demonstration.
 
@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"demoreset {version('demoreset')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    typed = sys.argv[1:] if arguments is None else arguments
+    hidden = [HIDDEN] if typed and typed[0] in ("member", "members") else []
+    for name in [*COMMANDS, *hidden]:
         importlib.import_module(f"demoreset_trainer.{name}").register(commands)
     options = parser.parse_args(arguments)
     if getattr(options, "needs_torch", True) and find_spec("torch") is None:

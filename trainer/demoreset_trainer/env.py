@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from operator import index
 from pathlib import Path
-from typing import Any, SupportsInt
+from typing import Any, SupportsIndex
 
 import gymnasium
 import numpy as np
@@ -50,6 +51,7 @@ LEAST = {  # of the whole numbers among `Rules`
     "horizon_frames": 1,
     "max_frames": 1,
 }
+EITHER = ("life_loss_ends", "full_action_space", "scaled_reward")  # the truth values among them
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Rules:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise UserError(f"{name}: received {value!r}; it is a whole number from {least} on")
+        for name in EITHER:
+            if (value := getattr(self, name)) not in (True, False):
+                raise UserError(f"{name}: received {value!r}; it is True or False")
         if not 0 <= self.sticky_probability <= 1:
             raise UserError(
                 f"sticky_probability: received {self.sticky_probability!r}; it is from 0 to 1"
@@ -131,14 +136,18 @@ class Judge:
         return self.lives_lost[min(frame + self._lag, self._end)] - self.lives_lost[start]
 
 
-def check_actions(actions: Iterable[int], count: int) -> None:
+def check_actions(actions: Iterable[Any], count: int) -> None:
     """Refuse actions that a game of so many has not.
 
     Raises:
         UserError: names the first of them.
     """
     for action in actions:
-        if not 0 <= action < count:
+        try:
+            known = 0 <= index(action) < count
+        except TypeError:  # no whole number
+            known = False
+        if not known:
             raise UserError(f"action: received {action}; this game's are 0 to {count - 1}")
 
 
@@ -148,11 +157,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         UserError: names it.
     """
+    if (limits := options.get("limits", True)) not in (True, False):
+        raise UserError(f"limits: received {limits!r}; it is True or False")
     if unknown := options.keys() - {"start", "limits"}:
         raise UserError(f"options: received {', '.join(unknown)}; known are start and limits")
 
 
-def check_start(start: int, demo: Demo, frame_skip: int) -> None:
+def check_start(start: int, demo: Demo, frame_skip: int, name: str = "start") -> None:
     """Refuse a start that is no decision boundary inside the demo.
 
     Raises:
@@ -161,7 +172,7 @@ def check_start(start: int, demo: Demo, frame_skip: int) -> None:
     whole = isinstance(start, (int, np.integer))
     if not whole or start % frame_skip or not 0 <= start < len(demo):
         raise UserError(
-            f"start: received {start!r}; it must be a multiple of {frame_skip} "
+            f"{name}: received {start!r}; it must be a multiple of {frame_skip} "
             f"from 0 to {len(demo) - 1}"
         )
 
@@ -273,15 +284,15 @@ class DemoResetEnv(gymnasium.Env[Image, np.int64]):
         """The current observation; the next step changes it in place."""
         return self._stack
 
-    def step(self, action: SupportsInt) -> tuple[Image, float, bool, bool, dict[str, Any]]:
+    def step(self, action: SupportsIndex) -> tuple[Image, float, bool, bool, dict[str, Any]]:
         """Play one decision.
 
         Raises:
             UserError: there is no such action.
         """
-        check_actions([int(action)], len(self.action_codes))
+        check_actions([action], len(self.action_codes))
         self._screen = None
-        reward = self.play(int(action))
+        reward = self.play(index(action))
         truncated = self.end in TRUNCATED
         terminated = bool(self.end) and not truncated
         return self._stack.copy(), reward, terminated, truncated, self._info()

@@ -24,6 +24,7 @@ MAX_BYTES = 1 << 20
 RIGHT = {  # what would be right, where pydantic speaks of its own things
     "model_type": "it is a mapping of fields",
     "model_attributes_type": "it is a mapping of fields",
+    "list_type": "it is a list, which --set takes as a whole: FIELD=[A, B]",
 }
 
 
@@ -45,6 +46,8 @@ def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
         raise UserError(f"{path}: nested too deeply for a run file") from error
     except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        raise UserError(f"{path}: the file is empty; a run file is a mapping")
     if not isinstance(content, dict):
         raise UserError(f"{path}: received {type(content).__name__}; a run file is a mapping")
     for change in changes:
@@ -70,7 +73,8 @@ def explain(error: ValidationError, model: type[BaseModel] = DemoResetRun) -> st
             lines.append(f"{field}: missing; {_needed(_fields(model, place[:-1])[place[-1]])}")
         else:
             received = mistake["input"]
-            shown = "" if isinstance(received, dict) else f"received {received!r}; "
+            rule = mistake["type"] == "value_error" and isinstance(received, dict)
+            shown = "" if rule else f"received {received!r}; "  # a rule tells what it is about
             message = RIGHT.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
             lines.append(f"{field}: {shown}{message[:1].lower()}{message[1:]}")
     return "; ".join(lines)
@@ -89,7 +93,9 @@ def _needed(field: FieldInfo) -> str:
         return f"it is always {get_args(kind)[0]}"
     if issubclass(kind, BaseModel):
         fields = _fields(kind, ())
-        needed = [name for name, one in fields.items() if one.is_required()]
+        needed = [f"{name} ({_needed(one)})" for name, one in fields.items() if one.is_required()]
+        if not needed and kind.rules:
+            return str(kind.rules[0].message)
         return f"it holds {', '.join(needed or fields)}"
     description = str(field.description)
     return f"{description[:1].lower()}{description[1:].rstrip('.')}"

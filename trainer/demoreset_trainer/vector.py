@@ -66,6 +66,8 @@ class DemoResetVectorEnv(VectorEnv[Images, npt.NDArray[np.int64], npt.NDArray[An
         view: View | None = None,
         **settings: Any,
     ) -> None:
+        if num_envs < 1:
+            raise UserError(f"num_envs: received {num_envs}; it is 1 or more")
         self.demo = demos.resolve(demo)
         rules, view = replace(rules or Rules(), **settings), view or View()
         one = DemoResetEnv(self.demo, rules=rules, view=view)
