@@ -26,7 +26,7 @@ install: .venv/installed  ## a virtual environment with the command `demoreset`
 demo: install  ## from a demonstration to a policy that takes Montezuma's first key, with a film
 	$(BIN)/demoreset run -f demos/montezuma-first-key.yaml
 	$(BIN)/demoreset evaluate $(RUN) --noise none,sticky --act sampled,argmax --max-frames 3600
-	$(BIN)/demoreset video $(RUN)
+	$(BIN)/demoreset video $(RUN) --force
 
 lint: .venv/tested  ## style, types, import contracts, the Dockerfile
 	$(BIN)/ruff check

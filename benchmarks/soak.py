@@ -59,7 +59,7 @@ def main() -> None:
     (RESULTS / "soak.json").write_text(json.dumps({**found, "machine": on}, indent=2) + "\n")
     print(found)
     run = str(options.dir / "run")
-    subprocess.run([*CLI, "video", run], check=True)
+    subprocess.run([*CLI, "video", run, "--force"], check=True)
     evaluate = (
         "evaluate",
         run,

@@ -259,6 +259,7 @@ def test_an_archive_whose_ways_lead_elsewhere_makes_no_demo(
         (["freeway", "--grid", "11x8"], "--grid: received '11x8'"),
         (["freeway", "--grid", "11x8x1"], "--grid: received '11x8x1'"),
         (["freeway", "--archive", "no/such/folder/a"], "there is no folder"),
+        (["freeway", "--archive", "/proc/x"], "/proc/x: cannot be written: "),
     ],
 )
 def test_a_wrong_flag_is_named(

@@ -357,6 +357,49 @@ def test_what_was_measured_before_ctrl_c_is_kept(
     assert len(json.loads(out.read_text())["cells"]) == 1
 
 
+def test_a_cell_that_is_asked_for_twice_is_played_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.json"
+    command = ("evaluate", "montezuma-first-key", *QUICK, "--out", out)
+    demoreset(capsys, *command, "--noise", "none,none", "--act", "argmax, argmax")
+    assert len(json.loads(out.read_text())["cells"]) == 1
+
+
+@pytest.mark.parametrize("onnx", ["x.policy.safetensors", "x.policy.json"])
+def test_a_network_is_not_written_over_what_the_command_has_just_written(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, onnx: str
+) -> None:
+    monkeypatch.setattr(policy_file, "check_onnx", lambda: None)
+    flags = ("--out", run / "x.policy.safetensors", "--onnx", run / onnx, "--force")
+    assert "it must end in .onnx" in demoreset(capsys, "export", run, *flags, expect=64)
+    assert not (run / onnx).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--from", "3"], "--from: received 3; it must be a multiple of 4 from 0 to "),
+        (["--from", "-4"], "--from: received -4; "),
+        (["--out", "b.avi"], "--out: received b.avi; it must end in .mp4 or .gif"),
+        (["--out", "none/b.mp4"], "--out: none/b.mp4: there is no folder"),
+        (["--out", "/proc/b.mp4"], "/proc/b.mp4: cannot be written: "),
+        (["--out", "film.mp4"], "--out: film.mp4 is there already; --force overwrites it"),
+    ],
+)
+def test_a_film_that_cannot_be_is_told_by_its_flag(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "film.mp4").touch()
+    assert says in demoreset(capsys, "video", "montezuma-first-key", *flags, expect=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
 @pytest.mark.parametrize("command", ["evaluate", "video"])
 def test_a_seed_below_0_is_refused(capsys: pytest.CaptureFixture[str], command: str) -> None:
     told = demoreset(capsys, command, "montezuma-first-key", "--seed", -1, expect=64)

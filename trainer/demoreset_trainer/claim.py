@@ -26,7 +26,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise fault(error)(f"{folder}: cannot be written: {error.strerror}") from error
+        raise fault(error)(
+            f"{folder}: the run's folder cannot be written: {error.strerror}; choose another --dir"
+        ) from error
     try:
         _lock(descriptor, folder)
         with suppress(OSError):  # a full disk is no reason

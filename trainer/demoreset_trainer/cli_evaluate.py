@@ -5,11 +5,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import TryAgain, UserError
-from demoreset_trainer.flags import whole
+from demoreset_trainer.flags import whole, writable
 
 if TYPE_CHECKING:
     from demoreset_trainer.evaluate import Cell
@@ -89,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder / "evaluation.json" if trained.folder else None)
     if out is not None:
-        _check(out)
+        writable("--out", out)
     processes = options.processes or cores()
     watch = _Counter()
     rates, per_start = None, min(options.episodes, PROFILE_EPISODES)
@@ -139,23 +138,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(out: Path) -> None:
-    """Refuse a place that cannot be written to, before hours of play for it."""
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder")
-    if out.exists() and not out.is_file():
-        return  # a device, or a pipe
-    if not out.parent.is_dir():
-        raise UserError(f"--out: {out}: there is no folder {out.resolve().parent}")
-    try:
-        with TemporaryFile(dir=out.parent) as probe:
-            probe.write(bytes(1 << 16))  # a full disk has room for a name, but not for this
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written: {error.strerror}; choose another place with --out"
-        ) from error
-
-
 def _choice(flag: str, received: str, known: list[str]) -> list[str]:
     names = [name.strip() for name in received.split(",") if name.strip()]
     for name in names:
@@ -163,7 +145,7 @@ def _choice(flag: str, received: str, known: list[str]) -> list[str]:
             raise UserError(f"{flag}: received {name!r}; known are {', '.join(known)}")
     if not names:
         raise UserError(f"{flag}: received nothing; known are {', '.join(known)}")
-    return names
+    return list(dict.fromkeys(names))  # each is played once
 
 
 class _Counter:

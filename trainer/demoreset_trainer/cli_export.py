@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     free("--out", out, ".safetensors", force=options.force)
     free("--out", policy_file.card_beside(out), force=options.force)
     if options.onnx:
-        free("--onnx", options.onnx, force=options.force)
+        free("--onnx", options.onnx, ".onnx", force=options.force)
     for path in policy_file.save(trained, out, _results(trained, options.policy)):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if options.onnx:

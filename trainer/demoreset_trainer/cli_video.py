@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from demoreset_trainer.flags import chance, whole
+from demoreset_trainer.flags import chance, free, whole
 
 HELP = """Film a policy: mp4, or GIF by the file's name, with the score and the demo's drawn in.
 
@@ -46,6 +46,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", type=Path, help="default NAME.mp4, in the run's folder or here")
+    parser.add_argument("--force", action="store_true", help="overwrite")
     parser.set_defaults(func=run)
 
 
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder or Path()) / f"{trained.name}.mp4"
+    free("--out", out, ".mp4", ".gif", force=options.force)
     filmed = film(
         trained,
         out,

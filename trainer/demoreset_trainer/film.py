@@ -8,7 +8,7 @@ import torch
 
 from demoreset_api.errors import UserError
 from demoreset_trainer.burn_in import BurnIn
-from demoreset_trainer.env import DemoResetEnv, Rules
+from demoreset_trainer.env import DemoResetEnv, Rules, check_start
 from demoreset_trainer.evaluate import demo_or_blank
 from demoreset_trainer.play import Act, choose
 from demoreset_trainer.policy_file import Trained
@@ -48,6 +48,8 @@ def film(
     if start and trained.demo is None:
         raise UserError("--from: this policy's demo is not at hand; give the run's folder instead")
     policy, skip = trained.policy, int(trained.card["frameSkip"])
+    if trained.demo is not None:
+        check_start(start, trained.demo, skip, name="--from")
     rules = Rules(
         frame_skip=skip,
         sticky_probability=sticky_probability,

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from demoreset_api.errors import UserError
 
@@ -28,18 +29,47 @@ def chance(text: str) -> float:
     return value
 
 
+PORT = whole(0, 65535)
+
+
+def place(text: str) -> Path:
+    """An argparse type: where a file or folder is; a variable of a script may be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("received nothing; it is a file or folder")
+    return Path(text)
+
+
+def writable(flag: str, path: Path) -> None:
+    """Refuse a place that cannot be written to, before minutes or hours of work for it.
+
+    Raises:
+        UserError: it is a folder, in none, or the disk takes nothing.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder")
+    if path.exists() and not path.is_file():
+        return  # a device, or a pipe
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UserError(f"{flag}: {path}: there is no folder {folder}")
+    try:
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 16))  # a full disk has room for a name, but not for this
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; choose another place with {flag}"
+        ) from error
+
+
 def free(flag: str, path: Path, *suffixes: str, force: bool) -> Path:
     """A place that may be written to.
 
     Raises:
-        UserError: it is a folder, in none, there already, or has another ending.
+        UserError: it is there already, has another ending, or cannot be written to.
     """
     if suffixes and not path.name.endswith(suffixes):
         raise UserError(f"{flag}: received {path}; it must end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise UserError(f"{flag}: {path} is a folder")
-    if path.exists() and not force:
+    if path.exists() and not path.is_dir() and not force:
         raise UserError(f"{flag}: {path} is there already; --force overwrites it")
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"{flag}: {path}: there is no folder {path.resolve().parent}")
+    writable(flag, path)
     return path
