@@ -363,6 +363,24 @@ def test_its_facts_are_fields_of_progress(writer: CheckpointWriter) -> None:
     assert facts["checkpoint_seconds"] > 0
 
 
+def test_after_a_resume_it_tells_of_what_was_read_until_it_has_saved(
+    writer: CheckpointWriter, tmp_path: Path, notes: list[str]
+) -> None:
+    assert writer.finish(snapshot(1))
+    again = CheckpointWriter(tmp_path, keep=2, interval=0, note=notes.append)
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / snapshot(1).name, (an_hour_ago, an_hour_ago))
+    again.resume(snapshot(1))
+    told, before = again.facts(), writer.facts()
+    assert told["checkpoint_update"] == 1
+    assert told["checkpoint_bytes"] == before["checkpoint_bytes"]
+    assert told["checkpoint_age_seconds"] == pytest.approx(3600, abs=60)
+    assert again.finish(snapshot(2))
+    assert again.facts()["checkpoint_update"] == 2
+    again.resume(snapshot(9))  # it is gone by now, or the disk is away
+    assert again.facts()["checkpoint_update"] == 2
+
+
 def test_the_best_is_the_best_of_those_that_were_saved(tmp_path: Path, notes: list[str]) -> None:
     def better(now: dict[str, Any], kept: dict[str, Any]) -> bool:
         return bool(now["update"] >= kept["update"])

@@ -94,9 +94,9 @@ def test_it_learns_to_cross_from_the_games_own_start(trained: Path) -> None:
 
 
 def test_its_updates_are_all_in_the_metrics_once_over_three_lives(trained: Path) -> None:
-    updates = [
-        json.loads(line)["update"] for line in (trained / "metrics.jsonl").read_text().splitlines()
-    ]
+    told = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["checkpoint_update"] for line in told if line["life"] > 1)  # that was read
+    updates = [line["update"] for line in told]
     assert updates == list(range(1, len(updates) + 1))
     newest = checkpoint.newest(trained / "checkpoints")
     assert newest is not None
@@ -140,7 +140,7 @@ def test_its_film_shows_the_crossing(trained: Path, tmp_path: Path) -> None:
     with av.open(str(out)) as film:
         pictures = sum(1 for _ in film.decode(video=0))
     assert 40 < pictures < 200  # at 15 a second
-    said = demoreset("video", trained, "--frames", "40", "--out", out)
+    said = demoreset("video", trained, "--frames", "40", "--out", out, "--force")
     assert "score 0; it does not tie the demo's 1, and ends at --frames)" in said
 
 
@@ -222,10 +222,12 @@ def test_checkpoints_that_are_all_torn_need_a_person(torn: Path) -> None:
 def test_fresh_keeps_the_old_folder(torn: Path) -> None:
     out = demoreset(
         *("run", "-f", CROSSING, "--dir", torn, "--fresh", "--set", "spec.budget.frames=1"),
-        *("--set", "spec.environment.slots=8"),
+        *("--set", "spec.environment.slots=8", "--log", "json"),
         expect=2,
     )
-    assert f"{torn}.1" in out
+    told = [json.loads(line) for line in out.splitlines()]  # every line is JSON
+    assert f"{torn}.1" in told[0]["text"]
+    assert "Budget spent" in told[-1]["text"]
     assert (torn.parent / "torn.1" / "summary.json").exists()
 
 
@@ -243,6 +245,8 @@ def test_fresh_keeps_the_old_folder(torn: Path) -> None:
         ),
         (["run", "-f", CROSSING, "--dir", "/proc/x"], "cannot be written"),
         (["run"], "required: -f/--file"),
+        (["run", "-f", CROSSING, "--dir", ""], "--dir: received nothing; it is a file or folder"),
+        (["run", "-f", CROSSING, "--port", "99999"], "--port: received 99999; at most 65535"),
         (["evaluate", "nowhere"], "nowhere: not there"),
         (["evaluate", "nowhere", "--noise", "loud"], "--noise: received 'loud'; known are none"),
         (["video", "nowhere", "--sticky", "2"], "--sticky: received 2;"),
@@ -253,6 +257,13 @@ def test_a_mistake_is_one_line_and_exit_code_64(arguments: list[str | Path], say
     out = demoreset(*arguments, expect=64)
     assert says in out
     assert len(out.strip().splitlines()) == 1
+
+
+def test_commands_that_nobody_types_are_not_offered() -> None:
+    out = demoreset("bogus", expect=64)
+    assert "'run'" in out or "run," in out
+    assert "member" not in out
+    assert "--coordinator" in demoreset("member", "--help")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

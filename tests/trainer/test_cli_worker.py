@@ -274,7 +274,9 @@ def test_a_group_regains_its_first_member_and_its_coordinator_and_stops_on_ctrl_
     said = group.said()
     assert "Traceback" not in said
     assert said.count("lost member") == 1
-    assert re.search(r"^Stopped after .*; saved\. Go on with: .* --members 2$", said, re.MULTILINE)
+    assert re.search(
+        r"^Stopped after .*; saved\. Go on with: .* --members 2 --port 0$", said, re.MULTILINE
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["interrupted"]
     assert summary["recoveries"] >= 2

@@ -109,8 +109,16 @@ def test_it_goes_on_from_its_state() -> None:
     goal.confirm([True] * 100, 7)
     other.load(json.loads(json.dumps(goal.state())))
     assert other.met
+    assert other.evaluation == Evaluation(update=7, episodes=100, successes=100)
     other.record(results(0, 2 * WINDOW))
     assert other.rate == 0
+
+
+def test_a_state_of_an_early_version_knows_of_no_confirmation() -> None:
+    goal = watch()
+    goal.load({"latest": [True] * 60, "since": 10, "met": True})
+    assert goal.met
+    assert goal.evaluation is None
 
 
 @pytest.mark.parametrize(("rate", "wins", "of"), [(0.55, 55, 100), (0.56, 56, 100), (0.14, 7, 50)])

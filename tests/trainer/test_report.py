@@ -31,7 +31,7 @@ from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import Report, standing
-from demoreset_trainer.screen import LiveScreen, duration, make_screen, plain_line, render
+from demoreset_trainer.screen import LiveScreen, duration, make_screen, plain_line, render, tell
 from small_progress import DISTINCT, PROGRESS
 
 # Of each metric and each word of /status, the field of Progress that it tells.
@@ -294,7 +294,26 @@ def test_the_screen_tells_of_a_disk_that_is_full() -> None:
     assert "NOT WRITTEN" in picture(replace(PROGRESS, checkpoint_error="no space left"))
     assert "no space left" in plain_line(replace(PROGRESS, checkpoint_error="no space left"))
     assert "frames/s" in plain_line(replace(PROGRESS, frames_per_second=900.0))
-    assert "frames/s" not in plain_line(replace(PROGRESS, frames_per_second=0.0))
+
+
+def test_a_speed_that_is_not_known_yet_is_not_said_to_be_0() -> None:
+    first = replace(PROGRESS, frames_per_second=0.0)
+    assert "frames/s" not in plain_line(first)
+    assert re.search("frames/s +not known yet", picture(first))
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (1, "of 1 "),
+        (99_999, "of 99,999 "),
+        (300_000, "of 0.3 M "),
+        (2_500_000, "of 2.5 M "),
+        (2_000_000_000, "of 2,000 M "),
+    ],
+)
+def test_a_budget_is_shown_as_it_was_meant(budget: int, said: str) -> None:
+    assert said in picture(replace(PROGRESS, budget_frames=budget))
 
 
 def test_at_the_start_it_says_how_far_the_goal_is() -> None:
@@ -324,6 +343,16 @@ def test_off_a_terminal_there_are_plain_lines_or_json() -> None:
     lines = [json.loads(line) for line in structured.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["update", "update", "note"]
     assert lines[0]["start_frame"] == 89
+
+
+def test_words_before_or_after_the_screen_are_json_as_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for kind in ("json", "plain"):
+        tell("Goal met.\nNext: x", kind)
+    structured, *plain = capsys.readouterr().out.splitlines()
+    assert json.loads(structured)["event"] == "note"
+    assert json.loads(structured)["text"].splitlines() == plain == ["Goal met.", "Next: x"]
 
 
 @pytest.mark.parametrize("kind", ["screen", "plain", "json"])

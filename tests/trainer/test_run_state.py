@@ -43,10 +43,22 @@ def test_what_was_reached_under_other_rules_says_nothing(
     state = RunState(wanted, freeway)
     state.resume(before)
     assert state.goal.met is met
+    assert (state.goal.evaluation is not None) is met
     assert (state.goal.rate is not None) is same_rules
     assert (state.ladder.state()["best_start"] == 0) is same_rules
     assert state.ladder.state()["began"] == (0 if same_rules else 1000)
     assert state.counters.frames == 1000
+
+
+@pytest.mark.parametrize("after", ["PlayOn", "Stop"])
+def test_what_follows_the_goal_is_no_part_of_it(freeway: Demo, after: str) -> None:
+    met = learned(freeway) | {"playing_on": True}
+    wanted = spec(goal={"after": after})
+    assert run_folder.goal_met(met, wanted) is (after == "Stop")
+    state = RunState(wanted, freeway)
+    state.resume(met)
+    assert state.goal.met
+    assert state.playing_on
 
 
 @pytest.mark.parametrize(

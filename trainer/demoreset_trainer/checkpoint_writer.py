@@ -7,6 +7,7 @@ full, read-only or away does not stop the training: it is told, and tried again.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ class Saved:
     update: int
     at: float  # time.monotonic
     bytes: int
-    seconds: float
+    seconds: float | None  # that writing it took; None where another process did it
 
 
 class CheckpointWriter:
@@ -59,7 +60,15 @@ class CheckpointWriter:
         self._told_late = False
         self._ends = False  # what is written now is the last
         self._place = _place(folder)
-        self.saved: Saved | None = None
+        self.saved: Saved | None = None  # by this process
+        self._read: Saved | None = None
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Tell of the checkpoint that the run goes on from, until a newer one is written."""
+        path = self._folder / snapshot.name
+        with suppress(OSError):  # what cannot be told now is no reason not to go on
+            age = max(0.0, time.time() - path.stat().st_mtime)  # the disk's clock is its own
+            self._read = Saved(snapshot.update, time.monotonic() - age, _size(path), None)
 
     @property
     def busy(self) -> bool:
@@ -77,7 +86,7 @@ class CheckpointWriter:
 
     @property
     def _late(self) -> bool:
-        usual = 3 * self.saved.seconds if self.saved is not None else 0.0
+        usual = 3 * (self.saved.seconds or 0.0) if self.saved is not None else 0.0
         return self.busy and time.monotonic() - self._offered > max(LATE, usual)
 
     def due(self) -> bool:
@@ -142,7 +151,7 @@ class CheckpointWriter:
         try:
             self._check_place()
             path = checkpoint.write(self._folder, snapshot)
-            size = sum(file.stat().st_size for file in path.iterdir())
+            size = _size(path)
             if candidate and self._is_best(snapshot):
                 checkpoint.mark_best(self._folder, path)
             now = time.monotonic()
@@ -172,7 +181,7 @@ class CheckpointWriter:
 
     def facts(self) -> dict[str, Any]:
         """The checkpoint fields of `Progress`."""
-        saved = self.saved
+        saved = self.saved or self._read
         return {
             "checkpoint_update": saved.update if saved else None,
             "checkpoint_age_seconds": time.monotonic() - saved.at if saved else None,
@@ -186,6 +195,11 @@ class CheckpointWriter:
 
     def __exit__(self, *_: object) -> None:
         self._wait(LAST_SAVE)
+
+
+def _size(path: Path) -> int:
+    """Of a checkpoint, in bytes."""
+    return sum(file.stat().st_size for file in path.iterdir())
 
 
 def _place(folder: Path) -> int | None:

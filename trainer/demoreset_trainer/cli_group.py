@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode
-from demoreset_trainer.local_coordinator import LOCALHOST, LocalCoordinator
+from demoreset_trainer.local_coordinator import LocalCoordinator
 from demoreset_trainer.member_process import member_command
+from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import OVER, Limits
 from demoreset_trainer.supervise import Signals, Supervisor
@@ -42,12 +43,12 @@ def run_group(
         signals: Whether somebody wants it to stop.
     """
     from demoreset_trainer import hangs, runfile, summary
-    from demoreset_trainer.screen import live, say
+    from demoreset_trainer.screen import live, tell
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
     if goal_met_on_disk(folder, spec, demo):
-        say(summary.met_already(folder), sys.stdout)
+        tell(summary.met_already(folder), options.log)
         return ExitCode.DONE
     with (
         Watchers(folder, options, None) as watchers,
@@ -81,7 +82,8 @@ def run_group(
         to_stderr(f"demoreset: {supervisor.error}")
         return code
     lost = supervisor.updates_lost
-    say(summary.finish(folder, spec, code, options, members=members, updates_lost=lost), sys.stdout)
+    words = summary.finish(folder, spec, code, options, members=members, updates_lost=lost)
+    tell(words, options.log)
     return code
 
 

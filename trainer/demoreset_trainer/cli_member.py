@@ -85,6 +85,13 @@ def _train(options: argparse.Namespace) -> ExitCode:
     spec, folder = wanted.spec, options.dir
     demo = runfile.load_demo(spec, options.file)
     checkpoints = run_folder.make_folder(folder)
+    writer = CheckpointWriter(
+        checkpoints,
+        keep=spec.checkpoint.keep,
+        interval=spec.checkpoint.interval_seconds,
+        note=wire.note,
+        better=stall.better,
+    )
 
     def find() -> "tuple[int, Snapshot | None]":
         checkpoint.settle(checkpoints, LAST_SAVE)
@@ -92,6 +99,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         snapshot = checkpoint.read(newest) if newest is not None else None
         if snapshot is not None:
             run_folder.check_same_run(snapshot.state, spec, demo, folder)
+            writer.resume(snapshot)
             wire.note(f"going on from {newest} ({snapshot.frames:,} frames)")
         run_folder.keep(wanted, demo, folder)
         return checkpoint.next_life(checkpoints), snapshot
@@ -107,13 +115,6 @@ def _train(options: argparse.Namespace) -> ExitCode:
         beat=wire.beat,
         phase=wire.phase,
         nccl=spec.workers.collectives is Collectives.NCCL,
-    )
-    writer = CheckpointWriter(
-        checkpoints,
-        keep=spec.checkpoint.keep,
-        interval=spec.checkpoint.interval_seconds,
-        note=wire.note,
-        better=stall.better,
     )
     loop = assemble(spec, demo, group=group, watch=wire, saver=writer, find=find)
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode
+from demoreset_trainer.flags import PORT, place
+from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.restart import OVER
 from demoreset_trainer.supervise import Signals
 
@@ -21,7 +23,8 @@ The run lives in a folder (--dir; default runs/NAME): checkpoints, metrics, a su
 command goes on from the newest valid checkpoint there. It stops by itself when the goal is met
 (exit code 0) or the frame budget is spent (2). Ctrl-C saves a checkpoint and stops (130), as
 SIGTERM does (143). 64: the file or the folder is wrong, and it says where; 65: no checkpoint is
-whole; 66: the same update failed again and again; 75: the disk was away, try the same again.
+whole; 66: the same update failed again and again; 75: the disk was away, full or read-only, try the
+same again when it is not.
 
   demoreset run -f demos/freeway-crossing.yaml
   demoreset run -f demos/freeway-crossing.yaml --set spec.seed=1 --dir runs/seed-1
@@ -45,7 +48,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="FIELD=VALUE",
         help="change a field of the run file, e.g. spec.ppo.learningRate=3e-4; repeatable",
     )
-    parser.add_argument("--dir", type=Path, help="the run's folder; default runs/NAME")
+    parser.add_argument("--dir", type=place, help="the run's folder; default runs/NAME")
     parser.add_argument(
         "--fresh", action="store_true", help="begin anew; an old folder is renamed, not deleted"
     )
@@ -56,9 +59,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="processes that train together, any of which may be lost; default: the file's "
         "spec.workers.membersPerWorker, else one per GPU, else one",
     )
-    parser.add_argument("--port", type=int, help="serve /metrics, /status and /healthz here")
+    parser.add_argument("--port", type=PORT, help="serve /metrics, /status and /healthz here")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address of --port; default 127.0.0.1, this machine"
+        "--host", default=LOCALHOST, help=f"address of --port; default {LOCALHOST}, this machine"
     )
     parser.add_argument(
         "--log",
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     signals = Signals()
     from demoreset_trainer import run_folder, runfile, tensorboard
     from demoreset_trainer.claim import claimed
-    from demoreset_trainer.screen import say
+    from demoreset_trainer.screen import tell
 
     tensorboard.check(options.tensorboard)
     wanted = runfile.read(options.file, options.set)
@@ -86,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     demo = runfile.load_demo(wanted.spec, options.file)  # a mistake is told once, and first
     if options.fresh and os.path.isdir(folder):  # Path's asks no further where it may not look
         with claimed(folder):
-            say(f"the folder that was there is now {run_folder.set_aside(folder)}", sys.stdout)
+            tell(f"the folder that was there is now {run_folder.set_aside(folder)}", options.log)
     run_folder.make_folder(folder)
     with claimed(folder):
         if members > 1:
@@ -108,7 +111,7 @@ def _train(
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import CheckpointWriter
     from demoreset_trainer.group import Alone
-    from demoreset_trainer.screen import say
+    from demoreset_trainer.screen import say, tell
     from demoreset_trainer.watch import Watchers
 
     spec, checkpoints = wanted.spec, folder / "checkpoints"
@@ -117,7 +120,7 @@ def _train(
     if snapshot is not None:
         run_folder.check_same_run(snapshot.state, spec, demo, folder)
         if run_folder.goal_met(snapshot.state, spec):
-            say(summary.met_already(folder), sys.stdout)
+            tell(summary.met_already(folder), options.log)
             return ExitCode.DONE
     life = checkpoint.next_life(checkpoints)
     run_folder.keep(wanted, demo, folder)
@@ -140,6 +143,7 @@ def _train(
             find=lambda: (life, snapshot),
         )
         if snapshot is not None:
+            writer.resume(snapshot)
             watchers.note(f"going on from {newest} ({snapshot.frames:,} frames)")
         saved = True
         try:
@@ -156,7 +160,7 @@ def _train(
     if code in OVER and not saved:
         say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)
         code = ExitCode.TRY_AGAIN
-    say(summary.finish(folder, spec, code, options), sys.stdout)
+    tell(summary.finish(folder, spec, code, options), options.log)
     return code
 
 

@@ -21,6 +21,7 @@ from demoreset_api.names import (
     TERMINATION_LOG,
 )
 from demoreset_trainer import restart
+from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.supervise import Signals, Supervisor
@@ -67,7 +68,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="change a field of the run file; repeatable",
     )
     parser.add_argument(
-        "--dir", type=Path, required=True, help="the run's folder, the same for all workers"
+        "--dir", type=place, required=True, help="the run's folder, the same for all workers"
     )
     parser.add_argument(
         "--members",
@@ -80,7 +81,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--id", metavar="NAME", help=f"default ${ENV_ID}, else worker")
     parser.add_argument(
         "--port",
-        type=int,
+        type=PORT,
         default=METRICS_PORT,
         help=f"of /metrics, /status and /healthz; default {METRICS_PORT}; 0: a free one",
     )

@@ -6,7 +6,7 @@ held still and plays the goal's number of episodes; only these decide.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from demoreset_api.spec import Goal
@@ -38,7 +38,7 @@ class GoalWatch:
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._since = 0  # episodes since the latest confirmation
         self.met = False
-        self.evaluation: Evaluation | None = None  # the latest of this process; only told
+        self.evaluation: Evaluation | None = None  # the latest; only told
 
     def record(self, results: Iterable[Result]) -> None:
         """Take in an update's results."""
@@ -81,10 +81,21 @@ class GoalWatch:
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON."""
-        return {"latest": list(self._latest), "since": self._since, "met": self.met}
+        return {
+            "latest": list(self._latest),
+            "since": self._since,
+            "met": self.met,
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self._latest = deque(state["latest"], maxlen=WINDOW)
         self._since = int(state["since"])
         self.met = bool(state["met"])
+        told = state.get("evaluation")  # not in the checkpoints of early versions
+        self.evaluation = Evaluation(**told) if told else None
+
+    def forget(self) -> None:
+        """The confirmation was of another goal; the record stays."""
+        self.met, self.evaluation = False, None

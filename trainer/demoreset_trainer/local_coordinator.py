@@ -11,9 +11,9 @@ from http.client import HTTPConnection, HTTPException
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_trainer.member_process import DEMORESET, MemberProcess
+from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.restart import Record, words
 
-LOCALHOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)  # below those that the kernel gives to whoever connects
 WORKS_AFTER = 10.0  # seconds after which a coordinator counts as one that works
 ASK_EVERY, DEAF = 2.0, 10.0  # seconds between two questions to it, and without an answer

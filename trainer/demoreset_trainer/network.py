@@ -5,6 +5,7 @@ import socket
 import struct
 from contextlib import suppress
 
+LOCALHOST = "127.0.0.1"
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 

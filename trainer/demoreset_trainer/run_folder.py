@@ -63,8 +63,8 @@ def goal_met(state: dict[str, Any], spec: RunSpec) -> bool:
 
 
 def other_goal(state: dict[str, Any], spec: RunSpec) -> bool:
-    """Whether a checkpoint is of a run with another goal."""
-    return _differs(state, spec, "goal")
+    """Whether a checkpoint is of a run with another goal, whatever was to follow it."""
+    return _differs(state, spec, "goal.successRate", "goal.episodes")
 
 
 def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
@@ -72,9 +72,10 @@ def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
     return _differs(state, spec, "environment", "curriculum")
 
 
-def _differs(state: dict[str, Any], spec: RunSpec, *topics: str) -> bool:
+def _differs(state: dict[str, Any], spec: RunSpec, *fields: str) -> bool:
     wanted = spec.model_dump(mode="json", by_alias=True)
-    return any(difference(state["spec"][one], wanted[one], one) is not None for one in topics)
+    pairs = [(_lookup(state["spec"], one), _lookup(wanted, one), one) for one in fields]
+    return any(difference(*pair) is not None for pair in pairs)
 
 
 def difference(theirs: Any, ours: Any, path: str) -> str | None:

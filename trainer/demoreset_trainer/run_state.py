@@ -97,7 +97,8 @@ class RunState:
         counters = self.counters
         counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
         if run_folder.other_goal(state, self._spec):
-            self.goal.met = self.playing_on = False
+            self.goal.forget()
+            self.playing_on = False
         if run_folder.other_rules(state, self._spec):
             # What was reached under those says nothing now.
             self.goal = GoalWatch(self._spec.goal)

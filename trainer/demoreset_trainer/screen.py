@@ -1,6 +1,7 @@
 """What a person sees of a run: a live screen on a terminal, plain or JSON lines elsewhere."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,6 +54,14 @@ def say(text: str, stream: TextIO) -> None:
     """Print a line; a reader that has gone, or a full disk, is no reason to end a run."""
     with suppress(OSError):
         print(text, file=stream, flush=True)
+
+
+def tell(text: str, kind: str) -> None:
+    """Tell a person something before a screen of this kind is there, or after it."""
+    if kind == "json":
+        JsonLines(sys.stdout).note(text)
+    else:
+        say(text, sys.stdout)
 
 
 class _Console(Console):
@@ -185,12 +194,13 @@ def render(progress: Progress) -> RenderableType:
     ahead = "reached" if p.start_frame == 0 else "not known yet"
     if p.start_frame and p.eta_seconds is not None:
         ahead = f"in {duration(p.eta_seconds)}"
-    of = f" of {p.budget_frames / 1e6:,.0f} M" if p.budget_frames else ""
+    of = f" of {_budget(p.budget_frames)}" if p.budget_frames else ""
+    speed = f"{p.frames_per_second:,.0f}" if p.frames_per_second else "not known yet"
     score = "none yet" if p.score_max is None else f"{p.score_max:,.0f}"
     rows = [
         ("start", f"frame {p.start_frame} of {p.demo_frames}", "game's start", ahead),
         ("success there", f"{p.success_rate:.0%}", "from there", goal),
-        ("frames", f"{p.frames / 1e6:.2f} M{of}", "frames/s", f"{p.frames_per_second:,.0f}"),
+        ("frames", f"{p.frames / 1e6:.2f} M{of}", "frames/s", speed),
         ("time", duration(p.seconds), "best score", score),
         ("learning rate", _coefficient(p), "entropy", f"{p.entropy:.2f}"),
         ("checkpoint", _checkpoint(p), "episodes", _outcomes(p)),
@@ -203,6 +213,13 @@ def render(progress: Progress) -> RenderableType:
     for row in rows:
         facts.add_row(*row)
     return Group(bar, facts, _roster(p.roster)) if grouped else Group(bar, facts)
+
+
+def _budget(frames: int) -> str:
+    """A budget as it was meant: 1,000 M, 2.5 M, or all digits where they are few."""
+    if frames < 100_000:
+        return f"{frames:,}"
+    return f"{frames / 1e6:,.2f}".rstrip("0").rstrip(".") + " M"
 
 
 def _roster(roster: Sequence[dict[str, Any]]) -> Text:

@@ -10,8 +10,9 @@ from shlex import quote
 from typing import Any
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
-from demoreset_api.spec import RunSpec
+from demoreset_api.spec import After, RunSpec
 from demoreset_trainer import metrics, run_folder
+from demoreset_trainer.network import LOCALHOST
 
 NAME = "summary.json"
 LAST_SAVE = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
@@ -43,10 +44,10 @@ def finish(
     except UserError as error:  # the disk is away; how the run ended is not its business
         return str(error)
     if not told:
-        return "Stopped before the first update"
+        return f"Stopped before the first update. Go on with: {again(options)}"
     found = summarise(told, spec, code, members=members, updates_lost=updates_lost)
     found["savedUpdate"] = saved(folder / "checkpoints")
-    words = last_words(found, folder, options)
+    words = last_words(found, code, folder, options)
     try:
         run_folder.write_json(folder / NAME, found)
     except TryAgain as error:  # what was learned is in the checkpoints
@@ -61,7 +62,7 @@ def summarise(
     latest = told[-1]
     reached = next((line for line in told if line["start_frame"] == 0), None)
     return {
-        "goalMet": code == ExitCode.DONE,
+        "goalMet": code == ExitCode.DONE or _plays_on(latest, spec),
         "budgetSpent": code == ExitCode.BUDGET_SPENT,
         "interrupted": code in (ExitCode.INTERRUPTED, ExitCode.DRAINED),
         "frames": latest["frames"],
@@ -88,6 +89,12 @@ def summarise(
         "version": version("demoreset"),
         "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _plays_on(latest: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether a run has met its goal and goes on for score: it confirms no more after that."""
+    rate = latest.get("evaluation_rate")
+    return spec.goal.after is After.PLAY_ON and rate is not None and rate >= spec.goal.success_rate
 
 
 def saved(checkpoints: Path) -> int | None:
@@ -124,32 +131,50 @@ def met_already(folder: Path) -> str:
     )
 
 
-def last_words(summary: dict[str, Any], folder: Path, options: argparse.Namespace) -> str:
-    """What a person is told at the end, and what could be done next."""
-    again = " ".join(
+def again(options: argparse.Namespace, *changes: str) -> str:
+    """The command that goes on with a run, with more changes of its file."""
+    latest: dict[str, str] = {}  # of each field: the last one counts
+    for change in (*options.set, *changes):
+        field = change.partition("=")[0].strip()
+        latest.pop(field, None)  # it comes after all that it changes
+        latest[field] = change
+    return " ".join(
         ["demoreset run -f", quote(str(options.file))]
-        + [f"--set {quote(change)}" for change in options.set]
+        + [f"--set {quote(change)}" for change in latest.values()]
         + ([f"--dir {quote(str(options.dir))}"] if options.dir else [])
         + ([f"--members {options.members}"] if options.members else [])
+        + ([f"--port {options.port}"] if options.port is not None else [])
+        + ([f"--host {quote(options.host)}"] if options.host != LOCALHOST else [])
+        + ([f"--log {options.log}"] if options.log != "auto" else [])
+        + (["--tensorboard"] if options.tensorboard else [])
     )
+
+
+def last_words(
+    summary: dict[str, Any], code: int, folder: Path, options: argparse.Namespace
+) -> str:
+    """What a person is told at the end, and what could be done next."""
     spent = f"{summary['frames']:,} frames and {summary['seconds']:,.0f} s"
     start = summary["startFrame"]
     where = "the game's own start" if start == 0 else f"frame {start} of {summary['demoFrames']}"
-    if summary["goalMet"]:
-        confirmed = summary["evaluation"]["successRate"]
-        rate = summary["successRate"] if confirmed is None else confirmed
+    confirmed = summary["evaluation"]["successRate"]
+    rate = summary["successRate"] if confirmed is None else confirmed
+    met = f"{rate or 0:.0%} of the episodes from the game's own start tie the demo"
+    if code == ExitCode.DONE:
         return (
-            f"Goal met after {spent}: {rate or 0:.0%} of the episodes from the "
-            f"game's own start tie the demo.\nNext: demoreset evaluate {quote(str(folder))}; "
+            f"Goal met after {spent}: {met}.\nNext: demoreset evaluate {quote(str(folder))}; "
             f"demoreset video {quote(str(folder))}"
         )
     if summary["budgetSpent"]:
+        more = f"spec.budget.frames={2 * summary['frames']}"
         return (
             f"Budget spent ({spent}) and the goal is not met: the start stands at {where}.\n"
-            f"Go on with more: {again} --set spec.budget.frames={2 * summary['frames']}"
+            f"Go on with more: {again(options, more)}"
         )
     at = summary["savedUpdate"]
     kept = "saved" if at == summary["updates"] else f"NOT saved: the checkpoint is of update {at}"
     if at is None:
         kept = "NOT saved: there is no checkpoint"
-    return f"Stopped after {spent}, the start at {where}; {kept}. Go on with: {again}"
+    if summary["goalMet"]:
+        where += f", the goal met at update {summary['evaluation']['update']} ({met})"
+    return f"Stopped after {spent}, the start at {where}; {kept}. Go on with: {again(options)}"

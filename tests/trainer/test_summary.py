@@ -1,0 +1,80 @@
+"""What is left of a run when it ends, and what a person is told then."""
+
+import argparse
+import json
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demoreset_api.errors import ExitCode
+from demoreset_api.spec import RunSpec
+from demoreset_trainer import cli_run, metrics, summary
+from demoreset_trainer.progress import Progress
+from small_progress import PROGRESS
+
+CONFIRMED = replace(
+    PROGRESS, start_frame=0, evaluation_update=5, evaluation_episodes=100, evaluation_rate=0.93
+)
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli_run.register(parser.add_subparsers())
+    return parser.parse_args(["run", "-f", "x.yaml", *arguments])
+
+
+def finish(folder: Path, code: int, after: str, progress: Progress) -> tuple[str, dict[str, Any]]:
+    (folder / metrics.NAME).write_text(json.dumps(asdict(progress)) + "\n")
+    spec = RunSpec.model_validate({"demo": {"name": "x"}, "goal": {"after": after}})
+    said = summary.finish(folder, spec, code, options())
+    return said, json.loads((folder / summary.NAME).read_text())
+
+
+@pytest.mark.parametrize(
+    ("code", "after", "progress", "met"),
+    [
+        (ExitCode.INTERRUPTED, "PlayOn", CONFIRMED, True),
+        (ExitCode.DONE, "PlayOn", CONFIRMED, True),
+        (ExitCode.DONE, "Stop", CONFIRMED, True),
+        (ExitCode.INTERRUPTED, "PlayOn", PROGRESS, False),
+        (ExitCode.INTERRUPTED, "PlayOn", replace(CONFIRMED, evaluation_rate=0.89), False),
+        (ExitCode.TRY_AGAIN, "Stop", CONFIRMED, False),  # it could not be saved
+    ],
+)
+def test_a_run_that_plays_on_has_met_its_goal(
+    tmp_path: Path, code: int, after: str, progress: Progress, met: bool
+) -> None:
+    said, found = finish(tmp_path, code, after, progress)
+    assert found["goalMet"] is met
+    assert ("93% of the episodes" in said) is met
+    assert said.startswith("Goal met after" if code == ExitCode.DONE else "Stopped after")
+    assert ("the goal met at update 5" in said) is (met and code != ExitCode.DONE)
+
+
+def test_a_run_that_ends_before_its_first_update_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / metrics.NAME).touch()
+    spec = RunSpec.model_validate({"demo": {"name": "x"}})
+    said = summary.finish(tmp_path, spec, ExitCode.INTERRUPTED, options("--members", "2"))
+    assert said.endswith("update. Go on with: demoreset run -f x.yaml --members 2")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--set 'spec.demo={name: x}' --set spec.seed=1 --dir 'a b' --members 2",
+        "--port 0 --host 0.0.0.0 --log json --tensorboard",
+    ],
+)
+def test_a_run_goes_on_as_it_was_begun(flags: str) -> None:
+    given = options(*shlex.split(flags), "--fresh")
+    assert summary.again(given) == f"demoreset run -f x.yaml {flags}".strip()
+
+
+def test_of_two_changes_of_a_field_the_last_one_stands() -> None:
+    given = options("--set", "spec.budget.frames=1", "--set", "spec.seed=1")
+    told = summary.again(given, "spec.budget.frames=2")
+    assert told == "demoreset run -f x.yaml --set spec.seed=1 --set spec.budget.frames=2"
