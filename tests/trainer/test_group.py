@@ -316,6 +316,23 @@ def test_who_was_given_another_run_file_is_told_so_and_costs_the_others_nothing(
     assert not story.citizens["b"].commits
 
 
+def test_who_differs_however_often_it_is_made_equal_gives_up_and_the_others_go_on(
+    crossing: Demo,
+) -> None:
+    """As one of another version may, in which the state has other words."""
+    story = Story(crossing)
+    story.start("a", until=8)
+    story.wait("a", 2)
+    with story.town.condition:
+        story.start("b", until=8)
+        story.loops["b"].state.digest = lambda weights: 1  # type: ignore[method-assign]
+    with pytest.raises(TryAgain, match="are all of one version"):
+        story.end()
+    story.check()
+    assert len(story.citizens["a"].commits) >= 7
+    assert not story.citizens["b"].commits
+
+
 def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) -> None:
     loop, _, _ = make(crossing)
     state = loop.state.state()

@@ -81,12 +81,12 @@ class GoalWatch:
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON."""
-        return {
-            "latest": list(self._latest),
-            "since": self._since,
-            "met": self.met,
-            "evaluation": asdict(self.evaluation) if self.evaluation else None,
-        }
+        evaluation = asdict(self.evaluation) if self.evaluation else None
+        return self.decisive() | {"evaluation": evaluation}
+
+    def decisive(self) -> dict[str, Any]:
+        """What of it decides how a run goes on, as JSON."""
+        return {"latest": list(self._latest), "since": self._since, "met": self.met}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""

@@ -182,7 +182,7 @@ class Loop:
             except Leaving:
                 self._deserted = True
                 return Stopped(goal_met=self._over)
-            except TryAgain:  # it sat out: what it knows is old
+            except TryAgain:  # what it knows is old
                 self._deserted = True
                 raise
             finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from demoreset_api.errors import TryAgain
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot, pack, unpack
 from demoreset_trainer.counters import Cause
@@ -18,6 +19,7 @@ from demoreset_trainer.ppo import Ppo
 from demoreset_trainer.run_state import RunState
 
 DISK = 120.0  # seconds that reading or writing a checkpoint may take
+MAX_APART = 3  # times in a row that a member differs from the others, before it gives up
 
 
 class Membership:
@@ -48,6 +50,7 @@ class Membership:
         self.rank = 0  # of the latest quorum
         self.staying: list[str] = []  # members that have not said that they leave
         self._members: tuple[str, ...] = ()  # of the latest quorum
+        self._apart = 0  # how often in a row it differed from the others
         self._lost_at: float | None = None  # when what a lost member interrupted began
         self._began: float | None = None  # the run, as if it had been one life; time.monotonic
 
@@ -177,6 +180,7 @@ class Membership:
 
         Raises:
             MemberLost: also where states have drifted apart: those that differ go on as new ones.
+            TryAgain: this one's differs however often it is given that of the others.
         """
         weights = self.digest() if len(quorum.members) > 1 else 0
         digest = None if weights is None else self._state.digest(weights)
@@ -190,10 +194,17 @@ class Membership:
 
     def _check_alike(self, own: int | None, digests: list[int | None]) -> None:
         if len(set(digests)) == 1:
+            self._apart = 0
             return
         finite = [one for one in digests if one is not None]  # one at least: they differ
         if own is None or own != max(finite, key=finite.count):
             self._state.life = 0
+            self._apart += 1
+            if self._apart == MAX_APART:  # the others must not be held up for ever
+                raise TryAgain(
+                    f"this member's state differs from that of the others after it was made equal "
+                    f"{MAX_APART - 1} times; are all of one version?"
+                )
         self._note(
             f"update {self._state.counters.update}: the members' states differ; made equal again"
         )

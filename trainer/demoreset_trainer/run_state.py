@@ -114,7 +114,7 @@ class RunState:
             self.counters.update,
             self.counters.frames,
             self.curriculum.state(),
-            self.goal.state(),
+            self.goal.decisive(),
             self.ladder.state(),
             self.episodes.tolist(),
             self.owners,
