@@ -7,7 +7,7 @@ What only a cluster needs is ignored on one machine.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -50,6 +50,15 @@ class Rule:
     cluster: bool = False
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """A field's type, or the types of which it may be one."""
+    either = get_args(annotation)
+    return {
+        annotation,
+        *(get_args(one)[0] if get_origin(one) is Annotated else one for one in either),
+    }
+
+
 class ApiModel(BaseModel):
     """snake_case in Python, camelCase on the wire; unknown fields are errors."""
 
@@ -67,9 +76,10 @@ class ApiModel(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Pydantic takes true for 1; the API server refuses it."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise ValueError("it is neither true nor false")
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise ValueError("it is a number")
         return value
 
     @model_validator(mode="after")
@@ -269,7 +279,10 @@ class PpoSpec(ApiModel):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
 
     learning_rate: float = Field(
-        default=4e-4, gt=0, le=1, description="Adam's step size; a quarter of it at the goal."
+        default=4e-4,
+        gt=0,
+        le=1,
+        description="Adam's step size. Less near the goal: a quarter where all episodes succeed.",
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, le=1, description="Adam's epsilon.")
     entropy: float | None = Field(
@@ -277,7 +290,7 @@ class PpoSpec(ApiModel):
         ge=0,
         description="Coefficient of the entropy bonus. 0.002 with a guide, 0.02 without: where "
         "nothing shows the demo's action, the policy must keep trying others until it finds it. "
-        "Without a guide it is a quarter of that at the goal.",
+        "Without a guide it is less near the goal: a quarter where all episodes succeed.",
     )
     gamma: float = Field(default=0.999, gt=0, le=1, description="Discount per decision.")
     lambda_: float = Field(

@@ -91,7 +91,9 @@ class TrainingStatus(StatusModel):
     score_mean: float | None = Field(default=None, description="From the game's own start.")
     score_max: float | None = Field(default=None, description="Best from the game's own start.")
     entropy: float | None = Field(default=None, description="Of the policy, in nats.")
-    learning_rate: float | None = Field(default=None, description="With remedies.")
+    learning_rate: float | None = Field(
+        default=None, description="With remedies; less near the goal."
+    )
     eta_seconds: float | None = Field(default=None, description="Until the start is reached.")
 
 
@@ -142,7 +144,8 @@ class Attempt(StatusModel):
     life: int | None = Field(default=None, description="Which of the run's lives that was.")
     started: datetime | None = Field(default=None, description="When the container began.")
     ended: datetime = Field(
-        description="When it ended, by the pod itself; where that says nothing, when it was found."
+        description="When it ended, or was told to, by the pod itself; where that says nothing, "
+        "when it was found."
     )
     found: datetime | None = Field(
         default=None, description="When that was found, where the pod itself says when it ended."

@@ -75,8 +75,8 @@ class Pod:
     has ended for good, and a sidecar that somebody put beside it runs on. unknown: its node does
     not know how its container ended. message: for people. unready: which container that somebody
     put before it failed, and how. last_words: the container's termination message. ready: its
-    container is there, and answers where it is asked; between its ends, too, one that crashes is
-    `Running`.
+    container is there, and answers where it is asked, a worker's once it trains; between its ends,
+    too, one that crashes is `Running`.
     """
 
     name: str

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from demoreset_api.errors import ExitCode
+from demoreset_api.names import ASIDE, STARTING
 from demoreset_api.status import (
     MAX_MESSAGE,
     CheckpointStatus,
@@ -65,10 +66,10 @@ def trains(seen: Observation, status: RunStatus, now: datetime) -> set[str]:
 
 
 def _there(seen: Observation, now: datetime) -> list[Pod]:
-    """Whose worker has loaded, and does not sit out."""
+    """Whose worker has loaded, and neither sits out nor starts its members again."""
     heard = seen.heard(now)
-    known = [pod for pod in seen.workers if pod.name in heard and not seen.aside(pod)]
-    return [pod for pod in known if heard[pod.name].status.update]
+    told = [(pod, heard[pod.name].status) for pod in seen.workers if pod.name in heard]
+    return [pod for pod, one in told if one.update and one.phase not in (ASIDE, STARTING)]
 
 
 def _too_few(seen: Observation, status: RunStatus, now: datetime) -> bool:
@@ -213,7 +214,7 @@ def _running(
     if there and _too_few(seen, status, now):
         text = f"{there} of the {seen.run.spec.workers.min} workers that it needs "
         text += "(spec.workers.min) are there; the others are waited for"
-        trouble = trouble or held
+        trouble = f"{REFUSED}: {trouble}" if seen.refused else trouble or held
         return TOO_FEW, (text + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
     if seen.refused:
         return REFUSED, seen.refused

@@ -8,6 +8,7 @@ from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunSt
 from demoreset_operator.causes import NO_LOSS
 from demoreset_operator.ending import NO_ROOM
 from demoreset_operator.observation import HOPELESS_REASONS, Run
+from demoreset_operator.story import TOO_FEW
 
 MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')  # the scheduler's words
 IMAGE = "Correct spec.workers.image or imagePullSecrets."
@@ -42,6 +43,9 @@ DO = {
     "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
     "volume. One that sits out comes back when data reaches it quickly; keep the run to nodes that "
     "are near one another (spec.workers.nodeSelector), or lower spec.workers.min.",
+    "TooFewWorkers": "Those who are there train once spec.workers.min is lower. One that sits out "
+    "comes back when data reaches it quickly: keep the run to nodes that are near one another "
+    "(spec.workers.nodeSelector).",
     "Plateau": "Film it where it stands (`kubectl demoreset fetch {name}`, then `demoreset video "
     "runs/{name} --from FRAME`).",
     "NotWritten": "Make room on the volume, or see why it is away; training goes on meanwhile.",
@@ -108,7 +112,9 @@ def _said(found: Condition) -> str:
 
 def _do(run: Run, found: Condition) -> list[str]:
     """What to do about a condition."""
-    words = (found.reason, *found.message.rstrip(".").split(": "))  # of a worker that is lacking
+    words = [found.reason, *found.message.rstrip(".").split(": ")]  # of a worker that is lacking
+    if found.reason == TOO_FEW:  # it says what lacks, but not why
+        words.append(words.pop(0))
     word = next((word for word in words if word in DO or word in CHANGES), "")
     text = [DO[word].format(name=run.name)] if word in DO else []
     claim = missing_claim(found.message)

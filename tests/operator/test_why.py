@@ -136,6 +136,9 @@ def test_a_group_that_is_too_small_waits() -> None:
     assert text.startswith("key waits: no worker trains; the start stands at")
     assert "TooFewWorkers: 1 of the 2 workers that it needs (spec.workers.min) are there" in text
     assert "worker 1: Unschedulable: no room. Give it fewer gpus" in text
+    world.start()
+    world.settle()
+    assert "Those who are there train once spec.workers.min is lower" in explanation(world)
 
 
 @pytest.mark.parametrize(("running", "old"), [(2, False), (1, True), (None, False)])

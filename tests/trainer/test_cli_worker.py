@@ -133,6 +133,7 @@ def test_a_users_mistake_is_told_in_a_line_and_to_the_kubelet(
         ({"goal": {"met": True}, "playing_on": False}, True),
         ({"goal": {"met": False}, "playing_on": False}, False),
         ({"goal": {"met": True}, "playing_on": False, "spec": {"goal": {}}}, False),
+        ({"goal": {"met": True}, "playing_on": False, "spec": {}}, False),
         ({}, False),
         (None, False),
     ],

@@ -399,17 +399,19 @@ def test_the_step_size_and_the_entropy_in_force(
 
 
 @pytest.mark.parametrize(
-    ("guide", "reached", "wins", "entropy"),
+    ("guide", "reached", "wins", "playing_on", "entropy"),
     [
-        (0.1, True, 10, 2e-3),
-        (0, True, 0, 2e-2),
-        (0, True, 4, 1.4e-2),  # 0.75 x 4 of 10 are taken off
-        (0, True, 10, 5e-3),
-        (0, False, 10, 2e-2),  # the start has moved away again
+        (0.1, True, 10, False, 2e-3),
+        (0, True, 0, False, 2e-2),
+        (0, True, 4, False, 1.4e-2),  # 0.75 x 4 of 10 are taken off
+        (0, True, 10, False, 5e-3),
+        (0, False, 10, False, 2e-2),  # the start has moved away again
+        (0.1, True, 4, True, 2e-3),
+        (0, True, 4, True, 5e-3),  # for score: what was found is kept
     ],
 )
 def test_the_entropy_bonus_is_large_without_a_guide_and_smaller_near_the_goal(
-    crossing: Demo, guide: float, reached: bool, wins: int, entropy: float
+    crossing: Demo, guide: float, reached: bool, wins: int, playing_on: bool, entropy: float
 ) -> None:
     loop, _, _ = make(crossing, curriculum={"guide": guide})
     latest = [True] * wins + [False] * (10 - wins)
@@ -417,6 +419,7 @@ def test_the_entropy_bonus_is_large_without_a_guide_and_smaller_near_the_goal(
     if reached:
         known = [9.0] * len(loop.state.curriculum.state()["wins"])
         loop.state.curriculum.load({"wins": known, "counts": known})
+    loop.state.playing_on = playing_on
     assert loop._entropy_coefficient() == pytest.approx(entropy)
 
 

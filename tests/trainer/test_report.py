@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from demoreset_api.errors import UserError
-from demoreset_api.names import API_VERSION, ASIDE, KIND
+from demoreset_api.names import API_VERSION, ASIDE, KIND, STARTING
 from demoreset_trainer import metrics, plot, report, run_folder
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
@@ -216,8 +216,9 @@ def test_who_trains_is_ready(served: Report) -> None:
     assert get(served, "/readyz") == (503, "does not train\n")
     served.update(PROGRESS)
     assert get(served, "/readyz") == (200, "ok\n")
-    served.phase(ASIDE)
-    assert get(served, "/readyz")[0] == 503
+    for phase in (ASIDE, STARTING):  # as after all of its members have died
+        served.phase(phase)
+        assert get(served, "/readyz")[0] == 503
     assert get(served, "/healthz")[0] == 200
 
 

@@ -61,6 +61,17 @@ def test_what_follows_the_goal_is_no_part_of_it(freeway: Demo, after: str) -> No
     assert state.playing_on
 
 
+def test_another_goal_after_playing_on_is_judged_by_what_comes(freeway: Demo) -> None:
+    state = RunState(spec(goal={"successRate": 0.99, "after": "PlayOn"}), freeway)
+    state.resume(learned(freeway) | {"playing_on": True})
+    assert not state.goal.met
+    assert not state.playing_on
+    assert state.goal.rate is None, "the record is of a policy that has played for score since"
+    frames = 1000 + state._spec.stall.patience_frames - 1
+    assert state.ladder.watch(frames=frames, start=0, goal_rate=0.0) is None
+    assert state.ladder.state()["began"] == 0, "the best is the best still"
+
+
 @pytest.mark.parametrize(
     ("episodes", "best"),  # each its start and score
     [

@@ -83,9 +83,9 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
             ],
         ),
         (GOOD.partition("spec:")[0], ["spec: missing; it holds demo (set exactly one of name"]),
-        (GOOD + "  seed: true\n", ["spec.seed: received True; it is neither true nor false"]),
-        (GOOD + "  budget: {frames: false}\n", ["spec.budget.frames: received False; it is nei"]),
-        (GOOD + "  ppo: {clip: yes}\n", ["spec.ppo.clip: received True; it is neither"]),
+        (GOOD + "  seed: true\n", ["spec.seed: received True; it is a number"]),
+        (GOOD + "  budget: {frames: false}\n", ["spec.budget.frames: received False; it is a num"]),
+        (GOOD + "  ppo: {clip: yes}\n", ["spec.ppo.clip: received True; it is a number"]),
         (
             GOOD + "  workers: {tolerations: {'0': {key: a}}}\n",
             ["spec.workers.tolerations: received {'0': {'key': 'a'}}; it is a list, which --set"],

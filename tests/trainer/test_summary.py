@@ -41,6 +41,7 @@ def finish(folder: Path, code: int, after: str, progress: Progress) -> tuple[str
         (ExitCode.DONE, "Stop", CONFIRMED, True),
         (ExitCode.INTERRUPTED, "PlayOn", PROGRESS, False),
         (ExitCode.INTERRUPTED, "PlayOn", replace(CONFIRMED, evaluation_rate=0.89), False),
+        (ExitCode.INTERRUPTED, "PlayOn", replace(CONFIRMED, goal=0.5), False),  # an earlier goal
         (ExitCode.TRY_AGAIN, "Stop", CONFIRMED, False),  # it could not be saved
     ],
 )

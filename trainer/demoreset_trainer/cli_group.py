@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import ExitCode
+from demoreset_trainer.disk import DAMAGE
 from demoreset_trainer.local_coordinator import LocalCoordinator
 from demoreset_trainer.member_process import member_command
 from demoreset_trainer.network import LOCALHOST
@@ -117,5 +118,5 @@ def goal_met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
             return False
         run_folder.check_same_run(state, spec, demo, folder)
         return True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *DAMAGE):
         return False  # a broken one: those who read checkpoints decide

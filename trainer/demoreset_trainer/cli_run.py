@@ -59,7 +59,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="processes that train together, any of which may be lost; default: the file's "
         "spec.workers.membersPerWorker, else one per GPU, else one",
     )
-    parser.add_argument("--port", type=PORT, help="serve /metrics, /status and /healthz here")
+    parser.add_argument("--port", type=PORT, help="serve /metrics, /status, /healthz and /readyz")
     parser.add_argument(
         "--host", default=LOCALHOST, help=f"address of --port; default {LOCALHOST}, this machine"
     )

@@ -83,7 +83,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--port",
         type=PORT,
         default=METRICS_PORT,
-        help=f"of /metrics, /status and /healthz; default {METRICS_PORT}; 0: a free one",
+        help=f"of /metrics, /status, /healthz and /readyz; default {METRICS_PORT}; 0: a free one",
     )
     parser.add_argument("--host", default="", help="address of --port; default: all")
     parser.add_argument(

@@ -387,8 +387,9 @@ class Loop:
         that has found them.
         """
         coefficient = self.spec.entropy * self.state.ladder.remedy.entropy
-        guide = self.spec.curriculum.in_force.guide
-        return coefficient if guide else coefficient * self._left_near_goal()
+        if self.spec.curriculum.in_force.guide:
+            return coefficient
+        return coefficient * (AT_GOAL if self.state.playing_on else self._left_near_goal())
 
     def _left_near_goal(self) -> float:
         """Of a coefficient that shrinks as success from the game's own start grows."""

@@ -205,6 +205,8 @@ class Membership:
                     f"this member's state differs from that of the others after it was made equal "
                     f"{MAX_APART - 1} times; are all of one version?"
                 )
+        else:
+            self._apart = 0
         self._note(
             f"update {self._state.counters.update}: the members' states differ; made equal again"
         )

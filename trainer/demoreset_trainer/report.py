@@ -37,7 +37,11 @@ GAUGES = (
     ("score_max", "Best score from the game's own start", "score_max"),
     ("update", "Updates done", "update"),
     ("learning_rate", "Step size, with remedies; less near the goal", "learning_rate"),
-    ("entropy_coefficient", "Weight of the entropy, with remedies", "entropy_coefficient"),
+    (
+        "entropy_coefficient",
+        "Weight of the entropy, with remedies; without a guide less near the goal",
+        "entropy_coefficient",
+    ),
     ("entropy_nats", "Entropy of the policy", "entropy"),
     ("kl_nats", "Divergence of the policy within the update", "kl"),
     ("clip_ratio", "Share of samples whose ratio was clipped", "clip_share"),
@@ -224,7 +228,9 @@ class Report(Collector):
                 silent = time.time() - self._heartbeat
                 if silent > HUNG_AFTER:
                     return 503, "text/plain", f"no sign of life for {silent:.0f} s\n".encode()
-                if probe == "/readyz" and (self._progress is None or self._phase == ASIDE):
+                if probe == "/readyz" and (
+                    self._progress is None or self._phase in (ASIDE, STARTING)
+                ):
                     return 503, "text/plain", b"does not train\n"
                 starting = self._progress is None and self._phase == STARTING
                 return 200, "text/plain", b"starting\n" if starting else b"ok\n"

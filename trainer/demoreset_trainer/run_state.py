@@ -97,6 +97,9 @@ class RunState:
         counters = self.counters
         counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
         if run_folder.other_goal(state, self._spec):
+            if self.playing_on:  # its record is of a policy that has played for score since
+                self.goal = GoalWatch(self._spec.goal)
+                self.ladder.restart(counters.frames)
             self.goal.forget()
             self.playing_on = False
         if run_folder.other_rules(state, self._spec):

@@ -86,6 +86,10 @@ class Ladder:
         """Take all remedies back."""
         self._state.rung, self._state.stalled = 0, False
 
+    def restart(self, frames: int) -> None:
+        """Wait for progress from now on, as nobody watched for a while."""
+        self._state.since, self._state.best_goal_rate = frames, 0.0
+
     def _took_progress(self, start: int, goal_rate: float) -> bool:
         """Remember the best so far; whether this is better."""
         state = self._state

@@ -93,8 +93,10 @@ def summarise(
 
 def _plays_on(latest: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a run has met its goal and goes on for score: it confirms no more after that."""
-    rate = latest.get("evaluation_rate")
-    return spec.goal.after is After.PLAY_ON and rate is not None and rate >= spec.goal.success_rate
+    goal, rate = spec.goal, latest.get("evaluation_rate")
+    told = (latest["goal"], latest.get("evaluation_episodes"))  # perhaps of another goal
+    same = told == (goal.success_rate, goal.episodes)
+    return goal.after is After.PLAY_ON and same and rate is not None and rate >= goal.success_rate
 
 
 def saved(checkpoints: Path) -> int | None:

@@ -310,7 +310,8 @@ class Supervisor:
             place.start_at = now + place.record.wait
             wait = place.record.wait
             then = f"starting it again in {wait:g} s" if wait else "starting it again"
-        how = member.hung or (f"{restart.words(code)} ({error})" if code > 0 else str(error))
+        code_said, why = restart.words(code), str(error)
+        how = member.hung or (why if code <= 0 or why == code_said else f"{code_said} ({why})")
         self._watch.note(
             f"lost member {member.name} (pid {member.pid}) at update {update}: {how}; {then}"
         )

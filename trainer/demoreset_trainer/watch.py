@@ -34,7 +34,9 @@ class Watchers:
         self._screen = make_screen(options.log, sys.stdout)
         self._tensorboard = TensorBoardFile(folder) if options.tensorboard else None
         if self._report is not None:
-            self.note(f"serving /metrics, /status and /healthz on port {self._report.port}")
+            self.note(
+                f"serving /metrics, /status, /healthz and /readyz on port {self._report.port}"
+            )
 
     def phase(self, name: str) -> None:
         """The loop has entered a phase."""
