@@ -191,9 +191,10 @@ def _logs(options: argparse.Namespace) -> None:
 
 
 def _suspend(options: argparse.Namespace, suspend: bool) -> None:
-    _, run = _read(options)
-    if run.status.phase in (Phase.COMPLETE, Phase.FAILED):
-        raise PluginError(f"{run.name} is over ({run.status.phase}): nothing changes")
+    body = _body(options)  # whatever else it says: also a run of a later version can be suspended
+    phase = (body.get("status") or {}).get("phase")
+    if phase in (Phase.COMPLETE, Phase.FAILED):
+        raise PluginError(f"{options.run} is over ({phase}): nothing changes")
     patch = json.dumps({"spec": {"suspend": suspend}})
     print(_kubectl(options, "patch", RESOURCE, options.run, "--type=merge", "-p", patch), end="")
 
@@ -348,8 +349,12 @@ def _kubectl(options: argparse.Namespace, *arguments: str, given: str | None = N
     return done.stdout
 
 
+def _body(options: argparse.Namespace) -> Json:
+    return dict(json.loads(_kubectl(options, "get", RESOURCE, options.run, "-o", "json")))
+
+
 def _read(options: argparse.Namespace) -> tuple[Json, Run]:
-    body = json.loads(_kubectl(options, "get", RESOURCE, options.run, "-o", "json"))
+    body = _body(options)
     try:
         return body, parse_run(body)
     except ValidationError as error:

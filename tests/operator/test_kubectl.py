@@ -268,7 +268,11 @@ def test_a_run_that_is_over_is_neither_suspended_nor_resumed(
     monkeypatch: pytest.MonkeyPatch, made: list[Json], command: str
 ) -> None:
     world = training(1)
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+
+    def body(_options: Any) -> Json:
+        return {"status": {"phase": world.run.status.phase, "later": 1}}
+
+    monkeypatch.setattr(plugin, "_body", body)
     plugin.main([command, "key"])
     world.end("key-worker-0-1", 2)
     world.settle()
