@@ -62,7 +62,7 @@ def poison(loop: ModuleType) -> None:
     optimise, commit = loop.Loop._optimise, loop.Loop._commit
 
     def due(self: Any, rejected: int = 0) -> bool:
-        update, place = self.state.counters.update, int(self._members[self._rank].split("-")[-2])
+        update, place = self.state.counters.update, int(self._membership.me.split("-")[-2])
         if place != order.get("place", place):
             return False
         if "since" in order:

@@ -76,7 +76,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
     run.ready(2)
     assert run.update >= before, "nothing was lost"
     assert run.life == 3
-    # Now it may end: both leave, the last one saves, and others go on from there.
+    # Now it may end: both leave, the last one saves, and others find the goal met, or meet it.
     before = run.update
     run.patch(goal={"after": "Stop"})
     cluster.kubectl(
@@ -85,7 +85,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
     assert run.status["phase"] == "Complete"
     assert run.status["curriculum"]["startFrame"] == 0
     until(lambda: not run.live(), "the pods are given back")
-    assert run.status["training"]["life"] == 4
+    assert run.status["training"]["life"] in (3, 4)
     assert run.update >= before, "nothing was lost"
     if (folder := run.folder()) is not None:
         newest = max(folder.glob("checkpoints/ckpt-*"))
