@@ -62,7 +62,8 @@ def poison(loop: ModuleType) -> None:
     optimise, commit = loop.Loop._optimise, loop.Loop._commit
 
     def due(self: Any, rejected: int = 0) -> bool:
-        update, place = self.state.counters.update, int(self._membership.me.split("-")[-2])
+        update, its = self.state.counters.update, self._membership
+        place = int(its._members[its.rank].split("-")[-2])
         if place != order.get("place", place):
             return False
         if "since" in order:

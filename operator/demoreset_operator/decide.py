@@ -13,7 +13,7 @@ from demoreset_api.names import ANNOTATION_HASH, MANAGER
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL_CAUSES
-from demoreset_operator.ending import VOLUME_LOST, Ending, deadlines, ending
+from demoreset_operator.ending import ANEW, VOLUME_LOST, Ending, deadlines, ending
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
@@ -208,7 +208,7 @@ def _in_vain(run: Run) -> Event:
     """The event that says that a change to a run that is over changes nothing."""
     message = "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts"
     stays = run.status.saved and not run.spec.checkpoint.volume.leaves
-    then = "delete it and apply it anew"
+    then = ANEW
     if stays and story.failed(run.status) != VOLUME_LOST:
         then = f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
     return Event("Warning", "RunIsOver", f"{message}; {then}")

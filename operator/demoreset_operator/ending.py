@@ -13,6 +13,7 @@ from demoreset_operator.render import claim_name
 
 NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
 VOLUME_LOST = "VolumeLost"
+ANEW = "delete it and apply it anew"  # what helps a run that is over, and leaves nothing
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
     Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met",

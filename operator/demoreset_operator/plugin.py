@@ -173,11 +173,16 @@ def _why(options: argparse.Namespace) -> None:
 def _running(options: argparse.Namespace, run: Run) -> int | None:
     """How many of a run's workers have a pod that runs; None for who may not see pods."""
     try:
-        found = json.loads(_kubectl(options, "get", "pods", "-l", selector(run), "-o", "json"))
+        found = _get(options, "pods", "-l", selector(run))
     except PluginError:
         return None
-    pods = [one for one in found["items"] if "deletionTimestamp" not in one["metadata"]]
-    return len([one for one in pods if one["status"].get("phase") == "Running"])
+    return sum(map(_runs, found["items"]))
+
+
+def _runs(pod: Json) -> bool:
+    """Whether a pod runs, and is to go on running."""
+    gone = "deletionTimestamp" in pod["metadata"]
+    return pod["status"].get("phase") == "Running" and not gone
 
 
 def _logs(options: argparse.Namespace) -> None:
@@ -349,8 +354,13 @@ def _kubectl(options: argparse.Namespace, *arguments: str, given: str | None = N
     return done.stdout
 
 
+def _get(options: argparse.Namespace, *what: str) -> Json:
+    """What the API server has: an object, or a list of them."""
+    return dict(json.loads(_kubectl(options, "get", *what, "-o", "json")))
+
+
 def _body(options: argparse.Namespace) -> Json:
-    return dict(json.loads(_kubectl(options, "get", RESOURCE, options.run, "-o", "json")))
+    return _get(options, RESOURCE, options.run)
 
 
 def _read(options: argparse.Namespace) -> tuple[Json, Run]:
@@ -375,13 +385,11 @@ class _Reader:
         self._pod, self.made, self._container = "", False, "worker"
 
     def __enter__(self) -> "_Reader":
-        which = ("-l", f"{LABEL_COMPONENT}={COMPONENT_WORKER}", "-o", "json")
-        found = json.loads(_kubectl(self._options, "get", "pods", *which))
+        found = _get(self._options, "pods", "-l", f"{LABEL_COMPONENT}={COMPONENT_WORKER}")
         sees = [body for body in found["items"] if claim_name(self._run) in _claims(body)]
         pods = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
         for body in (*pods, *sees):
-            gone = "deletionTimestamp" in body["metadata"]
-            if body["status"]["phase"] == "Running" and not gone:
+            if _runs(body):
                 self._pod = body["metadata"]["name"]
                 return self
         image = self._options.image or self._run.spec.workers.image
@@ -410,8 +418,7 @@ class _Reader:
         """Wait until the pod that was made has begun, and say what it waits for."""
         until, said = time.monotonic() + READER_WAIT, ""
         while True:
-            found = json.loads(_kubectl(self._options, "get", "pod", self._pod, "-o", "json"))
-            status = found.get("status") or {}
+            status = _get(self._options, "pod", self._pod).get("status") or {}
             if status.get("phase") == "Running":
                 return
             words = ": ".join(filter(None, trouble(status, self._container)))

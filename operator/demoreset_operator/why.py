@@ -6,7 +6,7 @@ from datetime import datetime
 from demoreset_api.names import MANAGER
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
-from demoreset_operator.ending import NO_ROOM
+from demoreset_operator.ending import ANEW, NO_ROOM
 from demoreset_operator.observation import HOPELESS_REASONS, Run
 from demoreset_operator.story import TOO_FEW
 
@@ -57,7 +57,6 @@ CHANGES = {
     "NoProgress": "spec.ppo.learningRate=1e-4",
     "Plateau": "FIELD=VALUE",
 }
-ANEW = "delete it and apply it anew"
 OPERATOR = (
     "`kubectl get pods --all-namespaces --selector "
     "app.kubernetes.io/name=demoreset,app.kubernetes.io/component=operator`"

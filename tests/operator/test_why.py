@@ -123,11 +123,7 @@ def test_a_missing_claim_is_said_once_and_what_to_do(volume: dict[str, str], do:
 
 
 def test_a_group_that_is_too_small_waits() -> None:
-    world = World(workers={"min": 2, "max": 2})
-    world.settle()
-    world.start()
-    world.train(10)
-    world.settle()
+    world = training(2, least=2)
     world.vanish("key-worker-1-1")
     world.settle()
     world.unschedulable("key-worker-1-2", "no room")

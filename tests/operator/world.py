@@ -294,9 +294,9 @@ class World:
         return None
 
 
-def training(count: int = 3, **spec: Any) -> World:
+def training(count: int = 3, least: int = 1, **spec: Any) -> World:
     """A run of so many workers, all of which train."""
-    world = World(workers={"min": 1, "max": count}, **spec)
+    world = World(workers={"min": least, "max": count}, **spec)
     world.settle()
     world.start()
     world.train()

@@ -63,7 +63,7 @@ def test_a_run_goes_on_from_a_snapshot_with_all_that_it_had(crossing: Demo) -> N
     loop.run(after(loop, 3))
     snapshot = shelf.saved[-1]
     again, diary, _ = make(crossing)
-    again.load(snapshot)
+    again._membership.load(snapshot)
     assert torch.equal(weights(loop), weights(again))
     assert again.state.counters == replace(
         loop.state.counters, resumed_update=3, resumed_frames=3 * 8 * 8 * 4
@@ -98,7 +98,7 @@ def test_no_episode_has_the_random_numbers_of_one_of_an_earlier_life(crossing: D
     for _ in range(3):
         loop, _, _ = make(crossing)
         if snapshot is not None:
-            loop.load(snapshot)
+            loop._membership.load(snapshot)
         lives.append(asked_for(loop))
         loop.run(after(loop, 2))
         snapshot = loop.snapshot()
@@ -122,7 +122,7 @@ def test_a_met_goal_stays_met_and_another_goal_is_a_new_one(crossing: Demo) -> N
     snapshot = loop.snapshot()
     for goal, met in (({}, True), ({"successRate": 0.99}, False)):
         again, _, _ = make(crossing, goal=goal)
-        again.load(snapshot)
+        again._membership.load(snapshot)
         assert again.state.goal.met is met
 
 
@@ -275,7 +275,7 @@ def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> N
     assert not stopped.goal_met  # it was asked to stop, and is to go on
     assert len(diary.notes) == 1
     again, diary, shelf = make(crossing, goal={"after": "PlayOn"}, budget={"frames": 900})
-    again.load(loop.snapshot())
+    again._membership.load(loop.snapshot())
     stopped = again.run(lambda: False)
     assert stopped.goal_met
     assert stopped.budget_spent
@@ -305,7 +305,7 @@ def test_a_run_that_played_on_and_has_another_goal_is_taught_again(crossing: Dem
     loop.state.goal.met = loop.state.playing_on = True
     loop.run(after(loop, 1))
     again, _, _ = make(crossing, goal={"successRate": 0.99})
-    again.load(loop.snapshot())
+    again._membership.load(loop.snapshot())
     assert not again.state.playing_on
     assert not again.state.goal.met
 

@@ -22,13 +22,14 @@ from demoreset_api.names import (
 )
 from demoreset_trainer import restart
 from demoreset_trainer.flags import PORT, place
+from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.supervise import Signals, Supervisor
 
 MAX_BYTES = 4096  # of a termination message
 NO_NEWS = b'{"worldSize": 1}'  # the last words of a worker that had nothing to learn
-HERE = ("localhost", "127.0.0.1", "[::1]")
+HERE = ("localhost", LOCALHOST, "[::1]")
 
 HELP = f"""Train as one worker of a group: what a pod runs.
 
@@ -184,7 +185,7 @@ def whereabouts(coordinator: str | None, address: str | None) -> tuple[str, str]
                 f"--address: missing; give this machine's IP as others reach it, or set "
                 f"{ENV_ADDRESS} (only where the coordinator is on localhost it is 127.0.0.1)"
             )
-        address = "127.0.0.1"
+        address = LOCALHOST
     return coordinator, address
 
 

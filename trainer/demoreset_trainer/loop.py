@@ -151,10 +151,6 @@ class Loop:
         """All that is needed to go on. Tensors are the live ones, not copies."""
         return self._membership.snapshot()
 
-    def load(self, snapshot: Snapshot) -> None:
-        """Go on from a checkpoint: every slot begins anew."""
-        self._membership.load(snapshot)
-
     @property
     def saves(self) -> bool:
         """Whether it falls to this member to save: it is the first, or lost sight of the others."""

@@ -85,11 +85,6 @@ class Membership:
         return digest
 
     @property
-    def me(self) -> str:
-        """This member's id in the latest quorum."""
-        return self._members[self.rank]
-
-    @property
     def seconds(self) -> float:
         """How long the run has been trained, over all its lives."""
         began = self._began

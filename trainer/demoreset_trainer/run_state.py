@@ -100,8 +100,9 @@ class RunState:
             if self.playing_on:  # its record is of a policy that has played for score since
                 self.goal = GoalWatch(self._spec.goal)
                 self.ladder.restart(counters.frames)
-            self.goal.forget()
-            self.playing_on = False
+                self.playing_on = False
+            else:
+                self.goal.forget()
         if run_folder.other_rules(state, self._spec):
             # What was reached under those says nothing now.
             self.goal = GoalWatch(self._spec.goal)
