@@ -161,6 +161,7 @@ def learn(
         "demo": name,
         "condition": condition,
         "guide": spec.curriculum.in_force.guide if condition != "random policy" else 0,
+        "entropy": spec.entropy if condition != "random policy" else 0,
         "seed": seed,
         "goal": goal,
         "goalMet": loop.state.goal.met,
@@ -178,18 +179,20 @@ def learn(
 
 
 def show(path: Path) -> None:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    # What is said of a row holds for all of its runs.
+    columns = ("demo", "condition", "guide", "entropy", "goal")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
-        groups.setdefault((entry["demo"], entry["condition"]), []).append(entry)
-    print("| demo | condition | guide | seeds | goal met | median min (all) | median M frames |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for (demo, condition), entries in groups.items():
+        groups.setdefault(tuple(entry[column] for column in columns), []).append(entry)
+    print(f"| {' | '.join(columns)} | runs | goal met | median min (all) | median M frames |")
+    print("| --- " * (len(columns) + 4) + "|")
+    for row, entries in groups.items():
         minutes = [entry["seconds"] / 60 for entry in entries]
         met = sum(entry["goalMet"] for entry in entries)
         frames = statistics.median(entry["frames"] for entry in entries) / 1e6
         print(
-            f"| {demo} | {condition} | {entries[0]['guide']} | {len(entries)} | {met} | "
+            f"| {' | '.join(map(str, row))} | {len(entries)} | {met} | "
             f"{statistics.median(minutes):.1f} ({', '.join(f'{m:.1f}' for m in minutes)}) | "
             f"{frames:.2f} |"
         )

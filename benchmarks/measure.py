@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -214,11 +215,22 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": cores(),
+        "commit": _commit(),
         "python": sys.version.split()[0],
         "versions": versions,
         "loadBefore": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def _commit() -> str:
+    """The commit that was measured, with a plus where the product's files differ from it."""
+    git = ("git", "-C", str(RESULTS.parent))
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "../trainer", "../operator"])
+    return head.stdout.strip() + "+" * bool(same.returncode)
 
 
 def _cpu() -> str:
