@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -19,25 +18,15 @@ from pydantic import ValidationError
 
 from demoreset_api import changes
 from demoreset_api.errors import UserError
-from demoreset_api.names import COMPONENT_WORKER, GROUP, LABEL_COMPONENT, LABEL_RUN_UID, PLURAL
 from demoreset_api.spec import AccessMode, ApiModel, RunSpec
 from demoreset_api.status import Phase
-from demoreset_operator import render
-from demoreset_operator.observation import Json, Run, not_understood, parse_run, trouble
-from demoreset_operator.render import DATA, QUEUE, Settings, claim_name, selector
-from demoreset_operator.why import missing_claim, stale, why
+from demoreset_operator.kubectl import RESOURCE, Kubectl, runs
+from demoreset_operator.observation import Json, Run
+from demoreset_operator.render import DATA, QUEUE, claim_name, selector
+from demoreset_operator.volume_reader import VolumeReader
+from demoreset_operator.why import stale, why
 
-RESOURCE = f"{PLURAL}.{GROUP}"
-READER_SECONDS = 4 * 3600  # that a pod which reads a volume lives at most
-READER_WAIT = 600.0  # for it to begin
-POLL_SECONDS = 2.0
 REACTION_SECONDS = 5.0  # from a loss until an operator has said so
-READER_RESOURCES = {  # all four: a quota refuses pods that lack one which it counts
-    "requests": {"cpu": "100m", "memory": "64Mi"},
-    "limits": {"cpu": "1", "memory": "256Mi"},
-}
-# What matches a pattern; nothing where there is none.
-FIND = "ls -d $0 2> /dev/null || true"
 CHECKPOINTS = """
 import sys, pathlib
 for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
@@ -66,17 +55,13 @@ mv "$1.partial" "$1"
 """
 
 
-class PluginError(Exception):
-    """What a person is told."""
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Run the plugin."""
     options = _parser().parse_args(given)
     try:
-        options.func(options)
+        options.func(Kubectl(options.namespace, options.context), options)
         sys.stdout.flush()
-    except (PluginError, UserError) as error:
+    except UserError as error:
         sys.exit(f"kubectl demoreset: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -107,10 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     logs = command("logs", _logs, "what a run's workers say")
     logs.add_argument("-f", "--follow", action="store_true")
     logs.add_argument("--pod", help="of this pod alone, also of one that has ended")
-    command(
-        "suspend", lambda options: _suspend(options, True), "save a checkpoint and delete all pods"
-    )
-    command("resume", lambda options: _suspend(options, False), "continue a suspended run")
+    command("suspend", _suspend, "save a checkpoint and delete all pods")
+    command("resume", _resume, "continue a suspended run")
     checkpoints = command("checkpoints", _checkpoints, "list the checkpoints on a run's volume")
     fetch = command(
         "fetch", _fetch, "copy a run's folder to this machine, for `demoreset evaluate`"
@@ -137,13 +120,13 @@ def _parser() -> argparse.ArgumentParser:
 # Commands
 
 
-def _list(options: argparse.Namespace) -> None:
+def _list(kubectl: Kubectl, options: argparse.Namespace) -> None:
     more = ["--all-namespaces"] if options.all_namespaces else []
-    print(_kubectl(options, "get", RESOURCE, "-o", "wide", *more), end="")
+    print(kubectl.run("get", RESOURCE, "-o", "wide", *more), end="")
 
 
-def _status(options: argparse.Namespace) -> None:
-    status = _read(options)[0].get("status") or {}
+def _status(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    status = kubectl.read(options.run)[0].get("status") or {}
     shown = {key: value for key, value in status.items() if key not in ("places", "attempts")}
     print(yaml.safe_dump(shown, sort_keys=False), end="")
     for one in status.get("attempts", [])[-5:]:
@@ -160,63 +143,65 @@ def _after(attempt: Json) -> list[str]:
     return list(filter(None, (after, attempt.get("message"))))
 
 
-def _why(options: argparse.Namespace) -> None:
-    _, run = _read(options)
-    running = _running(options, run)
+def _why(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    _, run = kubectl.read(options.run)
+    running = _running(kubectl, run)
     if running is not None and stale(run.status, running):  # a loss: it may be being told of
         time.sleep(REACTION_SECONDS)
-        _, run = _read(options)
-        running = _running(options, run)
+        _, run = kubectl.read(options.run)
+        running = _running(kubectl, run)
     print(why(run, datetime.now(UTC), running=running))
 
 
-def _running(options: argparse.Namespace, run: Run) -> int | None:
+def _running(kubectl: Kubectl, run: Run) -> int | None:
     """How many of a run's workers have a pod that runs; None for who may not see pods."""
     try:
-        found = _get(options, "pods", "-l", selector(run))
-    except PluginError:
+        found = kubectl.get("pods", "-l", selector(run))
+    except UserError:
         return None
-    return sum(map(_runs, found["items"]))
+    return sum(map(runs, found["items"]))
 
 
-def _runs(pod: Json) -> bool:
-    """Whether a pod runs, and is to go on running."""
-    gone = "deletionTimestamp" in pod["metadata"]
-    return pod["status"].get("phase") == "Running" and not gone
-
-
-def _logs(options: argparse.Namespace) -> None:
-    _, run = _read(options)
+def _logs(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    _, run = kubectl.read(options.run)
     which = [options.pod]
     if not options.pod:
         which = ["-l", selector(run), "--prefix", "--tail=100", "--max-log-requests=64"]
         which.append("--ignore-errors")  # of a pod that has no log yet, or whose node is gone
-    command = _command(options, "logs", "-c", "worker", *which, *(["-f"] if options.follow else []))
+    command = kubectl.command("logs", "-c", "worker", *which, *(["-f"] if options.follow else []))
     sys.exit(subprocess.run(command).returncode)
 
 
-def _suspend(options: argparse.Namespace, suspend: bool) -> None:
-    body = _body(options)  # whatever else it says: also a run of a later version can be suspended
+def _suspend(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    _set_suspend(kubectl, options.run, True)
+
+
+def _resume(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    _set_suspend(kubectl, options.run, False)
+
+
+def _set_suspend(kubectl: Kubectl, name: str, suspend: bool) -> None:
+    body = kubectl.body(name)  # whatever else it says: also of a run of a later version
     phase = (body.get("status") or {}).get("phase")
     if phase in (Phase.COMPLETE, Phase.FAILED):
-        raise PluginError(f"{options.run} is over ({phase}): nothing changes")
+        raise UserError(f"{name} is over ({phase}): nothing changes")
     patch = json.dumps({"spec": {"suspend": suspend}})
-    print(_kubectl(options, "patch", RESOURCE, options.run, "--type=merge", "-p", patch), end="")
+    print(kubectl.run("patch", RESOURCE, name, "--type=merge", "-p", patch), end="")
 
 
-def _checkpoints(options: argparse.Namespace) -> None:
-    _, run = _read(options)
-    with _Reader(options, run) as reader:
+def _checkpoints(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    _, run = kubectl.read(options.run)
+    with VolumeReader(kubectl, run, options.image) as reader:
         output = reader.run("python", "-c", CHECKPOINTS, f"{DATA}/{run.name}")
     print(output.decode() or f"{run.name} has no checkpoint yet\n", end="")
 
 
-def _fetch(options: argparse.Namespace) -> None:
-    _, run = _read(options)
+def _fetch(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    _, run = kubectl.read(options.run)
     out: Path = options.out or Path("runs") / run.name
     if out.exists():
-        raise PluginError(f"{out} is there already; choose another --out")
-    with _Reader(options, run) as reader:
+        raise UserError(f"{out} is there already; choose another --out")
+    with VolumeReader(kubectl, run, options.image) as reader:
         reader.needs("checkpoints/BEST" if options.best else "")
         pack = TAR_BEST if options.best else TAR
         command = reader.command("sh", "-c", pack, f"{DATA}/{run.name}")
@@ -231,10 +216,10 @@ def _fetch(options: argparse.Namespace) -> None:
                 message = "nothing came"
                 if partial.exists():
                     message = f"the stream was cut off; what came is in {partial}"
-                raise PluginError(f"{message}: {error}") from error
+                raise UserError(f"{message}: {error}") from error
             process.stdout.read()
         if process.returncode:
-            raise PluginError(f"not all was fetched; what came is in {partial}")
+            raise UserError(f"not all was fetched; what came is in {partial}")
         partial.rename(out)
     print(f"{out}\nNext: demoreset evaluate {out}; demoreset video {out}")
 
@@ -252,11 +237,11 @@ def _stays_inside(member: tarfile.TarInfo) -> bool:
     return (member.isfile() or member.isdir()) and not path.is_absolute() and ".." not in path.parts
 
 
-def _branch(options: argparse.Namespace) -> None:
-    body, run = _read(options)
+def _branch(kubectl: Kubectl, options: argparse.Namespace) -> None:
+    body, run = kubectl.read(options.run)
     volume = run.spec.checkpoint.volume
     if volume.leaves:
-        raise PluginError(
+        raise UserError(
             f"{run.name}'s volume goes with it (spec.checkpoint.volume.retention: Delete), and the "
             "new run would lose it, too"
         )
@@ -274,14 +259,14 @@ def _branch(options: argparse.Namespace) -> None:
         changes.apply(made, f"spec.{change.removeprefix('spec.')}")
     _same_to_learn(run, made)
     text = json.dumps(made)
-    _kubectl(options, "create", "--dry-run=server", "-f", "-", given=text)
-    with _Reader(options, run) as reader:
+    kubectl.run("create", "--dry-run=server", "-f", "-", given=text)
+    with VolumeReader(kubectl, run, options.image) as reader:
         reader.needs("checkpoints/ckpt-*/MANIFEST.json")
         if not reader.made:
-            _warn_of_other_nodes(options, run)
+            _warn_of_other_nodes(kubectl, run, options.new)
         old, new = f"{DATA}/{run.name}", f"{DATA}/{options.new}"
         reader.run("sh", "-c", COPY, old, new)
-    print(_kubectl(options, "create", "-f", "-", given=text), end="")
+    print(kubectl.run("create", "-f", "-", given=text), end="")
 
 
 def _copied(labels: dict[str, str]) -> dict[str, str]:
@@ -300,25 +285,25 @@ def _same_to_learn(run: Run, made: Json) -> None:
         return  # the API server says it better
     for field in _changed(run.spec, new, "spec"):
         if field not in ("spec.managedBy", "spec.checkpoint.volume"):
-            raise PluginError(
+            raise UserError(
                 f"{field}: {run.name}'s checkpoints are of no use with another one; make a new run "
                 "with `kubectl apply`"
             )
     if new.checkpoint.volume.claim != claim_name(run):
-        raise PluginError(
+        raise UserError(
             f"spec.checkpoint.volume: {run.name}'s checkpoints are copied on their own claim, "
             f"{claim_name(run)}; on another one the new run would begin from nothing: leave it out"
         )
 
 
-def _warn_of_other_nodes(options: argparse.Namespace, run: Run) -> None:
+def _warn_of_other_nodes(kubectl: Kubectl, run: Run, new: str) -> None:
     """Say where the new run may have to wait for the old one, which runs."""
     claim = claim_name(run)
-    modes = _kubectl(options, "get", "pvc", claim, "-o", "jsonpath={.spec.accessModes}")
+    modes = kubectl.run("get", "pvc", claim, "-o", "jsonpath={.spec.accessModes}")
     if AccessMode.MANY.value not in modes:
         print(
             f"kubectl demoreset: {run.name}'s volume {claim} is in use, and {modes}: pods of "
-            f"{options.new} that come to another node wait for it; `kubectl demoreset suspend` "
+            f"{new} that come to another node wait for it; `kubectl demoreset suspend` "
             "lets it go",
             file=sys.stderr,
         )
@@ -332,165 +317,6 @@ def _changed(old: ApiModel, new: ApiModel, place: str) -> Iterator[str]:
             yield f"{place}.{shown}"
         elif isinstance(before, ApiModel):
             yield from _changed(before, now, f"{place}.{shown}")
-
-
-# Reaching what there is
-
-
-def _command(options: argparse.Namespace, *arguments: str) -> list[str]:
-    where = ["--namespace", options.namespace] if options.namespace else []
-    where += ["--context", options.context] if options.context else []
-    return ["kubectl", *where, *arguments]
-
-
-def _kubectl(options: argparse.Namespace, *arguments: str, given: str | None = None) -> str:
-    command = _command(options, *arguments)
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise PluginError("kubectl is not on the PATH") from error
-    if done.returncode:
-        raise PluginError(done.stderr.strip())
-    return done.stdout
-
-
-def _get(options: argparse.Namespace, *what: str) -> Json:
-    """What the API server has: an object, or a list of them."""
-    return dict(json.loads(_kubectl(options, "get", *what, "-o", "json")))
-
-
-def _body(options: argparse.Namespace) -> Json:
-    return _get(options, RESOURCE, options.run)
-
-
-def _read(options: argparse.Namespace) -> tuple[Json, Run]:
-    body = _body(options)
-    try:
-        return body, parse_run(body)
-    except ValidationError as error:
-        raise PluginError(
-            f"this version does not know what {options.run} says: {not_understood(error)}; "
-            "upgrade the plugin, or see `kubectl describe`"
-        ) from error
-
-
-class _Reader:
-    """A pod that sees the run's volume: a worker that runs, else one that is made for it.
-
-    Also a worker of another run, as of a branch: its node may be the only one that can have it.
-    """
-
-    def __init__(self, options: argparse.Namespace, run: Run) -> None:
-        self._options, self._run = options, run
-        self._pod, self.made, self._container = "", False, "worker"
-
-    def __enter__(self) -> "_Reader":
-        found = _get(self._options, "pods", "-l", f"{LABEL_COMPONENT}={COMPONENT_WORKER}")
-        sees = [body for body in found["items"] if claim_name(self._run) in _claims(body)]
-        pods = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
-        for body in (*pods, *sees):
-            if _runs(body):
-                self._pod = body["metadata"]["name"]
-                return self
-        image = self._options.image or self._run.spec.workers.image
-        if image is not None and (self._options.image or not pods):
-            pods = [render.worker(self._run, Settings(image), 0, 0)]
-            pods[0]["spec"]["containers"][0]["image"] = image  # also of a run that names its own
-        if not pods:
-            raise PluginError(
-                f"{self._run.name} has no pod now, and so no image is known that could read its "
-                f"volume: name a trainer's with --image, or mount the claim "
-                f"{claim_name(self._run)} in a pod of your own; its folder there is "
-                f"{self._run.name}"
-            )
-        self._pod, self.made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
-        self._container = "reader"
-        _kubectl(self._options, "create", "-f", "-", given=json.dumps(_reader(self._pod, pods[-1])))
-        print(f"kubectl demoreset: waiting for the pod {self._pod}", file=sys.stderr)
-        try:
-            self._wait()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def _wait(self) -> None:
-        """Wait until the pod that was made has begun, and say what it waits for."""
-        until, said = time.monotonic() + READER_WAIT, ""
-        while True:
-            status = _get(self._options, "pod", self._pod).get("status") or {}
-            if status.get("phase") == "Running":
-                return
-            words = ": ".join(filter(None, trouble(status, self._container)))
-            over = status.get("phase") in ("Succeeded", "Failed") or time.monotonic() > until
-            if over or missing_claim(words):
-                words = words or status.get("phase", "Pending")
-                raise PluginError(f"the pod {self._pod} does not begin: {words}")
-            if words and words != said:
-                print(f"kubectl demoreset: it waits: {words}", file=sys.stderr)
-                said = words
-            time.sleep(POLL_SECONDS)
-
-    def __exit__(self, *_: object) -> None:
-        if self.made:
-            _kubectl(self._options, "delete", "pod", self._pod, "--wait=false")
-
-    def command(self, *arguments: str) -> list[str]:
-        """A command that runs in the pod."""
-        return _command(self._options, "exec", self._pod, "-c", self._container, "--", *arguments)
-
-    def needs(self, what: str) -> None:
-        """Refuse to go on where the run's folder has no such file: nothing was saved yet."""
-        if not self.run("sh", "-c", FIND, f"{DATA}/{self._run.name}/{what}"):
-            best = "best " if what.endswith("BEST") else ""
-            raise PluginError(f"{self._run.name} has no {best}checkpoint yet")
-
-    def run(self, *arguments: str) -> bytes:
-        """What a command in the pod says."""
-        done = subprocess.run(self.command(*arguments), capture_output=True)
-        if done.returncode:
-            raise PluginError(done.stderr.decode().strip() or f"{arguments[0]} failed")
-        return done.stdout
-
-
-def _claims(pod: Json) -> list[str]:
-    """The claims whose volumes a pod sees."""
-    volumes = (one.get("persistentVolumeClaim", {}) for one in pod["spec"].get("volumes", []))
-    return [one["claimName"] for one in volumes if one]
-
-
-def _reader(name: str, worker: Json) -> Json:
-    """A pod like a worker's, that only waits."""
-    spec = worker["spec"]
-    container = next(one for one in spec["containers"] if one["name"] == "worker")
-    kept = ("image", "imagePullPolicy", "securityContext")
-    seen = ("data", "tmp")  # its run file may be gone
-    wait: Json = {
-        "command": ["sleep", str(READER_SECONDS)],
-        "name": "reader",
-        "resources": READER_RESOURCES,
-        "volumeMounts": [one for one in container["volumeMounts"] if one["name"] in seen],
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": worker["metadata"]["namespace"]},
-        "spec": {
-            "containers": [{**{key: container[key] for key in kept if key in container}, **wait}],
-            "volumes": [one for one in spec["volumes"] if one["name"] in seen],
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 1,
-            "activeDeadlineSeconds": READER_SECONDS,
-            **{
-                key: spec[key]
-                for key in (
-                    *("securityContext", "imagePullSecrets", "nodeSelector"),
-                    *("tolerations", "automountServiceAccountToken"),
-                )
-                if key in spec
-            },
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from demoreset_operator import plugin, render
+from demoreset_api.errors import UserError
+from demoreset_operator import plugin, render, volume_reader
+from demoreset_operator.kubectl import Kubectl
+from demoreset_operator.volume_reader import VolumeReader
 from world import SETTINGS, World, training
 
 Json = dict[str, Any]
@@ -24,18 +27,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Json]:
     """What is made by a kubectl that finds no pod but the one that was made."""
     bodies: list[Json] = []
 
-    def kubectl(_options: Any, *arguments: str, given: str | None = None) -> str:
+    def kubectl(_: Any, *arguments: str, given: str | None = None) -> str:
         if given is not None:
             bodies.append(json.loads(given))
         return json.dumps({"items": [], "status": {"phase": "Running"}})
 
-    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    monkeypatch.setattr(Kubectl, "run", kubectl)
     return bodies
 
 
 def read(world: World, image: str | None = None) -> None:
-    options = argparse.Namespace(namespace=None, context=None, image=image)
-    with plugin._Reader(options, world.run):
+    with VolumeReader(Kubectl(), world.run, image):
         pass
 
 
@@ -57,9 +59,8 @@ def test_a_volume_is_read_through_whoever_has_it_and_the_runs_own_first(
     others = [running(branch, "other-worker-0-1", "other-data"), running(branch, "new-worker-0-1")]
     for own, wanted in (([], "new-worker-0-1"), (["key-worker-0-1"], "key-worker-0-1")):
         pods = {"items": [*others, *(running(world, name) for name in own)]}
-        monkeypatch.setattr(plugin, "_kubectl", lambda *_, it=pods, **__: json.dumps(it))
-        options = argparse.Namespace(namespace=None, context=None, image=None)
-        with plugin._Reader(options, world.run) as reader:
+        monkeypatch.setattr(Kubectl, "run", lambda *_, it=pods, **__: json.dumps(it))
+        with VolumeReader(Kubectl(), world.run, None) as reader:
             assert not reader.made
             assert wanted in reader.command("ls")
 
@@ -75,7 +76,7 @@ def test_the_volume_of_a_suspended_run_is_read_where_it_names_its_image(made: li
 
 
 def test_else_it_says_where_the_files_are(made: list[Json]) -> None:
-    with pytest.raises(plugin.PluginError) as error:
+    with pytest.raises(UserError) as error:
         read(World(suspend=True))
     assert "name a trainer's with --image" in str(error.value)
     assert "the claim key-data in a pod of your own; its folder there is key" in str(error.value)
@@ -102,7 +103,7 @@ def test_a_branch_with_other_lessons_is_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, made: list[Json]
 ) -> None:
     world = World()
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(Kubectl, "read", lambda *_: (world.run_body, world.run))
     for change in ("seed=3", "demo.name=other", "curriculum.mode=Original", "environment.slots=8"):
         field = change.partition("=")[0].partition(".name")[0]
         with pytest.raises(SystemExit, match=rf"spec\.{field}: key's checkpoints are of no use"):
@@ -120,11 +121,9 @@ def test_a_branch_of_a_run_that_trains_says_that_it_may_wait_for_the_volume(
     world = World()
     pods = {"items": [running(world, "key-worker-0-1")]}
     answers = {("get", "pods"): json.dumps(pods), ("get", "pvc"): json.dumps([mode])}
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
-    monkeypatch.setattr(
-        plugin, "_kubectl", lambda _options, *words, **_: answers.get(words[:2], "")
-    )
-    monkeypatch.setattr(plugin._Reader, "run", lambda *_: b"there")
+    monkeypatch.setattr(Kubectl, "read", lambda *_: (world.run_body, world.run))
+    monkeypatch.setattr(Kubectl, "run", lambda _, *words, **__: answers.get(words[:2], ""))
+    monkeypatch.setattr(VolumeReader, "run", lambda *_: b"there")
     plugin.main(["branch", "key", "new"])
     warning = 'volume key-data is in use, and ["ReadWriteOnce"]: pods of new that come to'
     assert (warning in capsys.readouterr().err) is warned
@@ -139,11 +138,12 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (folder / "checkpoints" / name).mkdir(parents=True)
         (folder / "checkpoints" / name / "MANIFEST.json").write_text("{}")
         (folder / "checkpoints" / name / "model.safetensors").write_bytes(b"1" * 50_000)
-    monkeypatch.setattr(plugin, "DATA", str(folder.parent))
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
-    monkeypatch.setattr(plugin, "_kubectl", lambda *_, **__: "")
-    monkeypatch.setattr(plugin._Reader, "__enter__", lambda reader: reader)
-    monkeypatch.setattr(plugin._Reader, "command", lambda _, *words: list(words))
+    for module in (plugin, volume_reader):
+        monkeypatch.setattr(module, "DATA", str(folder.parent))
+    monkeypatch.setattr(Kubectl, "read", lambda *_: (world.run_body, world.run))
+    monkeypatch.setattr(Kubectl, "run", lambda *_, **__: "")
+    monkeypatch.setattr(VolumeReader, "__enter__", lambda reader: reader)
+    monkeypatch.setattr(VolumeReader, "command", lambda _, *words: list(words))
     monkeypatch.setattr(plugin, "_warn_of_other_nodes", lambda *_: None)
     return folder
 
@@ -191,13 +191,13 @@ def test_a_branch_takes_peoples_labels_and_its_queue_and_no_marks_of_tools(
     world.run_body["metadata"]["labels"] = {**kept, **marks}
     bodies: list[Json] = []
 
-    def kubectl(_options: Any, *words: str, given: str | None = None) -> str:
+    def kubectl(_: Any, *words: str, given: str | None = None) -> str:
         if given is not None and "create" in words:
             bodies.append(json.loads(given))
         return '["ReadWriteMany"]'
 
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
-    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    monkeypatch.setattr(Kubectl, "read", lambda *_: (world.run_body, world.run))
+    monkeypatch.setattr(Kubectl, "run", kubectl)
     plugin.main(["branch", "key", "new"])
     assert bodies[-1]["metadata"]["labels"] == kept
 
@@ -209,7 +209,7 @@ def test_a_fetch_that_was_cut_off_says_so(
         return ["sh", "-c", '"$@" | head -c 70000', "sh", *words]
 
     out = tmp_path / "out"
-    monkeypatch.setattr(plugin._Reader, "command", cut_off)
+    monkeypatch.setattr(VolumeReader, "command", cut_off)
     with pytest.raises(SystemExit, match=r"the stream was cut off; what came is in .*\.out\.part"):
         plugin.main(["fetch", "key", "--out", str(out)])
     monkeypatch.setattr(plugin, "TAR", "true")
@@ -248,15 +248,15 @@ def test_who_waits_for_a_reader_is_told_why_and_not_kept_in_vain(
     waited: list[float] = []
     asked: list[str] = []
 
-    def kubectl(_options: Any, *words: str, **_: Any) -> str:
+    def kubectl(_: Any, *words: str, **__: Any) -> str:
         asked.append(words[0])
         return json.dumps({"items": [], "status": {"phase": "Pending", **status}})
 
-    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    monkeypatch.setattr(Kubectl, "run", kubectl)
     monkeypatch.setattr(time, "monotonic", lambda: 250.0 * len(waited))
     monkeypatch.setattr(time, "sleep", waited.append)
     why = status.get("message") or status["conditions"][0]["message"]
-    with pytest.raises(plugin.PluginError, match=f"does not begin: [a-zA-Z]+: {why}"):
+    with pytest.raises(UserError, match=f"does not begin: [a-zA-Z]+: {why}"):
         read(World(), image="mine:1")
     assert len(waited) == waits
     assert capsys.readouterr().err.count(f"it waits: Unschedulable: {why}") == min(waits, 1)
@@ -269,10 +269,10 @@ def test_a_run_that_is_over_is_neither_suspended_nor_resumed(
 ) -> None:
     world = training(1)
 
-    def body(_options: Any) -> Json:
+    def body(*_: Any) -> Json:
         return {"status": {"phase": world.run.status.phase, "later": 1}}
 
-    monkeypatch.setattr(plugin, "_body", body)
+    monkeypatch.setattr(Kubectl, "body", body)
     plugin.main([command, "key"])
     world.end("key-worker-0-1", 2)
     world.settle()
@@ -287,13 +287,13 @@ def test_a_loss_that_nobody_tells_of_is_found_and_one_that_just_was_is_no_alarm(
     world = training(2)
     world.vanish("key-worker-1-1")
     monkeypatch.setattr(time, "sleep", lambda _: world.settle() if told else None)
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(Kubectl, "read", lambda *_: (world.run_body, world.run))
 
     def kubectl(*_: Any) -> str:
         workers = (world.pods[pod.name] for pod in world.workers())
         return json.dumps({"items": list(workers)})
 
-    monkeypatch.setattr(plugin, "_kubectl", kubectl)
+    monkeypatch.setattr(Kubectl, "run", kubectl)
     plugin.main(["why", "key"])
     assert ("That may be old: of its workers' pods 1 run now" in capsys.readouterr().out) is old
 
@@ -328,7 +328,7 @@ def test_a_pod_that_has_no_log_yet_does_not_end_those_of_the_others(
         asked.append(command)
         return argparse.Namespace(returncode=0)
 
-    monkeypatch.setattr(plugin, "_read", lambda _options: (world.run_body, world.run))
+    monkeypatch.setattr(Kubectl, "read", lambda *_: (world.run_body, world.run))
     monkeypatch.setattr(subprocess, "run", run)
     for words in ([], ["-f"], ["--pod", "key-worker-0-1"]):
         with pytest.raises(SystemExit):
@@ -354,7 +354,7 @@ def test_the_namespace_is_named_before_or_after_the_command(
 
 def test_a_run_of_a_later_version_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     body = World(magic=1).run_body
-    monkeypatch.setattr(plugin, "_kubectl", lambda *_: json.dumps(body))
+    monkeypatch.setattr(Kubectl, "run", lambda *_: json.dumps(body))
     with pytest.raises(SystemExit, match=r"does not know what key says: spec\.magic: Extra inputs"):
         plugin.main(["why", "key"])
 
@@ -362,7 +362,7 @@ def test_a_run_of_a_later_version_is_no_traceback(monkeypatch: pytest.MonkeyPatc
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     script = (
         "import sys; from demoreset_operator import plugin; "
-        "plugin._status = lambda options: print('x' * 100_000); "
+        "plugin._status = lambda *_: print('x' * 100_000); "
         "plugin.main(['status', 'key'])"
     )
     shell = f"'{sys.executable}' -c \"{script}\" | head -c 1"
