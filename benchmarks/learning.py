@@ -50,6 +50,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "recurrent": {"policy": {"recurrent": True}},
     "no curriculum": {"curriculum": {"guide": 0}},
     "uniform starts": {"curriculum": {"guide": 0}},
+    "no guide, sticky": STICKY | {"curriculum": {"guide": 0}},
+    "no curriculum, sticky": STICKY | {"curriculum": {"guide": 0}},
+    "uniform starts, sticky": STICKY | {"curriculum": {"guide": 0}},
     "guide alone": {},
     "guide alone, sticky": STICKY,
     "random policy": {},
@@ -58,6 +61,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 FIXED = {
     "no curriculum": False,
     "uniform starts": True,
+    "no curriculum, sticky": False,
+    "uniform starts, sticky": True,
     "guide alone": False,
     "guide alone, sticky": False,
 }
