@@ -105,7 +105,7 @@ def main() -> None:
         rss, pss = watch(command, options.seconds, options.interval)
     result = {
         "machine": machine(PACKAGES),
-        "watched": "given command" if options.command else "demoreset run",
+        "watched": " ".join(options.command) if options.command else "demoreset run",
         "frames": None if options.command else options.frames,
         "processes": len(rss.rss),
         "peakRssBytes": sum(rss.rss),

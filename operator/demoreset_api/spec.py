@@ -429,7 +429,12 @@ class CheckpointSpec(ApiModel):
     interval_seconds: float = Field(
         default=30, gt=0, description="Least time between two checkpoints."
     )
-    keep: int = Field(default=3, ge=2, le=100, description="Newest checkpoints kept; the best too.")
+    keep: int = Field(default=3, ge=3, le=100, description="Newest checkpoints kept; the best too.")
+    keep_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Besides, the first checkpoint of every so many updates is kept for ever.",
+    )
     volume: Volume = Field(default=Volume(), description="On a cluster: where they are.")
 
 

@@ -35,7 +35,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
     print(path.name, f"{size / 1e6:.1f} MB", "" if whole else "broken", sep="\\t")
 """
 # A run that trains writes meanwhile: tar then ends with 1, and all that is whole has come.
-TAR = 'tar --create --directory "$0" . ; test $? -le 1'
+TAR = 'tar --create --exclude .reserve --directory "$0" . ; test $? -le 1'
 TAR_BEST = """
 cd "$0" && best=$(cat checkpoints/BEST) || exit 2
 tar --create $(ls -A | grep -vx checkpoints) checkpoints/BEST "checkpoints/$best" ; test $? -le 1
@@ -46,7 +46,8 @@ if test -e "$1"; then echo "$1 is on the volume already; choose another name" >&
 trap 'rm -rf "$1.partial"' EXIT
 rm -rf "$1.partial" && mkdir "$1.partial" || exit 1
 code=$({
-    { tar --create --directory "$0" .; echo $? >&3; } | tar --extract --directory "$1.partial"
+    { tar --create --exclude .reserve --directory "$0" .; echo $? >&3; } |
+        tar --extract --directory "$1.partial"
 } 3>&1) && test "$code" -le 1 || exit 1
 if ! ls "$1.partial"/checkpoints/ckpt-*/MANIFEST.json > /dev/null 2>&1; then
     echo "no checkpoint stayed as long as copying took; try again" >&2; exit 1

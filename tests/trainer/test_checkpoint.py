@@ -398,6 +398,23 @@ def test_the_newest_and_the_best_are_kept(
     assert names(tmp_path) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("every", "updates", "left"),
+    [
+        (10, [3, 8, 12, 19, 20, 25, 31, 32], [3, 12, 20, 31, 32]),
+        (1, [3, 8, 12], [3, 8, 12]),
+        (1000, [3, 8, 12], [3, 12]),
+    ],
+)
+def test_the_first_of_every_so_many_updates_is_kept(
+    tmp_path: Path, every: int, updates: list[int], left: list[int]
+) -> None:
+    for update in updates:
+        checkpoint.write(tmp_path, snapshot(update))
+        checkpoint.prune(tmp_path, 1, every)
+    assert names(tmp_path) == [snapshot(update).name for update in left]
+
+
 def test_nothing_is_pruned_while_it_cannot_be_told_which_is_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,34 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk: Path, notes: li
     assert found is not None
     assert checkpoint.read(found).update == 4
     assert len(notes) == 2
+
+
+def test_the_last_checkpoint_has_room_on_a_full_disk(small_disk: Path, notes: list[str]) -> None:
+    with CheckpointWriter(small_disk, keep=3, interval=0, note=notes.append) as writer:
+        writer.save(snapshot(1, floats=25_000))
+        writer._wait(60)
+        fill(small_disk)
+        writer.save(snapshot(2, floats=25_000))
+        writer._wait(60)
+        assert "No space left" in (writer.error or ""), "while it trains the reserve is kept"
+        assert updates(small_disk) == [1]
+        assert writer.finish(snapshot(3, floats=25_000))
+    assert updates(small_disk) == [1, 3]
+    assert not (small_disk / ".reserve").exists(), "nobody needs it any more"
+
+
+def test_a_disk_without_room_for_a_reserve_is_no_error(small_disk: Path, notes: list[str]) -> None:
+    with CheckpointWriter(small_disk, keep=3, interval=0, note=notes.append) as writer:
+        writer.save(snapshot(1, floats=100_000))  # its double does not fit beside it
+        writer._wait(60)
+    assert writer.error is None
+    assert not (small_disk / ".reserve").exists()
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
 
 
 def test_a_disk_that_turns_read_only_stops_nothing(small_disk: Path, notes: list[str]) -> None:

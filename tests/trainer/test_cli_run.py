@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -293,8 +292,21 @@ def test_help_teaches(tmp_path: Path) -> None:
         assert "usage: demoreset" in demoreset(command, "--help")
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
-def test_a_package_that_is_missing_is_told_before_anything_is_made(tmp_path: Path) -> None:
-    said = demoreset("run", "-f", CROSSING, "--dir", tmp_path / "run", "--tensorboard", expect=64)
-    assert "--tensorboard needs one more package" in said
-    assert not (tmp_path / "run").exists()
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may all")
+@pytest.mark.parametrize("command", ["evaluate", "video", "export"])
+def test_a_place_that_nobody_may_look_into_is_one_line(tmp_path: Path, command: str) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o000)
+    tmp_path.chmod(0o755)
+    words = [sys.executable, "-m", "demoreset_trainer.cli", command]
+    drop = ["setpriv", "--reuid=65534", "--bounding-set=-all", "--inh-caps=-all"]
+    for path in (locked / "run", Path("x" * 300)):
+        done = subprocess.run(
+            [*(drop if os.geteuid() == 0 else []), *words, str(path)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"DEMORESET_CACHE": str(tmp_path / "cache")},
+        )
+        assert done.returncode == 64, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert path.name in done.stderr or str(path.parent) in done.stderr

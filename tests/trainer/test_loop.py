@@ -283,6 +283,21 @@ def test_what_met_the_goal_stays_the_best_while_it_plays_on(crossing: Demo) -> N
     assert not diary.notes
 
 
+def test_a_policy_that_was_just_confirmed_is_saved_though_nothing_is_due(crossing: Demo) -> None:
+    loop, _, shelf = make(crossing, goal={"episodes": 2})
+    shelf.due = lambda: False  # type: ignore[method-assign]
+    commit = loop._commit
+
+    def confirm(shares: Any, met: bool) -> None:
+        if loop.state.counters.update == 1:
+            shares = [shares[0] | {"successes": [True, False]}]
+        commit(shares, met)
+
+    loop._commit = confirm  # type: ignore[method-assign]
+    loop.run(after(loop, 4))
+    assert [saved.update for saved in shelf.saved] == [2]
+
+
 def test_a_run_that_is_to_play_on_is_not_over_whatever_was_saved_last(crossing: Demo) -> None:
     loop, _, shelf = make(crossing, goal={"after": "PlayOn"})
     commit = loop._commit

@@ -39,7 +39,9 @@ METRICS = """
     curriculum_start_frame=start_frame curriculum_demo_frames=demo_frames
     curriculum_progress_ratio=progress_ratio curriculum_success_ratio=success_rate
     goal_success_ratio=goal_rate goal_ratio=goal score_mean=score_mean score_max=score_max
-    update=update learning_rate=learning_rate entropy_coefficient=entropy_coefficient
+    episode_score_mean=episode_score_mean episode_score_max=episode_score_max
+    update=update update_seconds=update_seconds learning_rate=learning_rate
+    entropy_coefficient=entropy_coefficient
     entropy_nats=entropy kl_nats=kl clip_ratio=clip_share policy_loss=policy_loss
     value_loss=value_loss guide_loss=guide_loss explained_variance_ratio=explained_variance
     gradient_norm=gradient_norm frames_per_second=frames_per_second stall_rung=stall_rung
@@ -270,7 +272,8 @@ def test_the_screen_keeps_its_height_and_its_words_with_large_numbers() -> None:
         start_frame=48_000,
         demo_frames=53_061,
         outcomes={"LIFE_LOST": 12_345, "SUCCESS": 4_567, "BEHIND": 789},
-        score_max=1_234_567.0,
+        episode_score_mean=1_234_567.0,
+        episode_score_max=1_234_567.0,
         goal_rate=0.5,
         stall_rung=2,
     )
@@ -279,6 +282,7 @@ def test_the_screen_keeps_its_height_and_its_words_with_large_numbers() -> None:
     assert max(map(len, text.splitlines())) <= 80
     for part in ("learning rate", "success there", "game's start  in", "12345 lost a life"):
         assert part in text
+    assert "scores        1,234,567, best 1,234,567" in text
 
 
 def test_what_stays_on_the_terminal_is_the_latest_update() -> None:
@@ -294,6 +298,8 @@ def test_what_stays_on_the_terminal_is_the_latest_update() -> None:
 def test_the_screen_tells_of_a_disk_that_is_full() -> None:
     assert "NOT WRITTEN" in picture(replace(PROGRESS, checkpoint_error="no space left"))
     assert "no space left" in plain_line(replace(PROGRESS, checkpoint_error="no space left"))
+    assert "score" not in plain_line(PROGRESS), "none has ended"
+    assert "score 1,234  " in plain_line(replace(PROGRESS, episode_score_mean=1234.4))
     assert "frames/s" in plain_line(replace(PROGRESS, frames_per_second=900.0))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from demoreset_api.errors import ExitCode
+from demoreset_api.errors import ExitCode, NoProgress
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import cli_run, metrics, summary
+from demoreset_trainer.checkpoint import TakenOver
 from demoreset_trainer.progress import Progress
 from small_progress import PROGRESS
 
@@ -51,8 +53,33 @@ def test_a_run_that_plays_on_has_met_its_goal(
     said, found = finish(tmp_path, code, after, progress)
     assert found["goalMet"] is met
     assert ("93% of the episodes" in said) is met
+    assert found["exitCode"] == code
+    assert found["error"] is None
+    assert ("(guide 0.1)" in said) is (code == ExitCode.DONE)
     assert said.startswith("Goal met after" if code == ExitCode.DONE else "Stopped after")
     assert ("the goal met at update 5" in said) is (met and code != ExitCode.DONE)
+
+
+def test_every_field_is_explained(tmp_path: Path) -> None:
+    _, found = finish(tmp_path, ExitCode.DONE, "Stop", CONFIRMED)
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    table = page.partition("## The summary")[2].partition("\n\nHow it")[0]
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE)))
+    assert sorted(named) == sorted(found)
+
+
+def test_a_run_that_failed_says_so_in_its_summary(tmp_path: Path) -> None:
+    (tmp_path / metrics.NAME).write_text(json.dumps(asdict(PROGRESS)) + "\n")
+    spec = RunSpec.model_validate({"demo": {"name": "x"}})
+    for error, code in ((NoProgress("update 8 failed"), 66), (RuntimeError(), 1)):
+        with pytest.raises(type(error)), cli_run._failure_told(tmp_path, spec, options()):
+            raise error
+        found = json.loads((tmp_path / summary.NAME).read_text())
+        assert (found["exitCode"], found["goalMet"]) == (code, False)
+        assert found["error"] == (str(error) or "RuntimeError")
+    with pytest.raises(TakenOver), cli_run._failure_told(tmp_path, spec, options()):
+        raise TakenOver("another process has taken this run over")
+    assert json.loads((tmp_path / summary.NAME).read_text()) == found, "it is the other's folder"
 
 
 def test_a_run_that_ends_before_its_first_update_says_how_to_go_on(tmp_path: Path) -> None:

@@ -68,14 +68,18 @@ def test_when_the_start_will_be_reached(
     ("episodes", "mean"),  # each its start and score
     [([], None), ([(4, 7)], None), ([(0, 0)], 0.0), ([(0, 2), (4, 90), (0, 3)], 2.5)],
 )
-def test_the_mean_score_is_of_episodes_from_the_games_own_start(
+def test_scores_are_told_of_all_episodes_and_of_those_from_the_games_own_start(
     freeway: Demo, episodes: list[tuple[int, int]], mean: float | None
 ) -> None:
     results = [
         Result(0, number, start, True, score, 10, 1)
         for number, (start, score) in enumerate(episodes)
     ]
-    assert Story(freeway).tell(1, 40, results).score_mean == mean
+    told = Story(freeway).tell(1, 40, results)
+    assert told.score_mean == mean
+    scores = [score for _, score in episodes]
+    assert told.episode_score_max == max(scores, default=None)
+    assert told.episode_score_mean == (sum(scores) / len(scores) if scores else None)
 
 
 def test_an_attempt_that_failed_took_its_time_too() -> None:

@@ -439,18 +439,33 @@ def _best(folder: Path) -> Path | None:
     return path if _NAME.fullmatch(path.name) and path.is_dir() else None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (at least 1) and the best, if the newest verifies."""
-    listed = [path for _, _, path in _listed(folder)]
-    if not listed:
+def _first_of_each(listed: list[tuple[int, int, Path]], every: int) -> set[Path | None]:
+    """Of the checkpoints within every so many updates the first; it stays the first."""
+    first: dict[int, Path] = {}
+    for _, update, path in listed:
+        first.setdefault(update // every, path)
+    return set(first.values())
+
+
+def prune(folder: Path, keep: int, every: int | None = None) -> None:
+    """Delete all but some, if the newest verifies.
+
+    Args:
+        folder: Of the checkpoints.
+        keep: How many of the newest stay, at least 1; the best stays, too.
+        every: So does the first of every so many updates.
+    """
+    found = _listed(folder)
+    if not found:
         return
+    listed = [path for _, _, path in found]
     try:
         _read(listed[-1])
     except Damaged:
         return  # an older one may be the only one left
-    protected = _best(folder)
+    protected = {_best(folder)} | (_first_of_each(found, every) if every else set())
     for path in listed[: -max(keep, 1)]:
-        if path != protected:
+        if path not in protected:
             # Renamed first: half a deletion must not look like a checkpoint.
             doomed = path.with_name(f"{_PARTIAL}{uuid4().hex}")
             with suppress(FileNotFoundError):  # another member did it

@@ -4,6 +4,7 @@ One checkpoint is in flight at a time; what comes meanwhile is skipped, never qu
 full, read-only or away does not stop the training: it is told, and tried again.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from typing import Any, Self
 
 from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot, TakenOver
+from demoreset_trainer.reserve import Reserve
 
 MAX_BLOCKED = 0.01  # share of the time that copies may take
 LAST_SAVE = 20.0  # seconds for the last checkpoint
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LATE = 60.0  # seconds, or three times what the latest took: then the disk does not answer
 
 
@@ -36,6 +39,7 @@ class CheckpointWriter:
     Args:
         folder: Of all its checkpoints.
         keep: How many of the newest stay; the best stays, too.
+        keep_every: So does the first of every so many updates; none without.
         interval: Least seconds between two.
         note: Told when saving begins to fail, and when it works again.
         better: Whether a state is at least as good as that of the best checkpoint.
@@ -46,12 +50,13 @@ class CheckpointWriter:
         folder: Path,
         *,
         keep: int,
+        keep_every: int | None = None,
         interval: float,
         note: Callable[[str], None],
         better: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda now, kept: True,
     ) -> None:
         self._folder, self._keep, self._interval, self._note = folder, keep, interval, note
-        self._better = better
+        self._keep_every, self._better = keep_every, better
         self._thread: threading.Thread | None = None
         # None has been offered by this process: the run may have lost others before they could.
         self._offered = float("-inf")
@@ -59,7 +64,7 @@ class CheckpointWriter:
         self._failed: Exception | None = None
         self._told_late = False
         self._ends = False  # what is written now is the last
-        self._place = _place(folder)
+        self._place, self._reserve = _place(folder), Reserve(folder)
         self.saved: Saved | None = None  # by this process
         self._read: Saved | None = None
 
@@ -150,14 +155,18 @@ class CheckpointWriter:
         failed = "checkpoint not written"
         try:
             self._check_place()
-            path = checkpoint.write(self._folder, snapshot)
+            path = self._put(snapshot)
             size = _size(path)
             if candidate and self._is_best(snapshot):
                 checkpoint.mark_best(self._folder, path)
             now = time.monotonic()
             self.saved = Saved(snapshot.update, now, size, now - begun)
             failed = "old checkpoints not deleted"
-            checkpoint.prune(self._folder, self._keep)
+            checkpoint.prune(self._folder, self._keep, self._keep_every)
+            if self._ends:
+                self._reserve.release()
+            else:
+                self._reserve.hold(2 * size)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
             first, self._failed = self._failed is None, error
             if first:
@@ -168,6 +177,15 @@ class CheckpointWriter:
         if self._failed is not None or self._told_late:
             self._note("checkpoints are written again")
         self._failed, self._told_late = None, False
+
+    def _put(self, snapshot: Snapshot) -> Path:
+        """Write it; the last one with the room that was kept for it, where there is no other."""
+        try:
+            return checkpoint.write(self._folder, snapshot)
+        except OSError as error:
+            if not (self._ends and error.errno in NO_ROOM and self._reserve.release()):
+                raise
+            return checkpoint.write(self._folder, snapshot)
 
     def _check_place(self) -> None:
         """Refuse a folder that has taken the place of the run's, as of a command with --fresh."""

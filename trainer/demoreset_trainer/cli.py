@@ -1,6 +1,7 @@
 """The command `demoreset`: each command is a module that registers itself; heavy imports wait."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -23,6 +24,10 @@ COMMANDS = (
     "cli_worker",
     "cli_coordinator",
 )
+# Commands whose exit code a machine reads: for them 64 would end the run for good.
+SUPERVISED = ("worker", "coordinator", "member", "members")
+# What is wrong with a path that a person named, wherever we come upon it.
+NAMED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 HIDDEN = "cli_member"  # its commands are typed by nobody, so that nobody is told of them
 
 DESCRIPTION = """Teach an agent an Atari game from one demonstration.
@@ -70,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `demoreset ... | head`
         code = ExitCode.DONE
     except OSError as error:
+        if error.errno in NAMED and typed[0] not in SUPERVISED:
+            print(f"demoreset: {error.filename}: {error.strerror}", file=sys.stderr)
+            return ExitCode.USER_ERROR
         if fault(error) is not TryAgain:
             raise
         print(f"demoreset: {error}", file=sys.stderr)  # a disk behind stdout, maybe

@@ -76,15 +76,23 @@ def run_group(
             code = supervisor.run()
         finally:
             coordinator.close()
+    failed = code not in GOOD
+    error = str(supervisor.error) if failed else None
     if code in OVER and not all_kept(folder, supervisor):
-        to_stderr(f"demoreset: {summary.NOT_KEPT}")
-        code = ExitCode.TRY_AGAIN
-    elif code not in GOOD:
-        to_stderr(f"demoreset: {supervisor.error}")
-        return code
-    lost = supervisor.updates_lost
-    words = summary.finish(folder, spec, code, options, members=members, updates_lost=lost)
-    tell(words, options.log)
+        error, code = summary.NOT_KEPT, ExitCode.TRY_AGAIN
+    words = summary.finish(
+        folder,
+        spec,
+        code,
+        options,
+        members=members,
+        updates_lost=supervisor.updates_lost,
+        error=error,
+    )
+    if error is not None:
+        to_stderr(f"demoreset: {error}")
+    if not failed:
+        tell(words, options.log)
     return code
 
 

@@ -88,6 +88,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     writer = CheckpointWriter(
         checkpoints,
         keep=spec.checkpoint.keep,
+        keep_every=spec.checkpoint.keep_every,
         interval=spec.checkpoint.interval_seconds,
         note=wire.note,
         better=stall.better,

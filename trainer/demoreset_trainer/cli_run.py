@@ -3,17 +3,19 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demoreset_api.errors import ExitCode
+from demoreset_api.errors import DemoResetError, ExitCode
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.restart import OVER
 from demoreset_trainer.supervise import Signals
 
 if TYPE_CHECKING:
-    from demoreset_api.spec import DemoResetRun
+    from demoreset_api.spec import DemoResetRun, RunSpec
     from demoreset_trainer.demo import Demo
     from demoreset_trainer.loop import Stopped
 
@@ -125,10 +127,12 @@ def _train(
     life = checkpoint.next_life(checkpoints)
     run_folder.keep(wanted, demo, folder)
     with (
+        _failure_told(folder, spec, options),
         Watchers(folder, options, snapshot.update if snapshot else None) as watchers,
         CheckpointWriter(
             checkpoints,
             keep=spec.checkpoint.keep,
+            keep_every=spec.checkpoint.keep_every,
             interval=spec.checkpoint.interval_seconds,
             note=watchers.note,
             better=stall.better,
@@ -162,6 +166,22 @@ def _train(
         code = ExitCode.TRY_AGAIN
     tell(summary.finish(folder, spec, code, options), options.log)
     return code
+
+
+@contextmanager
+def _failure_told(folder: Path, spec: "RunSpec", options: argparse.Namespace) -> Iterator[None]:
+    """Who reads the summary of a run that failed must not find that of an earlier command."""
+    from demoreset_trainer import summary
+    from demoreset_trainer.checkpoint import TakenOver
+
+    try:
+        yield
+    except TakenOver:  # the folder is another's now
+        raise
+    except Exception as error:
+        code = error.exit_code if isinstance(error, DemoResetError) else ExitCode.CRASH
+        summary.finish(folder, spec, code, options, error=str(error) or type(error).__name__)
+        raise
 
 
 def _code(stopped: "Stopped", received: int | None) -> int:

@@ -12,6 +12,7 @@ from demoreset_trainer.env import DemoResetEnv, Rules, check_start
 from demoreset_trainer.evaluate import demo_or_blank
 from demoreset_trainer.play import Act, choose
 from demoreset_trainer.policy_file import Trained
+from demoreset_trainer.runfile import guided
 from demoreset_trainer.video import VideoWriter, caption
 
 AFTERMATH = 120  # frames that the film goes on after the demo was tied
@@ -83,4 +84,5 @@ def _lines(trained: Trained, env: DemoResetEnv, start: int, tied_at: int | None)
         lines.append(f"demo  {there:,}   of {trained.demo_score:,} at frame {len(demo):,}")
     begun = "the game's own start" if start == 0 else f"frame {start:,} of the demo"
     lines.append("tied the demo" if tied_at else f"from {begun}, without the demo")
+    lines.append(f"learned with {guided(trained.spec)}")
     return lines

@@ -205,7 +205,7 @@ class Loop:
                     entropy_coefficient=self._entropy_coefficient(),
                     checkpoint=self._saver.facts(),
                 )
-            if quorum.first and learned and self._saver.due():
+            if quorum.first and learned and (self._saver.due() or self._judged):
                 with self._telling.phase("checkpoint"):
                     self._saver.save(self.snapshot(), candidate=self.candidate)
             if stopped.ended:
@@ -235,6 +235,12 @@ class Loop:
     def _over(self) -> bool:
         """Whether the goal is met, and nothing is to follow."""
         return self.state.goal.met and self.spec.goal.after is After.STOP
+
+    @property
+    def _judged(self) -> bool:
+        """Whether this update has brought a confirmation: seldom is a policy known so well."""
+        evaluation = self.state.goal.evaluation
+        return evaluation is not None and evaluation.update == self.state.counters.update
 
     def _play_on(self, quorum: Quorum) -> None:
         """Go on for score; the policy that met the goal is kept as the best."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from demoreset_api.names import ENV_CORES
 
+CGROUP = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -67,14 +68,10 @@ def oom_kills() -> int:
 
     The container's: cgroup v2, then v1.
     """
-    counts = (
-        "/sys/fs/cgroup/memory.events",
-        "/sys/fs/cgroup/memory/memory.oom_control",
-        "/proc/vmstat",
-    )
-    for name in counts:
+    counts = (CGROUP / "memory.events", CGROUP / "memory/memory.oom_control", Path("/proc/vmstat"))
+    for path in counts:
         with suppress(OSError):
-            text = Path(name).read_text()
+            text = path.read_text()
             if found := re.search(r"^oom_kill (\d+)$", text, re.MULTILINE):
                 return int(found[1])
     return 0
@@ -83,12 +80,12 @@ def oom_kills() -> int:
 def _quota() -> float:
     """Cores of the container's CPU quota (cgroup v2, then v1); infinite where there is none."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        folder = Path("/sys/fs/cgroup/cpu")
+        folder = CGROUP / "cpu"
         limit = int((folder / "cpu.cfs_quota_us").read_text())
         return limit / int((folder / "cpu.cfs_period_us").read_text()) if limit > 0 else math.inf
     except (OSError, ValueError):

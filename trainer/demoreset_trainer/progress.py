@@ -22,8 +22,10 @@ class Progress:
     # The episodes that ended in this update
     ended: int
     outcomes: dict[str, int] = field(default_factory=dict)  # by how they ended
-    score_mean: float | None = None
-    score_max: float | None = None  # best score of the whole run
+    episode_score_mean: float | None = None  # from whatever start; None where none ended
+    episode_score_max: float | None = None
+    score_mean: float | None = None  # of those from the game's own start
+    score_max: float | None = None  # best score from there, of the whole run
     # The latest confirmation: the goal's episodes, played by a policy that was held still
     evaluation_update: int | None = None
     evaluation_episodes: int | None = None
@@ -67,6 +69,11 @@ class Progress:
     checkpoint_bytes: int | None = None
     checkpoint_seconds: float | None = None  # that writing it took
     checkpoint_error: str | None = None  # why the latest attempt failed
+
+    @property
+    def update_seconds(self) -> float:
+        """Time that this update took, with its rollout and its confirmation, if any."""
+        return sum(self.phase_seconds.values())
 
     @property
     def progress_ratio(self) -> float:

@@ -33,9 +33,12 @@ GAUGES = (
     ("curriculum_success_ratio", "Success around the frontier", "success_rate"),
     ("goal_success_ratio", "Success of the latest episodes from the game's own start", "goal_rate"),
     ("goal_ratio", "Success that is wanted from there", "goal"),
+    ("episode_score_mean", "Mean score of this update's episodes", "episode_score_mean"),
+    ("episode_score_max", "Best score of this update's episodes", "episode_score_max"),
     ("score_mean", "Mean score of this update's episodes from the game's own start", "score_mean"),
     ("score_max", "Best score from the game's own start", "score_max"),
     ("update", "Updates done", "update"),
+    ("update_seconds", "Time that the latest update took, with its rollout", "update_seconds"),
     ("learning_rate", "Step size, with remedies; less near the goal", "learning_rate"),
     (
         "entropy_coefficient",

@@ -163,6 +163,8 @@ def plain_line(progress: Progress) -> str:
         f"start {p.start_frame} of {p.demo_frames}",
         f"success there {p.success_rate:.0%}",
     ]
+    if p.episode_score_mean is not None:
+        parts.append(f"score {p.episode_score_mean:,.0f}")
     if p.goal_rate is not None:
         parts.append(f"from the game's own start {p.goal_rate:.0%} (goal {p.goal:.0%})")
     if p.eta_seconds is not None and p.start_frame:
@@ -196,12 +198,13 @@ def render(progress: Progress) -> RenderableType:
         ahead = f"in {duration(p.eta_seconds)}"
     of = f" of {_budget(p.budget_frames)}" if p.budget_frames else ""
     speed = f"{p.frames_per_second:,.0f}" if p.frames_per_second else "not known yet"
-    score = "none yet" if p.score_max is None else f"{p.score_max:,.0f}"
+    mean, best = p.episode_score_mean, p.episode_score_max
+    scores = "none yet" if mean is None else f"{mean:,.0f}, best {best:,.0f}"
     rows = [
         ("start", f"frame {p.start_frame} of {p.demo_frames}", "game's start", ahead),
         ("success there", f"{p.success_rate:.0%}", "from there", goal),
         ("frames", f"{p.frames / 1e6:.2f} M{of}", "frames/s", speed),
-        ("time", duration(p.seconds), "best score", score),
+        ("time", duration(p.seconds), "scores", scores),
         ("learning rate", _coefficient(p), "entropy", f"{p.entropy:.2f}"),
         ("checkpoint", _checkpoint(p), "episodes", _outcomes(p)),
     ]

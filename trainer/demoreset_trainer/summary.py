@@ -11,7 +11,7 @@ from typing import Any
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_api.spec import After, RunSpec
-from demoreset_trainer import metrics, run_folder
+from demoreset_trainer import metrics, run_folder, runfile
 from demoreset_trainer.network import LOCALHOST
 
 NAME = "summary.json"
@@ -28,6 +28,7 @@ def finish(
     *,
     members: int = 1,
     updates_lost: int = 0,
+    error: str | None = None,
 ) -> str:
     """Write the summary of a run into its folder; the last words to a person.
 
@@ -38,20 +39,21 @@ def finish(
         options: Those of `demoreset run`, for the command that goes on with it.
         members: That were wanted.
         updates_lost: Done, and lost with all members that knew of them.
+        error: Why it failed, where it did.
     """
     try:
         told = metrics.read(folder / metrics.NAME)
-    except UserError as error:  # the disk is away; how the run ended is not its business
-        return str(error)
+    except UserError as away:  # the disk is; how the run ended is not its business
+        return str(away)
     if not told:
         return f"Stopped before the first update. Go on with: {again(options)}"
     found = summarise(told, spec, code, members=members, updates_lost=updates_lost)
-    found["savedUpdate"] = saved(folder / "checkpoints")
-    words = last_words(found, code, folder, options)
+    found |= {"savedUpdate": saved(folder / "checkpoints"), "exitCode": code, "error": error}
+    words = last_words(found, spec, code, folder, options)
     try:
         run_folder.write_json(folder / NAME, found)
-    except TryAgain as error:  # what was learned is in the checkpoints
-        words = f"{error}\n{words}"
+    except TryAgain as away:  # what was learned is in the checkpoints
+        words = f"{away}\n{words}"
     return words
 
 
@@ -153,7 +155,7 @@ def again(options: argparse.Namespace, *changes: str) -> str:
 
 
 def last_words(
-    summary: dict[str, Any], code: int, folder: Path, options: argparse.Namespace
+    summary: dict[str, Any], spec: RunSpec, code: int, folder: Path, options: argparse.Namespace
 ) -> str:
     """What a person is told at the end, and what could be done next."""
     spent = f"{summary['frames']:,} frames and {summary['seconds']:,.0f} s"
@@ -164,8 +166,8 @@ def last_words(
     met = f"{rate or 0:.0%} of the episodes from the game's own start tie the demo"
     if code == ExitCode.DONE:
         return (
-            f"Goal met after {spent}: {met}.\nNext: demoreset evaluate {quote(str(folder))}; "
-            f"demoreset video {quote(str(folder))}"
+            f"Goal met after {spent}: {met} ({runfile.guided(spec)}).\n"
+            f"Next: demoreset evaluate {quote(str(folder))}; demoreset video {quote(str(folder))}"
         )
     if summary["budgetSpent"]:
         more = f"spec.budget.frames={2 * summary['frames']}"

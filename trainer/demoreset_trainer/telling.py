@@ -53,6 +53,7 @@ class Telling:
         frontier, evaluation = state.curriculum.frontier, state.goal.evaluation
         self._speed.append((counters.seconds, counters.frames))
         self._moves.append((counters.seconds, frontier))
+        scores = [result.score for result in results]
         from_start = [result.score for result in results if result.start == 0]
         self._watch.update(
             Progress(
@@ -71,6 +72,8 @@ class Telling:
                 evaluation_rate=evaluation.rate if evaluation else None,
                 ended=len(results),
                 outcomes=dict(Counter(End(result.end).name for result in results)),
+                episode_score_mean=float(np.mean(scores)) if scores else None,
+                episode_score_max=max(scores, default=None),
                 score_mean=float(np.mean(from_start)) if from_start else None,
                 score_max=counters.score_max,
                 learning_rate=learning_rate,
