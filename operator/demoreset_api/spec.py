@@ -4,6 +4,7 @@ Positions in a demo are counted in frames. Every field has a default that works,
 What only a cluster needs is ignored on one machine.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -33,6 +34,7 @@ Quantity = Annotated[
 ]
 MAX_SECONDS = 2**31 - 1  # 68 years: as much as Kubernetes' own fields of this kind hold
 MAX_NAME = 51  # with what is added, as `-coordinator`, the name of a Service: 63
+CONTROLLER = "^[a-z0-9.-]+/[A-Za-z0-9._/-]+$"  # what manages an object, as Kubernetes names it
 Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
 
 
@@ -660,6 +662,12 @@ class RunSpec(ApiModel):
             ),
             "checkpoint.volume.accessMode: ReadWriteOncePod is for a single worker; several "
             "({workers.max}) need ReadWriteMany, or ReadWriteOnce on one node",
+        ),
+        Rule(
+            f"!has(self.managedBy) || self.managedBy.matches('{CONTROLLER}')",
+            lambda spec: spec.managed_by is None or bool(re.fullmatch(CONTROLLER, spec.managed_by)),
+            f"managedBy: a domain and a path after it, as {MANAGER} or kueue.x-k8s.io/multikueue",
+            cluster=True,  # what was stored before there was a rule is somebody else's, too
         ),
     )
 

@@ -185,6 +185,9 @@ class Controller:
         except ValidationError as error:  # another version's run: the schema keeps all else out
             await self._not_understood(body, not_understood(error))
             return
+        if not run.ours:
+            self._metrics.forget(uid)  # what becomes of it is another's to tell
+            return
         now = datetime.now(UTC)
         refusal = self._refusals.get(uid)
         seen = self.cache.observe(run, refusal.message if refusal is not None else "")

@@ -9,7 +9,7 @@ anything follows from it; what is told to people goes after the pods.
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from demoreset_api.names import ANNOTATION_HASH, MANAGER
+from demoreset_api.names import ANNOTATION_HASH
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL_CAUSES
@@ -53,7 +53,7 @@ class Plan:
 def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     """What brings a run closer to what its spec wants."""
     run = seen.run
-    if run.deleting or run.spec.managed_by not in (None, MANAGER):
+    if run.deleting or not run.ours:
         return Plan()
     if story.over(run.status):
         return _after(seen, now)

@@ -16,6 +16,7 @@ from demoreset_api.names import (
     LABEL_ATTEMPT,
     LABEL_COMPONENT,
     LABEL_WORKER,
+    MANAGER,
 )
 from demoreset_api.spec import DemoResetRun, RunSpec
 from demoreset_api.status import RunStatus
@@ -51,6 +52,11 @@ class Run:
     spec: RunSpec
     status: RunStatus
     deleting: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this operator's to look after."""
+        return self.spec.managed_by in (None, MANAGER)
 
     @property
     def reference(self) -> Json:

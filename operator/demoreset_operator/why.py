@@ -3,7 +3,6 @@
 import re
 from datetime import datetime
 
-from demoreset_api.names import MANAGER
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
 from demoreset_operator.ending import ANEW, NO_ROOM
@@ -153,7 +152,7 @@ def _speaks(found: Condition, status: RunStatus) -> bool:
 
 
 def _unseen(run: Run) -> str:
-    if run.spec.managed_by not in (None, MANAGER):
+    if not run.ours:
         return f"It is {run.spec.managed_by}'s to look after (spec.managedBy)."
     which = "its latest change" if run.status.observed_generation else "it"
     return (

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from demoreset_api.crd import crd, schema
+from demoreset_api.names import MANAGER
 from demoreset_api.reference import reference
 from demoreset_api.spec import DemoRef, RunSpec
 
@@ -74,6 +75,31 @@ def test_on_a_cluster_a_demo_is_on_the_volume_and_on_one_machine_anywhere(
     assert rule.cel in [one["rule"] for one in demo["x-kubernetes-validations"]]
     (pattern,) = re.findall(r"matches\('(.*)'\)", rule.cel)
     assert rule.holds(DemoRef(path=path)) is (re.search(pattern, path) is None) is stays
+
+
+@pytest.mark.parametrize(
+    ("manager", "right"),
+    [
+        (None, True),
+        (MANAGER, True),
+        ("kueue.x-k8s.io/multikueue", True),
+        ("mine.org/a/b_c", True),
+        ("multikueue", False),
+        ("/operator", False),
+        ("mine.org/", False),
+        ("Mine.org/operator", False),
+        ("mine.org/an operator", False),
+    ],
+)
+def test_a_manager_is_named_as_kubernetes_names_controllers(
+    manager: str | None, right: bool
+) -> None:
+    (rule,) = (rule for rule in RunSpec.rules if "managedBy" in rule.cel)
+    assert rule.cluster, "what was stored before there was a rule is still read"
+    assert rule.holds(RunSpec(demo=DemoRef(name="x"), managed_by=manager)) is right
+    if manager is not None:
+        (pattern,) = re.findall(r"matches\('(.*)'\)", rule.cel)
+        assert (re.search(pattern, manager) is not None) is right
 
 
 def test_defaults_fill_in_what_was_not_said() -> None:

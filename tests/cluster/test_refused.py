@@ -72,6 +72,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a demo beside the volume": ({"demo": {"path": "../my.demo"}}, "has no .. in it"),
     "a negative ttl": ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished"),
+    "a manager without a domain": (
+        {"managedBy": "multikueue"},
+        "managedBy: a domain and a path after it, as demoreset.dev/operator or",
+    ),
     "suspend in words": ({"suspend": "yes please"}, "spec.suspend"),
     "an unknown field": ({"ppo": {"learnRate": 1}}, 'unknown field "spec.ppo.learnRate"'),
     "an unknown topic": ({"optimiser": {}}, 'unknown field "spec.optimiser"'),

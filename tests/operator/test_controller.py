@@ -175,6 +175,16 @@ def test_a_run_whose_status_is_not_understood_either_is_told_of_by_an_event() ->
     assert "does not know conditions" in events[0]["message"]
 
 
+def test_nothing_is_asked_for_nor_told_of_a_run_that_somebody_else_manages() -> None:
+    server, controller, uid = made(managedBy="kueue.x-k8s.io/multikueue")
+    asyncio.run(controller.reconcile(uid))
+    assert server.requests == []
+    told = controller._metrics.registry.get_sample_value
+    its = {"namespace": "games", "run": "key"}
+    assert told("demoreset_operator_run_training", its) is None, "nobody need be alarmed"
+    assert told("demoreset_operator_runs", {"phase": "Pending"}) == 0
+
+
 def test_a_claim_that_somebody_has_put_in_the_place_of_a_lost_one_is_no_loss() -> None:
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))
