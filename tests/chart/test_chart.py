@@ -412,7 +412,9 @@ def test_the_test_pod_asks_in_a_namespace_that_it_may_see(render: Render) -> Non
     base = f"/apis/{names.GROUP}/{names.VERSION}"
     assert asked["env"][0]["value"] == f"{base}/{names.PLURAL}"
     assert narrow["env"][0]["value"] == f"{base}/namespaces/one/{names.PLURAL}"
-    assert asked["env"][1]["value"] == "http://demoreset-operator.demoreset-system:8080"
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/demoreset-system/leases/{names.LEASE}"
+    assert asked["env"][1]["value"] == narrow["env"][1]["value"] == lease
+    assert asked["env"][2]["value"] == "http://demoreset-operator.demoreset-system:8080"
     (script,) = asked["args"]
     assert script.strip() == (CHART / "files/installed.py").read_text().strip()
 
