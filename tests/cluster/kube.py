@@ -279,6 +279,17 @@ def upgrade(cluster: Cluster, chart: Path, *more: str) -> None:
     cluster.helm("upgrade", "demoreset", str(chart), *same, *more)
 
 
+def operators(cluster: Cluster) -> dict[str, Json]:
+    """The operator's pods that are ready and stay, by their names."""
+    ready = {"type": "Ready", "status": "True"}
+    return {
+        body["metadata"]["name"]: body
+        for body in cluster.get(SYSTEM, "pods", selector="app.kubernetes.io/component=operator")
+        if "deletionTimestamp" not in body["metadata"]
+        and any(ready.items() <= one.items() for one in body["status"].get("conditions", ()))
+    }
+
+
 def leader(cluster: Cluster) -> str:
     """The operator's pod that acts; "" where none does."""
     found = cluster.get(SYSTEM, "lease", "demoreset-operator")

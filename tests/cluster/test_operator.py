@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,42 @@ def test_its_metrics_can_be_scraped(cluster: Cluster, operator: str) -> None:
     assert codes
 
 
-def test_the_second_takes_over(cluster: Cluster, operator: str) -> None:
+def replaced(run: Told, worker: int, strike: Callable[[str], None], most: float) -> float:
+    """Seconds from the loss of the operator that acts, and of a worker, until that has another."""
+    until(lambda: len(kube.operators(run.cluster)) == 2, "two operators are ready")
+    acts = until(lambda: kube.leader(run.cluster), "one of them acts")
+    lost, successor = (f"{RUN}-worker-{worker}-{attempt}" for attempt in (1, 2))
+    begun = time.monotonic()
+    strike(acts)
+    run.delete(lost)
+    until(lambda: successor in run.pods(), f"{lost} is replaced", most)
+    took = time.monotonic() - begun
+    until(lambda: kube.leader(run.cluster) not in ("", acts), "another one acts")
+    print(f"{strike.__name__}: replaced {took:.1f} s later")
+    return took
+
+
+def test_a_lost_worker_is_replaced_though_the_operator_is_lost_with_it(
+    cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any]
+) -> None:
+    """A second one takes over; the bounds are wide, what was measured is in docs/benchmarks.md."""
+
+    def stopped(pod: str) -> None:  # SIGTERM: it gives the Lease back
+        cluster.kubectl("delete", "pod", pod, "-n", operator, "--wait=false")
+
+    def killed(pod: str) -> None:  # it cannot, and does not come back
+        kill(cluster, operator, pod)
+        cluster.kubectl("delete", "pod", pod, "-n", operator, "--grace-period=0", "--force")
+
     kube.upgrade(cluster, CHART, "--set", "replicas=2")
-    first = until(lambda: kube.leader(cluster), "a leader", 60)
-    # SIGTERM: it gives the lease back.
-    begun = time.monotonic()
-    cluster.kubectl("delete", "pod", first, "-n", operator, "--wait=false")
-    second = until(lambda: (now := kube.leader(cluster)) not in ("", first) and now, "another")
-    print(f"taken over {time.monotonic() - begun:.1f} s after a SIGTERM")
-    # Killed, it cannot.
-    until(
-        lambda: (
-            len(cluster.get(operator, "pods", selector="app.kubernetes.io/component=operator")) == 2
-        ),
-        "two of them again",
-    )
-    begun = time.monotonic()
-    kill(cluster, operator, second)
-    cluster.kubectl("delete", "pod", second, "-n", operator, "--grace-period=0", "--force")
-    until(lambda: kube.leader(cluster) not in ("", second), "another", 40)
-    print(f"taken over {time.monotonic() - begun:.1f} s after a kill")
+    cluster.apply(namespace, wanted)
+    run = Told(cluster, namespace, RUN)
+    run.ready(2)
+    coordinator = set(run.pods("coordinator"))
+    assert replaced(run, 0, stopped, 10) < 10
+    assert replaced(run, 1, killed, 30) < 30
+    assert set(run.pods("coordinator")) == coordinator, "nobody else was touched"
+    assert run.status["restarts"]["total"] == 2
     kube.upgrade(cluster, CHART, "--set", "replicas=1")
 
 
