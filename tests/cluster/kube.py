@@ -290,6 +290,15 @@ def operators(cluster: Cluster) -> dict[str, Json]:
     }
 
 
+def begun(pods: dict[str, Json]) -> set[tuple[str, int]]:
+    """Which containers these are: their pods, and how often the kubelet started them again."""
+    return {
+        (name, container["restartCount"])
+        for name, body in pods.items()
+        for container in body["status"].get("containerStatuses", ())
+    }
+
+
 def leader(cluster: Cluster) -> str:
     """The operator's pod that acts; "" where none does."""
     found = cluster.get(SYSTEM, "lease", "demoreset-operator")

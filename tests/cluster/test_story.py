@@ -1,8 +1,10 @@
 """A user's story: apply a run, watch it, hurt it, and see it finish."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
+import kube
 from kube import Cluster, until
 from told import RUN, Told, kill
 
@@ -35,15 +37,23 @@ def test_a_run_survives_what_clusters_do_and_completes(
         assert 0 <= attempt["recoverySeconds"] < 60
         assert attempt["lostFrames"] == 0
         assert "resumedFrom" not in attempt, "the others went on"
-    # The coordinator.
-    (coordinator,) = run.pods("coordinator")
+    # The coordinator: killed, it comes again in its place; deleted, there is another.
+    ((coordinator, times),) = kube.begun(run.pods("coordinator"))
+    run.kill(coordinator)
+    until(lambda: kube.begun(run.pods("coordinator")) == {(coordinator, times + 1)}, "it is back")
+    run.goes_on()
     run.delete(coordinator)
     run.goes_on()
     assert coordinator not in run.pods("coordinator")
     # The operator: the run does not need it.
-    for pod in cluster.get(operator, "pods", selector="app.kubernetes.io/component=operator"):
-        kill(cluster, operator, pod["metadata"]["name"])
+    before_it = kube.begun(kube.operators(cluster))
+    for name, _ in before_it:
+        kill(cluster, operator, name)
     run.goes_on()
+    until(
+        lambda: (now := kube.begun(kube.operators(cluster))) and not now & before_it,
+        "another one is ready",
+    )
     assert run.status["restarts"]["total"] == 2, "no pod was touched"
     assert run.life == 1, "somebody always knew where the run stood: nothing was lost"
     # Smaller and larger, while it learns.
@@ -58,6 +68,7 @@ def test_a_run_survives_what_clusters_do_and_completes(
     saved = run.status["checkpoint"]["update"]
     for name in run.live():
         run.kill(name)
+    kept = run.saved()
     until(lambda: run.status["restarts"]["total"] == 4, "both are missed")
     run.ready(2)
     assert run.life == 2
@@ -66,6 +77,8 @@ def test_a_run_survives_what_clusters_do_and_completes(
     for attempt in run.status["attempts"][-2:]:
         assert attempt["resumedFrom"] >= saved
         assert attempt["lostFrames"] >= 0
+        if kept is not None:
+            assert kept.name == f"ckpt-l000001-u{attempt['resumedFrom']:010d}", "the latest one"
     assert "Recovered" in cluster.kubectl("describe", "drr", RUN, "-n", namespace)
     # Suspended and resumed, from where it was.
     before = run.update
@@ -87,9 +100,18 @@ def test_a_run_survives_what_clusters_do_and_completes(
     until(lambda: not run.live(), "the pods are given back")
     assert run.status["training"]["life"] in (3, 4)
     assert run.update >= before, "nothing was lost"
-    if (folder := run.folder()) is not None:
-        newest = max(folder.glob("checkpoints/ckpt-*"))
+    if (newest := run.saved()) is not None:
         assert json.loads((newest / "state.json").read_text())["goal"]["met"]
+        history = run.history()
+        assert {line["life"] for line in history} >= {1, 2, 3}
+        for line, following in pairwise(history):
+            assert line["update"] < following["update"]
+            assert line["frames"] < following["frames"]
+            if (
+                line["life"] < following["life"]
+            ):  # it begins at a checkpoint, not before what is told
+                assert line["update"] <= following["resumed_update"] < following["update"]
+                assert line["frames"] <= following["resumed_frames"] < following["frames"]
     run.patch(ttlSecondsAfterFinished=1)
     cluster.kubectl("wait", "--for=delete", f"drr/{RUN}", "-n", namespace, "--timeout=60s")
     kinds = ("pods", "services", "configmaps", "networkpolicies", "poddisruptionbudgets", "pvc")

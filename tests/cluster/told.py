@@ -103,6 +103,22 @@ class Told:
         found = re.search(r'"update": ?(\d+)', said)
         return int(found[1]) if found else 0
 
+    def history(self) -> list[dict[str, Any]]:
+        """What the run has told of its updates, life by life; of one that was done again the last.
+
+        Nothing where the volume is on another machine.
+        """
+        if (folder := self.folder()) is None:
+            return []
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        told = {(line["life"], line["update"]): line for line in lines}
+        return [told[which] for which in sorted(told)]
+
+    def saved(self) -> Path | None:
+        """The latest checkpoint; None where the volume is on another machine."""
+        folder = self.folder()
+        return max(folder.glob("checkpoints/ckpt-*")) if folder is not None else None
+
     def folder(self) -> Path | None:
         """The run's folder, where it is on this machine: volumes of the test cluster are."""
         if self.cluster.tools is None:
