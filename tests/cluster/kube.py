@@ -23,6 +23,16 @@ CHART = ROOT / "charts/demoreset"
 VENV = Path(sys.prefix)
 SYSTEM = "demoreset-system"  # the operator's namespace
 OPERATOR, TRAINER = "demoreset-operator:test", "demoreset-trainer:test"
+KNOCK = """
+import socket, sys
+for door in sys.argv[1:]:
+    host, port = door.split(":")
+    try:
+        socket.create_connection((host, int(port)), 2).close()
+    except OSError:
+        continue
+    print(door)
+"""
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 Json = dict[str, Any]
 # Where objects are, by kubectl's words for them; of a namespace, of all, or of none.
@@ -271,6 +281,32 @@ def applied(cluster: Cluster, overlay: str, namespace: str, folder: Path) -> Ite
         yield
     finally:
         cluster.kubectl("delete", "--wait=false", "-f", "-", given=given)
+
+
+@contextmanager
+def stranger(cluster: Cluster, namespace: str) -> Iterator[str]:
+    """A pod that has nothing to do with any run; its name."""
+    container = {
+        "name": "stranger",
+        "image": images()[1],
+        "command": ["sleep", "300"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    spec = {"containers": [container], "securityContext": security}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger"}, "spec": spec}
+    cluster.apply(namespace, body)
+    try:
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/stranger", "-n", namespace)
+        yield "stranger"
+    finally:
+        cluster.kubectl("delete", "pod", "stranger", "-n", namespace, "--now", "--wait=false")
+
+
+def reached_by(cluster: Cluster, namespace: str, pod: str, doors: set[str]) -> set[str]:
+    """To which of these addresses (host:port) a pod can connect."""
+    said = cluster.kubectl("exec", pod, "-n", namespace, "--", "python", "-c", KNOCK, *doors)
+    return set(said.split())
 
 
 def upgrade(cluster: Cluster, chart: Path, *more: str) -> None:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import kube
+from demoreset_api.names import COORDINATOR_PORT, METRICS_PORT
 from kube import Cluster, until
 from told import RUN, Told, kill
 
@@ -18,6 +19,17 @@ def test_a_run_survives_what_clusters_do_and_completes(
     run = Told(cluster, namespace, RUN)
     run.ready(3)
     run.goes_on()
+    # Its ports, which know no passwords, are its own pods' alone.
+    if cluster.tools is not None:  # another cluster may have nobody who keeps policies
+        ports = {"coordinator": COORDINATOR_PORT, "worker": METRICS_PORT}
+        doors = {
+            f"{body['status']['podIP']}:{port}"
+            for component, port in ports.items()
+            for body in run.pods(component).values()
+        }
+        assert kube.reached_by(cluster, namespace, run.live()[0], doors) == doors
+        with kube.stranger(cluster, operator) as pod:
+            assert kube.reached_by(cluster, operator, pod, doors) == set()
     # A worker is killed, and one is deleted; the first one is the writer.
     strikes = ((sorted(run.live())[0], run.kill), (sorted(run.live())[-1], run.delete))
     for number, (name, strike) in enumerate(strikes, 1):
