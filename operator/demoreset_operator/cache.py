@@ -16,6 +16,7 @@ from demoreset_operator.observation import (
     failing,
     parse_child,
     parse_pod,
+    training,
 )
 from demoreset_operator.worker_status import Answer, WorkerStatus, next_answer
 
@@ -181,6 +182,10 @@ class Cache:
     def pods(self, uid: str) -> list[Pod]:
         """A run's pods."""
         return list(self._pods.get(uid, {}).values())
+
+    def trains(self, uid: str, now: datetime) -> bool:
+        """Whether a worker of a run trains, whatever the run says."""
+        return bool(training(self.pods(uid), self._answers.get(uid, {}), now))
 
     def observe(self, run: Run, refused: str = "") -> Observation:
         """All that is known of a run now."""

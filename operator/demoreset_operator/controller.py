@@ -218,17 +218,24 @@ class Controller:
         log.warning("run %s: not understood: %s", self._name(meta["uid"]), what)
         manager = (body.get("spec") or {}).get("managedBy")
         if manager not in (None, MANAGER) or "deletionTimestamp" in meta:
+            self._metrics.forget(meta["uid"])
             return
+        now, raw = datetime.now(UTC), body.get("status") or {}
+        whose = meta["uid"], meta["namespace"], meta["name"]
+        trains = self.cache.trains(meta["uid"], now)
         try:
-            status = RunStatus.model_validate(body.get("status") or {})
+            status = RunStatus.model_validate(raw)
         except ValidationError:  # then no condition of ours may be put beside those
+            self._metrics.run(*whose, story.outline(raw, trains=trains))
             await self._say_once(body, what)
             return
-        after = story.not_understood(status, what, datetime.now(UTC), meta.get("generation", 0))
+        generation = meta.get("generation", 0)
+        after = story.not_understood(status, what, now, generation, trains=trains)
+        self._metrics.run(*whose, after)
         if after != status:
             own = {"phase", "conditions", "observed_generation"}
             content = after.model_dump(mode="json", by_alias=True, include=own)
-            await self._put_status(meta, {**(body.get("status") or {}), **content})
+            await self._put_status(meta, {**raw, **content})
 
     async def _say_once(self, body: Json, what: str) -> None:
         """An event that a run is left as it is, as long as this operator lives."""
@@ -237,8 +244,8 @@ class Controller:
             return
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
-        message = f"{story.unknown(what)}; the run is left as it is"
-        await self._api.create(_event(reference, Event("Warning", story.NOT_UNDERSTOOD, message)))
+        event = Event("Warning", story.NOT_UNDERSTOOD, story.unknown(what))
+        await self._api.create(_event(reference, event))
         self._puzzled[meta["uid"]] = what
 
     async def _write_status(self, run: Run, plan: Plan) -> float | None:

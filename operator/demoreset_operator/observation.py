@@ -1,5 +1,6 @@
 """What the operator sees of a run, as plain values, parsed once at the edge."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -192,11 +193,7 @@ class Observation:
 
     def training(self, now: datetime) -> set[str]:
         """Names of pods whose worker trains: it said so lately."""
-        return {
-            pod.name
-            for pod in self.workers
-            if pod.live and pod.name in self.answers and self.answers[pod.name].trains(now)
-        }
+        return training(self.pods, self.answers, now)
 
     def heard(self, now: datetime) -> dict[str, Answer]:
         """The answers of workers that live, by their pods' names, where they still hold."""
@@ -225,6 +222,12 @@ class Observation:
     def coordinators(self) -> list[Pod]:
         """Pods of the coordinator: one, and those that it replaces."""
         return [pod for pod in self.pods if pod.worker is None]
+
+
+def training(pods: Iterable[Pod], answers: Mapping[str, Answer], now: datetime) -> set[str]:
+    """Names of pods whose worker trains: it said so lately."""
+    heard = {pod.name: answers[pod.name] for pod in pods if pod.live and pod.name in answers}
+    return {name for name, answer in heard.items() if answer.trains(now)}
 
 
 def parse_run(body: Json) -> Run:

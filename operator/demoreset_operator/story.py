@@ -255,17 +255,27 @@ def _aside(seen: Observation, now: datetime) -> str:
     return who and f"{who}: the network to the others is too slow"
 
 
-def not_understood(status: RunStatus, what: str, now: datetime, generation: int) -> RunStatus:
+def not_understood(
+    status: RunStatus, what: str, now: datetime, generation: int, *, trains: bool
+) -> RunStatus:
     """The status of a run that this version cannot read: what trains, trains on."""
-    runs = holds(status, ConditionType.RUNNING)
     message = unknown(what)[:MAX_MESSAGE]
-    status = put(status, ConditionType.RUNNING, runs, NOT_UNDERSTOOD, message, now, generation)
-    return status.model_copy(update={"observed_generation": generation})
+    status = put(status, ConditionType.RUNNING, trains, NOT_UNDERSTOOD, message, now, generation)
+    return status.model_copy(update={"observed_generation": generation, "phase": phase(status)})
+
+
+def outline(raw: Json, *, trains: bool) -> RunStatus:
+    """What is known of a run whose status this version cannot read either."""
+    rests = {one.value: one for one in (Phase.COMPLETE, Phase.FAILED, Phase.SUSPENDED)}
+    return RunStatus(
+        phase=rests.get(raw.get("phase", ""), Phase.RUNNING if trains else Phase.PENDING)
+    )
 
 
 def unknown(what: str) -> str:
     """What of a run this version does not know, in words."""
-    return f"this version of the operator does not know {what}"
+    left = "the run is left as it is, and a worker that is lost is not replaced"
+    return f"this version of the operator does not know {what}; {left}"
 
 
 def put(

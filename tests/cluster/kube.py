@@ -28,7 +28,7 @@ import socket, sys
 for door in sys.argv[1:]:
     host, port = door.split(":")
     try:
-        socket.create_connection((host, int(port)), 2).close()
+        socket.create_connection((host, int(port)), 1).close()
     except OSError:
         continue
     print(door)

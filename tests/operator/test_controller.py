@@ -19,6 +19,7 @@ from world import SETTINGS, World, worker_status
 
 Json = dict[str, Any]
 WRITE = ("apply status", "DemoResetRun")
+PENDING = {"phase": "Pending"}
 
 
 class Server:
@@ -160,6 +161,37 @@ def test_a_run_that_is_not_understood_says_so_once_and_is_left_as_it_is() -> Non
     assert (status["observedGeneration"], status["ofALaterVersion"]) == (2, 7)
 
 
+def test_of_a_run_that_is_not_understood_it_is_known_whether_anybody_trains() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    pod, name = server.objects["Pod", "key-worker-0-1"], "key-worker-0-1"
+    controller.cache.put(server._keep({**pod, "status": {"phase": "Running"}}))
+    run = server.objects["DemoResetRun", "key"]
+    controller.cache.put_run(server._keep({**run, "spec": {**run["spec"], "magic": 1}}))
+    fresh = Controller(server, controller.cache, SETTINGS, Metrics())  # type: ignore[arg-type]
+
+    def told() -> tuple[str, str, float | None]:
+        asyncio.run(fresh.reconcile(uid))
+        status = server.objects["DemoResetRun", "key"]["status"]
+        (running,) = [one for one in status["conditions"] if one["type"] == "Running"]
+        assert "a worker that is lost is not replaced" in running["message"]
+        its = {"namespace": "games", "run": "key"}
+        sample = fresh._metrics.registry.get_sample_value
+        return running["status"], status["phase"], sample("demoreset_operator_run_training", its)
+
+    assert told() == ("False", "Pending", 0)
+    says = WorkerStatus.model_validate(worker_status(3, 1))
+    controller.cache.answered(uid, name, says, datetime.now(UTC), timedelta(seconds=30))
+    assert told() == ("True", "Running", 1)
+    controller.cache.forget(server.objects["Pod", name]["metadata"]["uid"])
+    assert told() == ("False", "Pending", 0)
+    run = server.objects["DemoResetRun", "key"]
+    elsewhere = {**run["spec"], "managedBy": "kueue.x-k8s.io/multikueue"}
+    controller.cache.put_run(server._keep({**run, "spec": elsewhere}))
+    asyncio.run(fresh.reconcile(uid))
+    assert fresh._metrics.registry.get_sample_value("demoreset_operator_runs", PENDING) == 0
+
+
 def test_a_run_whose_status_is_not_understood_either_is_told_of_by_an_event() -> None:
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))
@@ -173,6 +205,12 @@ def test_a_run_whose_status_is_not_understood_either_is_told_of_by_an_event() ->
     events = [body for (kind, _), body in server.objects.items() if kind == "Event"]
     assert [event["reason"] for event in events] == ["NotUnderstood"]
     assert "does not know conditions" in events[0]["message"]
+    told = controller._metrics.registry.get_sample_value
+    assert told("demoreset_operator_runs", PENDING) == 1, "nobody trains"
+    run["status"]["phase"] = "Failed"
+    controller.cache.put_run(server._keep(run))
+    asyncio.run(controller.reconcile(uid))
+    assert told("demoreset_operator_runs", {"phase": "Failed"}) == 1
 
 
 def test_nothing_is_asked_for_nor_told_of_a_run_that_somebody_else_manages() -> None:
@@ -182,7 +220,7 @@ def test_nothing_is_asked_for_nor_told_of_a_run_that_somebody_else_manages() -> 
     told = controller._metrics.registry.get_sample_value
     its = {"namespace": "games", "run": "key"}
     assert told("demoreset_operator_run_training", its) is None, "nobody need be alarmed"
-    assert told("demoreset_operator_runs", {"phase": "Pending"}) == 0
+    assert told("demoreset_operator_runs", PENDING) == 0
 
 
 def test_a_claim_that_somebody_has_put_in_the_place_of_a_lost_one_is_no_loss() -> None:
