@@ -13,6 +13,7 @@ from demoreset_operator.render import claim_name
 
 NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
 VOLUME_LOST = "VolumeLost"
+PENDING_TOO_LONG = "PendingDeadlineExceeded"
 ANEW = "delete it and apply it anew"  # what helps a run that is over, and leaves nothing
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
@@ -57,7 +58,7 @@ def ending(
     limit = spec.pending_deadline_seconds
     if limit is not None and status.begun is None and now >= since + timedelta(seconds=limit):
         return _failed(
-            "PendingDeadlineExceeded",
+            PENDING_TOO_LONG,
             f"no worker began within spec.pendingDeadlineSeconds ({limit}): {waiting(seen)}",
         )
     if _volume_lost(seen, status, now):

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
-from demoreset_operator.ending import ANEW, NO_ROOM
+from demoreset_operator.ending import ANEW, NO_ROOM, PENDING_TOO_LONG
 from demoreset_operator.observation import HOPELESS_REASONS, Run
 from demoreset_operator.story import TOO_FEW
 
@@ -36,6 +36,8 @@ DO = {
     "RunContainerError": CONTAINER,
     "ErrImageNeverPull": "Put the image on the nodes, or choose another imagePullPolicy.",
     "Refused": "Mend what the message names; the operator tries again by itself.",
+    "BackOff": "The next try comes by itself. Read the log of that pod (`kubectl demoreset logs {name} "
+    "--pod POD`), and mend what ended it.",
     "NotUnderstood": "Upgrade the operator, or leave that field out.",
     "VolumeLost": "Delete it and apply it anew, to begin from the start.",
     "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). Where nothing else is waited "
@@ -53,6 +55,8 @@ DO = {
 CHANGES = {
     "RestartLimit": "FIELD=VALUE",
     "BudgetSpent": "spec.budget.frames=...",
+    "DeadlineExceeded": "spec.activeDeadlineSeconds=...",
+    "PendingDeadlineExceeded": "spec.pendingDeadlineSeconds=...",
     "NoProgress": "spec.ppo.learningRate=1e-4",
     "Plateau": "FIELD=VALUE",
 }
@@ -111,7 +115,7 @@ def _said(found: Condition) -> str:
 def _do(run: Run, found: Condition) -> list[str]:
     """What to do about a condition."""
     words = [found.reason, *found.message.rstrip(".").split(": ")]  # of a worker that is lacking
-    if found.reason == TOO_FEW:  # it says what lacks, but not why
+    if found.reason in (TOO_FEW, PENDING_TOO_LONG):  # they say what lacks, but not why
         words.append(words.pop(0))
     word = next((word for word in words if word in DO or word in CHANGES), "")
     text = [DO[word].format(name=run.name)] if word in DO else []

@@ -90,6 +90,46 @@ def test_no_branch_is_advised_where_none_can_be() -> None:
     assert "It has no checkpoint to go on from: delete it and apply it anew." in text
 
 
+def test_a_worker_that_is_held_back_is_named_and_what_to_read() -> None:
+    world = World()
+    world.settle()
+    for attempt in (1, 2):
+        world.start()
+        world.end(f"key-worker-0-{attempt}", 1, words="no such game")
+        world.settle()
+    text = explanation(world)
+    assert "BackOff: waiting before the next try; key-worker-0-2: Crashed: exit code 1" in text
+    assert "comes by itself. Read the log of that pod (`kubectl demoreset logs key --pod" in text
+
+
+@pytest.mark.parametrize(
+    ("deadline", "learned", "do"),
+    [
+        ("activeDeadlineSeconds", True, "branch key NEW --set spec.activeDeadlineSeconds=...`"),
+        ("activeDeadlineSeconds", False, "no checkpoint to go on from: delete it and apply it"),
+        ("pendingDeadlineSeconds", False, "no checkpoint to go on from: delete it and apply it"),
+    ],
+)
+def test_after_a_deadline_it_is_said_how_to_go_on(deadline: str, learned: bool, do: str) -> None:
+    world = saved(**{deadline: 60}) if learned else World(**{deadline: 60})
+    world.settle()
+    world.tick(61)
+    world.settle()
+    text = explanation(world)
+    assert text.startswith("key has failed")
+    assert "DeadlineExceeded: " in text
+    assert do in text
+
+
+def test_a_run_that_waited_too_long_is_told_what_for() -> None:
+    world = World(pendingDeadlineSeconds=60)
+    world.settle()
+    world.unschedulable("key-worker-0-1", "no room")
+    world.tick(61)
+    world.settle()
+    assert "no room. Give it fewer gpus or resources" in explanation(world)
+
+
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CreateContainerConfigError"])
 def test_a_run_that_has_failed_is_to_be_applied_anew(reason: str) -> None:
     world = World()
