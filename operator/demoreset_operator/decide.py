@@ -10,16 +10,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from demoreset_api.names import ANNOTATION_HASH
+from demoreset_api.spec import After
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL_CAUSES
-from demoreset_operator.ending import ANEW, VOLUME_LOST, Ending, deadlines, ending
+from demoreset_operator.ending import ANEW, VOLUME_LOST, Ending, confirmed, deadlines, ending
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
 from demoreset_operator.observation import Json, Observation, Run
 from demoreset_operator.render import Settings, Wanted
 
+WARNINGS = (ConditionType.FAILED, ConditionType.STALLED)
 FAREWELL = timedelta(seconds=30)  # for workers of a complete run to end by themselves
 
 
@@ -192,16 +194,21 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
         message = f"worker {attempt.worker} ({attempt.pod}): {how}{then}"
         kind = "Warning" if attempt.counts else "Normal"
         events.append(Event(kind, f"Worker{attempt.cause}", message))
-    reasons = {
-        ConditionType.RUNNING: "TrainingStarted",
-        ConditionType.COMPLETE: "GoalMet",
-        ConditionType.SUSPENDED: "Suspended",
-        ConditionType.STALLED: "Stalled",
-    }
-    for one in story.news(run.status, status, [*reasons, ConditionType.FAILED]):
-        kind = "Warning" if one.type in (ConditionType.FAILED, ConditionType.STALLED) else "Normal"
-        events.append(Event(kind, reasons.get(one.type, one.reason), one.message))
-    return events
+    names = {ConditionType.RUNNING: "TrainingStarted", ConditionType.STALLED: "Stalled"}
+    for one in story.news(run.status, status):
+        warns = one.type in WARNINGS or one.reason in story.TROUBLE
+        name = names.get(one.type, one.reason) if one.status == "True" else one.reason
+        events.append(Event("Warning" if warns else "Normal", name, one.message))
+    return events + _plays_on(run, status)
+
+
+def _plays_on(run: Run, status: RunStatus) -> list[Event]:
+    """The event that the goal is met of a run that plays on: one that stops is complete."""
+    goal = run.spec.goal
+    how = confirmed(goal, status) if goal.after is After.PLAY_ON else ""
+    if not how or confirmed(goal, run.status):
+        return []
+    return [Event("Normal", "GoalMet", f"{how}; it plays on")]
 
 
 def _in_vain(run: Run) -> Event:

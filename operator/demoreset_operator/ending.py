@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from demoreset_api.spec import Restart
+from demoreset_api.spec import Goal, Restart
 from demoreset_api.status import MAX_MESSAGE, Cause, ConditionType, RunStatus
 from demoreset_operator.causes import FINAL_CAUSES
 from demoreset_operator.ledger import Loss
@@ -40,7 +40,8 @@ def ending(
     spec = seen.run.spec
     causes = {loss.attempt.cause: loss.attempt for loss in losses}
     if Cause.DONE in causes:
-        return Ending(ConditionType.COMPLETE, "GoalMet", _met(seen, status))
+        how = confirmed(spec.goal, status) or "the policy plays from the game's own start"
+        return Ending(ConditionType.COMPLETE, "GoalMet", how)
     for cause in FINAL_CAUSES:
         if cause in causes:
             message = causes[cause].message
@@ -94,10 +95,11 @@ def _spent(status: RunStatus, limits: Restart) -> str | None:
     return None
 
 
-def _met(seen: Observation, status: RunStatus) -> str:
+def confirmed(goal: Goal, status: RunStatus) -> str:
+    """How the latest confirmation has met a goal, in words; "" where it has not."""
     tried = status.evaluation
-    if tried is None or tried.success_rate < seen.run.spec.goal.success_rate:  # an earlier one
-        return "the policy plays from the game's own start"
+    if tried is None or tried.success_rate < goal.success_rate:
+        return ""
     return (
         f"the policy ties the demonstration in {tried.success_rate:.0%} of {tried.episodes} "
         "episodes from the game's own start"

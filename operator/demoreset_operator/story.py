@@ -1,6 +1,5 @@
 """What is told of a run: progress, conditions, and one word for people."""
 
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Literal
@@ -26,6 +25,10 @@ from demoreset_operator.worker_status import Answer, read
 
 REFUSED = "Refused"  # the reason where the API server would not take a request
 TOO_FEW = "TooFewWorkers"  # where those who are there wait for spec.workers.min
+NOT_WRITTEN = "NotWritten"  # where no checkpoint can be
+RESUMED = "Resumed"
+TROUBLE = (TOO_FEW, NOT_WRITTEN)
+AWAITED = (*TROUBLE, RESUMED, REFUSED)  # reasons that are told at once
 NOT_UNDERSTOOD = "NotUnderstood"  # where the operator's version does not know what the run says
 
 
@@ -181,7 +184,7 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
         if ready or not (seen.unasked and holds(status, ConditionType.RUNNING)):
             made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready, now)))
         if find(status, ConditionType.SUSPENDED) is not None:
-            made.append((ConditionType.SUSPENDED, False, "Resumed", "spec.suspend is false"))
+            made.append((ConditionType.SUSPENDED, False, RESUMED, "spec.suspend is false"))
     if answers:
         stalled = any(one.status.training.stalled for one in answers)
         message = "all remedies of spec.stall were tried in vain" if stalled else "it learns"
@@ -191,7 +194,7 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
     if (kept := status.checkpoint) is not None:
         well = kept.error is None
         message = "what was learned is on the volume" if well else str(kept.error)
-        reason = "Written" if well else "NotWritten"
+        reason = "Written" if well else NOT_WRITTEN
         made.append((ConditionType.CHECKPOINT_READY, well, reason, message))
     for one in made:
         status = put(status, *one, now, seen.run.generation)
@@ -348,7 +351,11 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
     def key(status: RunStatus) -> object:
         return (
             status.phase,
-            [(one.type, one.status, one.reason == REFUSED) for one in status.conditions],
+            [
+                (one.type, one.status, one.reason if one.reason in AWAITED else "")
+                for one in status.conditions
+            ],
+            status.evaluation,
             status.restarts,
             [one.recovery_seconds for one in status.attempts],
             [
@@ -365,10 +372,20 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
     return key(before) != key(after)
 
 
-def news(before: RunStatus, after: RunStatus, kinds: Iterable[ConditionType]) -> list[Condition]:
-    """Conditions that are true now, and were not."""
-    return [
-        one
-        for one in after.conditions
-        if one.type in kinds and one.status == "True" and not holds(before, one.type)
-    ]
+def news(before: RunStatus, after: RunStatus) -> list[Condition]:
+    """What people are told of: conditions that are true now, and some that are not and say why."""
+    return [one for one in after.conditions if _tells(one) and not _same(one, before)]
+
+
+def _tells(one: Condition) -> bool:
+    if one.status == "True":
+        return one.type is not ConditionType.CHECKPOINT_READY
+    return one.reason in (*TROUBLE, RESUMED)
+
+
+def _same(one: Condition, before: RunStatus) -> bool:
+    """Whether it was so before; why it is true is not of interest."""
+    was = find(before, one.type)
+    if was is None or was.status != one.status:
+        return False
+    return one.status == "True" or was.reason == one.reason

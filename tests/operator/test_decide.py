@@ -762,3 +762,86 @@ def test_a_successor_is_known_at_once_though_the_operator_dies_and_the_pod_vanis
     world.settle()
     assert world.live()[0] == "key-worker-0-3"
     assert world.status.restarts.total == 2
+
+
+def reasons(world: World) -> list[tuple[str, str]]:
+    """The events so far."""
+    return [(event.type, event.reason) for event in world.events]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_once() -> None:
+    world = training(1)
+    world.patient = True
+    full = {"update": 1, "ageSeconds": 9.0, "bytes": 1, "error": "No space left on device"}
+    for update, error in ((2, None), (3, full["error"]), (4, full["error"]), (5, "Read-only")):
+        world.train(update, checkpoint=full | {"error": error})
+        for _ in range(2):
+            world.step()
+            world.tick(2)
+    assert reasons(world)[1:] == [("Warning", "NotWritten")]
+    assert "No space left" in world.events[-1].message
+
+
+def test_a_group_that_is_too_small_is_told_of_once_at_each_time() -> None:
+    world = training(2, least=2)
+    world.patient = True
+    for attempt in (1, 2):
+        world.tick(61)  # or the next one waits
+        world.train(10 * attempt)
+        world.step()
+        world.delete(f"key-worker-1-{attempt}")
+        world.vanish()
+        for _ in range(3):
+            world.step()
+        world.start()
+        world.train(10 * attempt + 1)
+        world.step()
+    told = [
+        reason for reason in reasons(world) if reason[1] in ("TooFewWorkers", "TrainingStarted")
+    ]
+    assert told == [("Normal", "TrainingStarted"), ("Warning", "TooFewWorkers")] * 2 + [
+        ("Normal", "TrainingStarted")
+    ]
+
+
+def test_a_pause_is_told_from_its_beginning_to_its_end() -> None:
+    world = training(1)
+    world.patient = True
+    world.change(suspend=True)
+    world.step()
+    world.vanish()
+    world.settle()
+    world.change(suspend=False)
+    for _ in range(3):
+        world.step()
+    assert reasons(world)[1:] == [("Normal", "Suspended"), ("Normal", "Resumed")]
+
+
+def test_who_comes_back_alone_is_told_of_once() -> None:
+    world = training(2, least=2)
+    world.vanish("key-worker-0-1", "key-worker-1-1")
+    world.settle()
+    world.start()
+    world.settle()
+    world.patient = True
+    world.say("key-worker-0-2", 7)
+    for _ in range(3):
+        world.step()
+    assert [name for _, name in reasons(world)].count("TooFewWorkers") == 1
+
+
+@pytest.mark.parametrize(("after", "told"), [("PlayOn", ["GoalMet"]), ("Stop", [])])
+def test_a_run_that_plays_on_tells_when_its_goal_is_met(after: str, told: list[str]) -> None:
+    world = training(1, goal={"successRate": 0.9, "after": after})
+    world.patient = True
+    for update, rate in ((2, None), (3, 0.8), (4, 0.93), (5, 0.95)):
+        tried = {"update": update, "episodes": 100, "successRate": rate} if rate else {}
+        world.train(update, evaluation=tried)
+        for _ in range(2):
+            world.step()
+    assert [reason for _, reason in reasons(world)[1:]] == told
+    if told:
+        assert world.events[-1].message.startswith(
+            "the policy ties the demonstration in 93% of 100"
+        )
+        assert world.events[-1].message.endswith("; it plays on")
