@@ -27,9 +27,9 @@ from demoreset_operator import story
 from demoreset_operator.api import CONNECTIONS, Api, ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.decide import Event, Plan, decide
-from demoreset_operator.ending import VOLUME_LOST
 from demoreset_operator.metrics import Metrics
 from demoreset_operator.observation import Json, Observation, Run, not_understood, parse_run
+from demoreset_operator.reasons import Reason
 from demoreset_operator.render import Settings, claim_name
 
 AT_ONCE = 16  # runs that are worked on
@@ -192,7 +192,7 @@ class Controller:
         refusal = self._refusals.get(uid)
         seen = self.cache.observe(run, refusal.message if refusal is not None else "")
         plan = decide(seen, self._settings, now)
-        if story.failed(plan.status) == VOLUME_LOST and await self._claim_of_another(run):
+        if story.failed(plan.status) == Reason.VOLUME_LOST and await self._claim_of_another(run):
             seen = replace(seen, claimed=True)
             plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
@@ -244,7 +244,7 @@ class Controller:
             return
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
-        event = Event("Warning", story.NOT_UNDERSTOOD, story.unknown(what))
+        event = Event("Warning", Reason.NOT_UNDERSTOOD, story.unknown(what))
         await self._api.create(_event(reference, event))
         self._puzzled[meta["uid"]] = what
 

@@ -14,11 +14,12 @@ from demoreset_api.spec import After
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL_CAUSES
-from demoreset_operator.ending import ANEW, VOLUME_LOST, Ending, confirmed, deadlines, ending
+from demoreset_operator.ending import ANEW, Ending, confirmed, deadlines, ending
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
 from demoreset_operator.observation import Json, Observation, Run
+from demoreset_operator.reasons import Happened, Reason
 from demoreset_operator.render import Settings, Wanted
 
 WARNINGS = (ConditionType.FAILED, ConditionType.STALLED)
@@ -194,7 +195,10 @@ def _events(run: Run, status: RunStatus, losses: list[Loss]) -> list[Event]:
         message = f"worker {attempt.worker} ({attempt.pod}): {how}{then}"
         kind = "Warning" if attempt.counts else "Normal"
         events.append(Event(kind, f"Worker{attempt.cause}", message))
-    names = {ConditionType.RUNNING: "TrainingStarted", ConditionType.STALLED: "Stalled"}
+    names = {
+        ConditionType.RUNNING: Happened.TRAINING_STARTED,
+        ConditionType.STALLED: Happened.STALLED,
+    }
     for one in story.news(run.status, status):
         warns = one.type in WARNINGS or one.reason in story.TROUBLE
         name = names.get(one.type, one.reason) if one.status == "True" else one.reason
@@ -208,7 +212,7 @@ def _plays_on(run: Run, status: RunStatus) -> list[Event]:
     how = confirmed(goal, status) if goal.after is After.PLAY_ON else ""
     if not how or confirmed(goal, run.status):
         return []
-    return [Event("Normal", "GoalMet", f"{how}; it plays on")]
+    return [Event("Normal", Reason.GOAL_MET, f"{how}; it plays on")]
 
 
 def _in_vain(run: Run) -> Event:
@@ -216,9 +220,9 @@ def _in_vain(run: Run) -> Event:
     message = "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts"
     stays = run.status.saved and not run.spec.checkpoint.volume.leaves
     then = ANEW
-    if stays and story.failed(run.status) != VOLUME_LOST:
+    if stays and story.failed(run.status) != Reason.VOLUME_LOST:
         then = f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
-    return Event("Warning", "RunIsOver", f"{message}; {then}")
+    return Event("Warning", Happened.RUN_IS_OVER, f"{message}; {then}")
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:
@@ -233,7 +237,7 @@ def _recovered(back: list[Attempt]) -> list[Event]:
             f", from the checkpoint of update {lost.resumed_from}: {lost.lost_frames:,} frames are "
             "learned again"
         )
-    return [Event("Normal", "Recovered", message)]
+    return [Event("Normal", Happened.RECOVERED, message)]
 
 
 def _again(seen: Observation, status: RunStatus, now: datetime) -> datetime | None:

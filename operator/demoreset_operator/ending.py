@@ -9,11 +9,10 @@ from demoreset_api.status import MAX_MESSAGE, Cause, ConditionType, RunStatus
 from demoreset_operator.causes import FINAL_CAUSES
 from demoreset_operator.ledger import Loss
 from demoreset_operator.observation import STUCK_AFTER, Observation, Pod
+from demoreset_operator.reasons import Reason
 from demoreset_operator.render import claim_name
 
 NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
-VOLUME_LOST = "VolumeLost"
-PENDING_TOO_LONG = "PendingDeadlineExceeded"
 ANEW = "delete it and apply it anew"  # what helps a run that is over, and leaves nothing
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
@@ -41,13 +40,13 @@ def ending(
     causes = {loss.attempt.cause: loss.attempt for loss in losses}
     if Cause.DONE in causes:
         how = confirmed(spec.goal, status) or "the policy plays from the game's own start"
-        return Ending(ConditionType.COMPLETE, "GoalMet", how)
+        return Ending(ConditionType.COMPLETE, Reason.GOAL_MET, how)
     for cause in FINAL_CAUSES:
         if cause in causes:
             message = causes[cause].message
             return _failed(cause.value, EXPLANATIONS[cause] + (f": {message}" if message else ""))
     if (spent := _spent(status, spec.restart)) is not None:
-        return _failed("RestartLimit", spent)
+        return _failed(Reason.RESTART_LIMIT, spent)
     if spec.suspend:
         return None
     since = status.active_since
@@ -55,17 +54,17 @@ def ending(
         return None
     limit = spec.active_deadline_seconds
     if limit is not None and now >= since + timedelta(seconds=limit):
-        return _failed("DeadlineExceeded", f"spec.activeDeadlineSeconds ({limit}) are over")
+        return _failed(Reason.DEADLINE_EXCEEDED, f"spec.activeDeadlineSeconds ({limit}) are over")
     limit = spec.pending_deadline_seconds
     if limit is not None and status.begun is None and now >= since + timedelta(seconds=limit):
         return _failed(
-            PENDING_TOO_LONG,
+            Reason.PENDING_DEADLINE_EXCEEDED,
             f"no worker began within spec.pendingDeadlineSeconds ({limit}): {waiting(seen)}",
         )
     if _volume_lost(seen, status, now):
         name = claim_name(seen.run)
         return _failed(
-            VOLUME_LOST,
+            Reason.VOLUME_LOST,
             f"the claim {name} is gone, and with it the checkpoints: delete the run and apply it "
             "anew, to begin from the start",
         )

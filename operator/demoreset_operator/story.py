@@ -21,15 +21,11 @@ from demoreset_api.status import (
 from demoreset_operator import render
 from demoreset_operator.ending import named, waiting
 from demoreset_operator.observation import Json, Observation, Pod
+from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
 
-REFUSED = "Refused"  # the reason where the API server would not take a request
-TOO_FEW = "TooFewWorkers"  # where those who are there wait for spec.workers.min
-NOT_WRITTEN = "NotWritten"  # where no checkpoint can be
-RESUMED = "Resumed"
-TROUBLE = (TOO_FEW, NOT_WRITTEN)
-AWAITED = (*TROUBLE, RESUMED, REFUSED)  # reasons that are told at once
-NOT_UNDERSTOOD = "NotUnderstood"  # where the operator's version does not know what the run says
+TROUBLE = (Reason.TOO_FEW_WORKERS, Reason.NOT_WRITTEN)
+AWAITED = (*TROUBLE, Reason.RESUMED, Reason.REFUSED)  # that are told at once
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
@@ -173,28 +169,28 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
     made: list[tuple[ConditionType, bool, str, str]] = []
     if seen.run.spec.suspend:
         left = [pod for pod in seen.workers if pod.present(now)]
-        made.append((ConditionType.RUNNING, False, "Suspended", "spec.suspend is true"))
+        made.append((ConditionType.RUNNING, False, Reason.SUSPENDED, "spec.suspend is true"))
         if left:
             message = f"{len(left)} pods save and leave"
-            made.append((ConditionType.SUSPENDED, False, "Suspending", message))
+            made.append((ConditionType.SUSPENDED, False, Reason.SUSPENDING, message))
         else:
             message = "no pods; spec.suspend: false goes on from the checkpoint"
-            made.append((ConditionType.SUSPENDED, True, "Suspended", message))
+            made.append((ConditionType.SUSPENDED, True, Reason.SUSPENDED, message))
     else:
         if ready or not (seen.unasked and holds(status, ConditionType.RUNNING)):
             made.append((ConditionType.RUNNING, bool(ready), *_running(seen, status, ready, now)))
         if find(status, ConditionType.SUSPENDED) is not None:
-            made.append((ConditionType.SUSPENDED, False, RESUMED, "spec.suspend is false"))
+            made.append((ConditionType.SUSPENDED, False, Reason.RESUMED, "spec.suspend is false"))
     if answers:
         stalled = any(one.status.training.stalled for one in answers)
         message = "all remedies of spec.stall were tried in vain" if stalled else "it learns"
         if stalled or find(status, ConditionType.STALLED) is not None:
-            reason = "Plateau" if stalled else "Moves"
+            reason = Reason.PLATEAU if stalled else Reason.MOVES
             made.append((ConditionType.STALLED, stalled, reason, message))
     if (kept := status.checkpoint) is not None:
         well = kept.error is None
         message = "what was learned is on the volume" if well else str(kept.error)
-        reason = "Written" if well else NOT_WRITTEN
+        reason = Reason.WRITTEN if well else Reason.NOT_WRITTEN
         made.append((ConditionType.CHECKPOINT_READY, well, reason, message))
     for one in made:
         status = put(status, *one, now, seen.run.generation)
@@ -210,28 +206,30 @@ def _running(
     trouble = trouble or _aside(seen, now) or _begins(seen, ready)
     wanted, there = seen.run.spec.workers.max, len(_there(seen, now))
     if len(ready) == wanted:
-        return "Training", "all workers train"
+        return Reason.TRAINING, "all workers train"
     if ready:
-        return "Training", f"{len(ready)} of {wanted} workers train" + (trouble and f"; {trouble}")
+        return Reason.TRAINING, f"{len(ready)} of {wanted} workers train" + (
+            trouble and f"; {trouble}"
+        )
     held = _held(status, now)
     if there and _too_few(seen, status, now):
         text = f"{there} of the {seen.run.spec.workers.min} workers that it needs "
         text += "(spec.workers.min) are there; the others are waited for"
-        trouble = f"{REFUSED}: {trouble}" if seen.refused else trouble or held
-        return TOO_FEW, (text + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
+        trouble = f"{Reason.REFUSED}: {trouble}" if seen.refused else trouble or held
+        return Reason.TOO_FEW_WORKERS, (text + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
     if seen.refused:
-        return REFUSED, seen.refused
+        return Reason.REFUSED, seen.refused
     if lacking:
-        return lacking[0].reason if lacking[0].reason.isalnum() else "Waiting", trouble
+        return lacking[0].reason if lacking[0].reason.isalnum() else Reason.WAITING, trouble
     if held and not any(pod.live for pod in seen.workers):
-        return "BackOff", held[:MAX_MESSAGE]
+        return Reason.BACK_OFF, held[:MAX_MESSAGE]
     still = [pod for pod in seen.workers if pod.live and seen.answers.get(pod.name)]
     if any(seen.answers[pod.name].status.update for pod in still):
         message = "workers answer, and have done no update for a while"
-        return "NoUpdates", _aside(seen, now) or message
+        return Reason.NO_UPDATES, _aside(seen, now) or message
     if any(pod.started and pod.live for pod in seen.workers):
-        return "Starting", "workers load the demonstration and meet one another"
-    return "Creating", waiting(seen)
+        return Reason.STARTING, "workers load the demonstration and meet one another"
+    return Reason.CREATING, waiting(seen)
 
 
 def _held(status: RunStatus, now: datetime) -> str:
@@ -263,7 +261,9 @@ def not_understood(
 ) -> RunStatus:
     """The status of a run that this version cannot read: what trains, trains on."""
     message = unknown(what)[:MAX_MESSAGE]
-    status = put(status, ConditionType.RUNNING, trains, NOT_UNDERSTOOD, message, now, generation)
+    status = put(
+        status, ConditionType.RUNNING, trains, Reason.NOT_UNDERSTOOD, message, now, generation
+    )
     return status.model_copy(update={"observed_generation": generation, "phase": phase(status)})
 
 
@@ -380,7 +380,7 @@ def news(before: RunStatus, after: RunStatus) -> list[Condition]:
 def _tells(one: Condition) -> bool:
     if one.status == "True":
         return one.type is not ConditionType.CHECKPOINT_READY
-    return one.reason in (*TROUBLE, RESUMED)
+    return one.reason in (*TROUBLE, Reason.RESUMED)
 
 
 def _same(one: Condition, before: RunStatus) -> bool:

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
-from demoreset_operator.ending import ANEW, NO_ROOM, PENDING_TOO_LONG
+from demoreset_operator.ending import ANEW, NO_ROOM
 from demoreset_operator.observation import HOPELESS_REASONS, Run
-from demoreset_operator.story import TOO_FEW
+from demoreset_operator.reasons import Reason
 
 MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')  # the scheduler's words
 IMAGE = "Correct spec.workers.image or imagePullSecrets."
@@ -36,8 +36,8 @@ DO = {
     "RunContainerError": CONTAINER,
     "ErrImageNeverPull": "Put the image on the nodes, or choose another imagePullPolicy.",
     "Refused": "Mend what the message names; the operator tries again by itself.",
-    "BackOff": "The next try comes by itself. Read the log of that pod (`kubectl demoreset logs {name} "
-    "--pod POD`), and mend what ended it.",
+    "BackOff": "The next try comes by itself. Read the log of that pod (`kubectl demoreset logs "
+    "{name} --pod POD`), and mend what ended it.",
     "NotUnderstood": "Upgrade the operator, or leave that field out.",
     "VolumeLost": "Delete it and apply it anew, to begin from the start.",
     "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). Where nothing else is waited "
@@ -60,6 +60,7 @@ CHANGES = {
     "NoProgress": "spec.ppo.learningRate=1e-4",
     "Plateau": "FIELD=VALUE",
 }
+LACKS = (Reason.TOO_FEW_WORKERS, Reason.PENDING_DEADLINE_EXCEEDED)  # that do not say why
 OPERATOR = (
     "`kubectl get pods --all-namespaces --selector "
     "app.kubernetes.io/name=demoreset,app.kubernetes.io/component=operator`"
@@ -115,7 +116,7 @@ def _said(found: Condition) -> str:
 def _do(run: Run, found: Condition) -> list[str]:
     """What to do about a condition."""
     words = [found.reason, *found.message.rstrip(".").split(": ")]  # of a worker that is lacking
-    if found.reason in (TOO_FEW, PENDING_TOO_LONG):  # they say what lacks, but not why
+    if found.reason in LACKS:
         words.append(words.pop(0))
     word = next((word for word in words if word in DO or word in CHANGES), "")
     text = [DO[word].format(name=run.name)] if word in DO else []
@@ -150,7 +151,7 @@ def _speaks(found: Condition, status: RunStatus) -> bool:
         case ConditionType.CHECKPOINT_READY:
             return found.status == "False"
         case ConditionType.RUNNING:
-            well = found.reason == "Training" and status.workers.ready == status.workers.wanted
+            well = found.reason == Reason.TRAINING and status.workers.ready == status.workers.wanted
             return status.phase is Phase.PENDING or (status.phase is Phase.RUNNING and not well)
     return False
 
