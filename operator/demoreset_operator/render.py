@@ -143,6 +143,7 @@ def _object(
         **content,
     }
     made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(made)}
+    made["metadata"]["labels"][LABEL_VERSION] = VERSION  # of which nothing is made anew
     if owned:
         made["metadata"]["ownerReferences"] = [owner]
     else:  # Argo CD may take what has this label, and no owner, for its own, and delete it
@@ -557,7 +558,6 @@ def _pod(
     made["metadata"]["labels"] |= {
         LABEL_ATTEMPT: str(attempt),
         LABEL_GENERATION: str(run.generation),
-        LABEL_VERSION: VERSION,
         **more,
     }
     made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(spec)}

@@ -46,9 +46,9 @@ def rendered(shape: str) -> str:
         for body in plan.create_pods
         if body["metadata"]["labels"].get(LABEL_WORKER, "0") == "0"
     ]
-    for pod in pods:  # a release is no other pod
-        pod["metadata"]["labels"][LABEL_VERSION] = "VERSION"
     objects = copied([*plan.apply_children, *pods])
+    for one in objects:  # a release is no other object
+        one["metadata"]["labels"][LABEL_VERSION] = "VERSION"
     return yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=100)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from demoreset_api.names import ANNOTATION_HASH, LABEL_RUN_UID
+from demoreset_api.names import ANNOTATION_HASH, LABEL_RUN_UID, LABEL_VERSION
 from demoreset_api.spec import DemoResetRun
 from demoreset_operator import render
 from demoreset_operator.observation import Run
@@ -280,3 +280,23 @@ def test_workers_may_go_anywhere_where_the_volume_does() -> None:
     world = World(workers={"min": 1, "max": 2})
     world.settle()
     assert all("affinity" not in body["spec"] for body in world.pods.values())
+
+
+def objects(wanted: Run) -> list[Json]:
+    """All objects of a run."""
+    made = render.children(wanted, SETTINGS)
+    pods = [render.worker(wanted, SETTINGS, 0, 1), render.coordinator(wanted, SETTINGS, 1)]
+    return [*made, *pods]
+
+
+def test_every_object_says_which_operator_made_it_and_another_makes_none_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = run(workers={"max": 2})
+    before = objects(wanted)
+    monkeypatch.setattr(render, "VERSION", "9.9.9")
+    after = objects(wanted)
+    assert {one["metadata"]["labels"][LABEL_VERSION] for one in before} == {"0.1.0"}
+    assert {one["metadata"]["labels"][LABEL_VERSION] for one in after} == {"9.9.9"}
+    for one, other in zip(before, after, strict=True):
+        assert one["metadata"]["annotations"] == other["metadata"]["annotations"], one["kind"]
