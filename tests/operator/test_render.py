@@ -293,10 +293,11 @@ def test_every_object_says_which_operator_made_it_and_another_makes_none_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = run(workers={"max": 2})
+    monkeypatch.setattr(render, "VERSION", "9.9.8")
     before = objects(wanted)
     monkeypatch.setattr(render, "VERSION", "9.9.9")
     after = objects(wanted)
-    assert {one["metadata"]["labels"][LABEL_VERSION] for one in before} == {"0.1.0"}
+    assert {one["metadata"]["labels"][LABEL_VERSION] for one in before} == {"9.9.8"}
     assert {one["metadata"]["labels"][LABEL_VERSION] for one in after} == {"9.9.9"}
     for one, other in zip(before, after, strict=True):
         assert one["metadata"]["annotations"] == other["metadata"]["annotations"], one["kind"]
