@@ -29,8 +29,11 @@ COLUMNS = (
     ("Workers", "string", ".status.workers.shown", "Ready of wanted", 0),
     ("Restarts", "integer", ".status.restarts.total", "Workers started again", 0),
     ("Age", "date", ".metadata.creationTimestamp", "Since it was applied", 0),
+    ("Demo", "string", ".spec.demo.name", "A bundled demonstration", 1),
+    ("GPUs", "integer", ".spec.workers.gpus", "Of each worker", 1),
     ("Frames", "integer", ".status.training.frames", "Emulator frames", 1),
     ("Frames/s", "number", ".status.training.framesPerSecond", "Lately", 1),
+    ("ETA", "number", ".status.training.etaSeconds", "Seconds until the start is reached", 1),
     ("Goal", "number", ".status.curriculum.goalRate", "Success from the game's own start", 1),
     ("Checkpoint", "date", ".status.checkpoint.time", "The latest", 1),
 )

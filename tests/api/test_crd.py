@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from demoreset_api.crd import crd, schema
+from demoreset_api.crd import COLUMNS, crd, schema
 from demoreset_api.names import MANAGER
 from demoreset_api.reference import reference
 from demoreset_api.spec import DemoRef, RunSpec
@@ -40,6 +40,15 @@ def test_every_field_is_described() -> None:
     for path, node in nodes(schema()):
         if path.count(".") > 1 and "[" not in path.rpartition(".")[2]:
             assert node.get("description"), path
+
+
+def test_every_column_shows_a_field_that_there_is() -> None:
+    fields = dict(nodes(schema()))
+    for name, kind, path, text, _ in COLUMNS:
+        if not path.startswith(".metadata."):
+            shown = fields[path]
+            assert kind == ("date" if shown.get("format") == "date-time" else shown["type"]), name
+        assert text, name
 
 
 def test_there_is_nothing_that_kubernetes_does_not_know() -> None:
