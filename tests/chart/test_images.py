@@ -32,6 +32,13 @@ def test_images_start_commands_of_the_project() -> None:
     assert {"demoreset-operator", "demoreset"} <= set(SCRIPTS)
 
 
+def test_nothing_is_imported_from_the_folder_that_an_image_starts_in() -> None:
+    assert "PYTHONSAFEPATH=1" in STAGES["base"]
+    for stage in ("operator", "trainer"):
+        assert f"FROM base AS {stage}\n" in TEXT
+        assert "PYTHONSAFEPATH" not in STAGES[stage], "it stays so"
+
+
 @pytest.mark.parametrize("stage", ["operator", "trainer"])
 def test_an_image_does_not_run_as_root(stage: str) -> None:
     # A number, or the kubelet cannot tell that it is not root.
