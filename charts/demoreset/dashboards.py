@@ -130,8 +130,13 @@ RUN = (
                 dashed="wanted from there",
             ),
             Panel(
-                "Score from the game's own start",
-                ((of_run("score_mean"), "mean"), (of_run("score_max"), "best")),
+                "Score",
+                (
+                    (of_run("episode_score_mean"), "mean of all episodes"),
+                    (of_run("episode_score_max"), "best of all episodes"),
+                    (of_run("score_mean"), "mean from the game's own start"),
+                    (of_run("score_max"), "best from there, so far"),
+                ),
             ),
             Panel(
                 "Episodes by end",
@@ -196,6 +201,7 @@ RUN = (
             Panel(
                 "Frames per second", ((of_run("frames_per_second"), "frames"),), defaults={"min": 0}
             ),
+            Panel("Time of an update", ((of_run("update_seconds"), "update"),), unit="s"),
             Panel(
                 "Time by phase",
                 (
