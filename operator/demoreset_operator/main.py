@@ -125,22 +125,25 @@ async def operate(options: argparse.Namespace) -> int:
     lease = Lease(post, own, LEASE, identity)
     runner = await serve(options.port, metrics, lambda: watch.deaf() if lease.held else None)
 
-    async def act() -> None:
+    async def decide() -> None:
         """Nothing is decided before all is known that can be known soon."""
+        await poll.begin()
+        await _until(stop, controller.run(), poll.run())
+
+    async def act() -> None:
         await watch.fill()
         log.info(
             "watching %s; %d runs",
             ", ".join(watch.namespaces) or "all namespaces",
             len(cache.runs),
         )
-        await poll.begin()
+        # The watches begin at once: what goes between a list and a watch is not told of.
         await _until(
             stop,
             watch.run(stop),
             watch.refill(),
             watch.beat(),
-            controller.run(),
-            poll.run(),
+            decide(),
             _measure(controller, metrics),
         )
 

@@ -20,6 +20,7 @@ from demoreset_operator import main as mains
 from demoreset_operator import watch as watches
 from demoreset_operator.main import _until, arguments, operate
 from demoreset_operator.metrics import Metrics
+from demoreset_operator.poll import Poll
 from demoreset_operator.serve import serve
 from world import Json, World
 
@@ -210,5 +211,25 @@ def test_who_waits_for_the_lease_is_well_and_who_holds_it_must_hear(operator: Op
             operator.now += watches.DEAF_SECONDS + 1
             code, words = await operator.health()
             assert (code, words.startswith("no sign of life")) == (503, True)
+
+    asyncio.run(story())
+
+
+def test_nothing_is_decided_while_workers_are_asked_and_all_that_happens_is_heard(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        answered = asyncio.Event()
+
+        async def begin(_: object) -> None:
+            await answered.wait()
+
+        monkeypatch.setattr(Poll, "begin", begin)
+        async with operating(operator):
+            asked = operator.port.asked
+            await operator.until(lambda: all(asked["WATCH", one] for one in operator.port.known))
+            assert not operator.world.pods
+            answered.set()
+            await operator.acts()
 
     asyncio.run(story())
