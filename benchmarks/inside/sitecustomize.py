@@ -2,7 +2,8 @@
 
 The product has no hooks for faults. DEMORESET_POISON says what to do, as JSON:
 
-    what: loss | gradient | weights | crash
+    what: loss | gradient | weights | crash | slow-disk
+    seconds: that each flush of a file or folder takes, on a slow disk: of all members
     place: of the members of its supervisor the one that is harmed; all where it is missing
     every: each time that so many updates are done, at the first try, or
     since: in every try from this update on
@@ -17,7 +18,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -55,9 +58,8 @@ class AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-def poison(loop: ModuleType) -> None:
+def poison(order: dict[str, Any], loop: ModuleType) -> None:
     """Change the loop so that it does what DEMORESET_POISON says."""
-    order = json.loads(os.environ["DEMORESET_POISON"])
     what = order["what"]
     optimise, commit = loop.Loop._optimise, loop.Loop._commit
 
@@ -97,8 +99,22 @@ def poison(loop: ModuleType) -> None:
     loop.Loop._commit = poisoned_commit
 
 
+def slow_down(seconds: float) -> None:
+    """Let what is saved take its time, so that a signal comes in the middle of it."""
+    flush = os.fsync
+
+    def slowly(fd: Any) -> None:
+        time.sleep(seconds)
+        flush(fd)
+
+    os.fsync = slowly
+
+
 # A member, or the process that members are forked from.
 if {"member", "members"} & set(sys.orig_argv):
     signal.signal(signal.SIGUSR2, lambda *_: ctypes.PyDLL(None).sleep(100_000))
-    if "DEMORESET_POISON" in os.environ:
-        sys.meta_path.insert(0, AfterImport(POISONED, poison))
+    order = json.loads(os.environ.get("DEMORESET_POISON", "{}"))
+    if order.get("what") == "slow-disk":
+        slow_down(order["seconds"])
+    elif order:
+        sys.meta_path.insert(0, AfterImport(POISONED, partial(poison, order)))

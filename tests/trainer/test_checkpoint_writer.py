@@ -19,6 +19,7 @@ from demoreset_api.errors import TryAgain
 from demoreset_trainer import checkpoint, checkpoint_writer
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
+from demoreset_trainer.disk import flush_folder
 from demoreset_trainer.progress import Progress
 
 
@@ -234,6 +235,53 @@ def test_a_writer_of_an_earlier_life_stops(
     assert not writer.finish(snapshot(3, life))
     assert len(notes) == 1
     assert "training goes on" not in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("moment", "candidate"), [("written", True), ("written", False), ("compared", True)]
+)
+def test_who_was_frozen_in_a_save_while_a_later_life_began_marks_and_deletes_nothing(
+    tmp_path: Path,
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    candidate: bool,
+) -> None:
+    mine = checkpoint.next_life(tmp_path)
+    before = checkpoint.write(tmp_path, snapshot(1, mine))
+    checkpoint.mark_best(tmp_path, before)
+    to_come = [moment]
+
+    def freeze(now: str) -> None:
+        """At the moment; meanwhile another life begins."""
+        if now in to_come:
+            to_come.remove(now)
+            life = checkpoint.next_life(tmp_path)
+            for update in (2, 3):
+                checkpoint.write(tmp_path, snapshot(update, life))
+            checkpoint.mark_best(tmp_path, tmp_path / snapshot(2, life).name)
+
+    def flushed(folder: Path) -> None:
+        flush_folder(folder)
+        if folder == tmp_path:
+            freeze("written")
+
+    def compared(now: dict[str, Any], before: dict[str, Any]) -> bool:
+        freeze("compared")
+        return True
+
+    monkeypatch.setattr(checkpoint, "flush_folder", flushed)
+    with CheckpointWriter(
+        tmp_path, keep=1, interval=0, note=notes.append, better=compared
+    ) as writer:
+        writer.save(snapshot(2, mine), candidate=candidate)
+        writer._wait(30)
+        with pytest.raises(checkpoint.TakenOver):
+            writer.save(snapshot(3, mine))
+    assert checkpoint.best(tmp_path) == tmp_path / snapshot(2, life=2).name
+    assert checkpoint.newest(tmp_path) == tmp_path / snapshot(3, life=2).name
+    assert updates(tmp_path) == [1, 2, 2, 3]
+    assert "taken this run over" in notes[0]
 
 
 def test_a_state_that_is_not_finite_is_told_and_pushes_nothing_out(

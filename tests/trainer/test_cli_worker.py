@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+import faults_inside
 from demoreset_api.errors import UserError
-from demoreset_trainer import metrics, runfile, summary
+from demoreset_trainer import checkpoint, metrics, runfile, summary
 from demoreset_trainer.cli_group import goal_met_on_disk
 from demoreset_trainer.cli_worker import MAX_BYTES, leave_words, whereabouts
 from demoreset_trainer.local_coordinator import PORTS, free_port
@@ -169,11 +170,11 @@ def test_a_free_port_is_none_that_the_kernel_gives_to_clients() -> None:
 class Running:
     """A command that runs, in a session of its own as under a terminal."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
-        self.output = folder / "output"
-        with self.output.open("w") as output:
+    def __init__(self, output: Path, *arguments: object) -> None:
+        self.output = output
+        with output.open("w") as file:
             self.process = subprocess.Popen(
-                command(*arguments), stdout=output, stderr=output, start_new_session=True
+                command(*arguments), stdout=file, stderr=file, start_new_session=True
             )
         self.port = 0
 
@@ -232,19 +233,23 @@ class Running:
                 found.append(int(stat.parent.name))
         return found
 
+    def send(self, number: int) -> None:
+        """A signal to all processes that came of it."""
+        for pid in self.session():
+            os.kill(pid, number)
+
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start(*arguments: object) -> Running:
-        started.append(Running(tmp_path, *arguments))
+        started.append(Running(tmp_path / f"output-{len(started)}", *arguments))
         return started[-1]
 
     yield start
     for running in started:
-        for pid in running.session():
-            os.kill(pid, signal.SIGKILL)
+        running.send(signal.SIGKILL)
         running.process.wait()
 
 
@@ -332,6 +337,63 @@ def test_a_worker_whose_grace_is_short_leaves_in_the_middle_of_an_update(
     assert worker.process.wait(timeout=60) == 143, worker.said()
     assert "did not stop well" not in worker.said()
     assert summary.saved(folder / "checkpoints") == update
+
+
+def test_a_worker_that_was_frozen_while_the_run_began_anew_spoils_nothing(
+    tmp_path: Path,
+    start: Callable[..., Running],
+    coordinator: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frozen with all of its processes when its checkpoint had its name, and was no best yet."""
+    for name, value in faults_inside.inside(what="slow-disk", seconds=0.3).items():
+        monkeypatch.setenv(name, value)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    words = ["worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL]
+    words += ["--set", "spec.checkpoint.intervalSeconds=1"]
+
+    def best() -> str:
+        found = checkpoint.best(checkpoints)
+        return found.name if found is not None else ""
+
+    def saved() -> list[str]:
+        return sorted(path.name for path in checkpoints.glob("ckpt-*"))
+
+    frozen = start(*words, "--id", "frozen")
+    frozen.train(1)  # it is the first, and saves
+    lost = start(*words, "--id", "lost")
+    frozen.train(2)
+    frozen.until("a best", best)
+    deadline = time.monotonic() + PATIENCE
+    while True:  # until it was faster than the mark
+        known = saved()
+        while saved()[-1] == known[-1]:
+            assert time.monotonic() < deadline, frozen.said()
+            time.sleep(0.01)
+        frozen.send(signal.SIGSTOP)
+        if best() != saved()[-1]:
+            break
+        frozen.send(signal.SIGCONT)
+    lost.send(signal.SIGKILL)
+    new = start(*words, "--id", "new")
+    new.until("a best of the new life", lambda: best().startswith("ckpt-l000002"))
+    frozen.send(signal.SIGCONT)
+
+    def gives_up() -> bool:
+        assert best().startswith("ckpt-l000002"), frozen.said()
+        return "life 2, this is life 1" in frozen.said()
+
+    frozen.until("the end of its save", gives_up)
+    new.train(2)  # it has what the others know, and goes on with them
+    for worker in (frozen, new):
+        worker.process.terminate()
+    for worker in (frozen, new):
+        assert worker.process.wait(timeout=PATIENCE) == 143, worker.said()
+    newest = checkpoint.newest(checkpoints)
+    assert newest is not None
+    assert newest.name == saved()[-1]
+    assert checkpoint.read(newest).life == checkpoint.read(checkpoints / best()).life == 2
+    assert not faults_inside.unsound(tmp_path / "run")
 
 
 def test_a_run_whose_end_could_not_be_saved_is_not_over(

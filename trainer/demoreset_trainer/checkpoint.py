@@ -95,7 +95,8 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
 
     Raises:
         ValueError: a value is not finite: it must not push out good checkpoints.
-        TakenOver: a later life owns the folder.
+        TakenOver: a later life owns the folder, or has come to own it meanwhile; then this one is
+            there, and nothing may follow from it.
         OSError: the disk is full, read-only, or away; what was there before is as it was.
     """
     for name, tensor in (snapshot.model | snapshot.optimizer).items():
@@ -132,6 +133,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _check_life(folder, snapshot.life)  # this process may have been frozen for long
     return target
 
 
@@ -405,7 +407,14 @@ def _check_life(folder: Path, life: int) -> None:
 
 
 def mark_best(folder: Path, path: Path) -> None:
-    """Remember a checkpoint as the best, so that it is not pruned."""
+    """Remember a checkpoint as the best, so that it is not pruned.
+
+    Raises:
+        TakenOver: a later life owns the folder, and knows better.
+    """
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    _check_life(folder, int(named[1]))
     write_whole(folder / BEST, f"{path.name}\n".encode())
 
 
