@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from demoreset_trainer.checkpoint import pack, unpack
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.group import deal
 from demoreset_trainer.loop import Loop
-from small_run import make, weights
+from small_run import Diary, make, weights
 from town import Citizen, Dead, Town
 
 names = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True)
@@ -62,6 +63,7 @@ class Story:
         self._demo = demo
         self.town = Town()
         self.loops: dict[str, Loop] = {}
+        self.diaries: dict[str, Diary] = {}
         self.citizens: dict[str, Citizen] = {}
         self._threads: list[threading.Thread] = []
         self._failed: list[BaseException] = []
@@ -73,23 +75,24 @@ class Story:
         *,
         until: int,
         doom: Callable[[str, int], bool] = lambda what, count: False,
+        asked: Callable[[], bool] = lambda: False,
         teaches: Demo | None = None,
         **changes: dict[str, Any],
     ) -> None:
         citizen = self.town.enter(id)
         citizen.doom = doom
-        loop, _, _ = make(
+        loop, diary, _ = make(
             teaches or self._demo,
             group=citizen,
             find=lambda: (next(self._lives), None),
             **changes,
         )
-        self.loops[id], self.citizens[id] = loop, citizen
+        self.loops[id], self.citizens[id], self.diaries[id] = loop, citizen, diary
 
         def body() -> None:
             try:
                 # Who leaves says so at the update before.
-                loop.run(lambda: loop.state.counters.update >= until - 1)
+                loop.run(lambda: asked() or loop.state.counters.update >= until - 1)
             except Dead:
                 return
             except BaseException as error:
@@ -227,53 +230,84 @@ def test_a_member_that_dies_costs_its_share_of_one_update(
     assert set(first.state.owners) == set(story.loops) - {victim}
 
 
+@dataclass(frozen=True)
+class Deed:
+    """What befalls one of the members that live then, at a place in an update or a later one.
+
+    which: of them, by seniority. nth: of an update's sums.
+    """
+
+    update: int
+    which: int
+    what: str  # join: another one comes
+    place: str = "gather"
+    nth: int = 0
+
+    def strikes(self, place: str, count: int) -> bool:
+        return place == self.place and (place != "sum" or count == 1 + self.nth)
+
+
+MOST = 4  # members at a time
+deeds = st.builds(
+    Deed,
+    update=st.integers(0, 6),
+    which=st.integers(0, MOST - 1),
+    what=st.sampled_from(["join", "leave", "kill"]),
+    place=st.sampled_from(["gather", "quorum", "sum", "commit"]),
+    nth=st.integers(0, 8),
+)
+
+
 @settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@example([(1, "gather", 0), (2, "gather", 0), (2, "quorum", 0)])  # all who knew it die
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(1, 6),
-            st.sampled_from(["gather", "quorum", "sum", "commit"]),
-            st.integers(0, 8),
-        ),
-        min_size=1,
-        max_size=3,
-    )
-)
-def test_whatever_dies_and_joins_the_survivors_agree(
-    crossing: Demo, deaths: list[tuple[int, str, int]]
+@example(2, [Deed(1, 1, "kill"), Deed(2, 0, "kill", "quorum")])  # all who knew it die
+@example(1, [Deed(1, 0, "join"), Deed(1, 0, "join"), Deed(3, 0, "kill"), Deed(3, 1, "leave")])
+@example(4, [Deed(1, 3, "kill", "sum", 4), Deed(1, 1, "kill", "sum", 4), Deed(1, 1, "leave")])
+@given(st.integers(1, MOST), st.lists(deeds, min_size=1, max_size=6))
+def test_whoever_comes_leaves_or_dies_the_others_agree(
+    crossing: Demo, members: int, schedule: list[Deed]
 ) -> None:
-    """At each (update, place, count) the first member dies, and a new one is started for it."""
+    """Where the last one goes another one comes, and begins anew unless it was told in time."""
     story = Story(crossing)
-    left = sorted(deaths, reverse=True)
-    born = iter(range(100))
+    left = sorted(schedule, key=lambda deed: deed.update, reverse=True)
+    going: set[str] = set()  # dead, or told to leave
+    born = itertools.count()
 
     def start() -> None:
         id = f"m{next(born)}"
 
-        def doom(what: str, count: int) -> bool:
-            loop = story.loops.get(id)
-            if not left or loop is None or story.town.living[:1] != [id]:
-                return False
-            update, place, nth = left[-1]
-            due = loop.state.counters.update >= update
-            if due and what == place and (place != "sum" or count == 1 + nth):
+        def doom(place: str, count: int) -> bool:
+            with story.town.condition:  # one deed at a time
+                staying = [one for one in story.town.living if one not in going]
+                if not left or id not in staying or id not in story.loops:
+                    return False
+                deed, update = left[-1], story.loops[id].state.counters.update
+                if staying[deed.which % len(staying)] != id or update < deed.update:
+                    return False
+                if not deed.strikes(place, count):
+                    return False
                 left.pop()
-                start()
-                return True
-            return False
+                if deed.what != "join":
+                    going.add(id)
+                if len(staying) < MOST if deed.what == "join" else len(staying) == 1:
+                    start()
+                return deed.what == "kill"
 
-        story.start(id, until=8, doom=doom, environment={"slots": 4})
+        def asked() -> bool:
+            return id in going
+
+        story.start(id, until=8, doom=doom, asked=asked, environment={"slots": 4})
 
     with story.town.condition:
-        start()
-        start()
+        for _ in range(members):
+            start()
     story.end()
     story.check(slots=4)
+    notes = [note for diary in story.diaries.values() for note in diary.notes]
+    assert not [note for note in notes if "differ" in note]  # by all that must be the same
 
 
 def test_a_state_goes_to_another_member_as_it_is(crossing: Demo) -> None:
