@@ -1,6 +1,7 @@
 """Any number of members learn the same; whoever dies, whenever: no update is lost or half done."""
 
 import itertools
+import json
 import threading
 import time
 from collections import Counter, defaultdict
@@ -17,9 +18,13 @@ from torch import Tensor
 
 from demoreset_api.errors import TryAgain
 from demoreset_trainer.checkpoint import pack, unpack
+from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.group import deal
 from demoreset_trainer.loop import Loop
+from demoreset_trainer.rollout import Collector
+from demoreset_trainer.slots import Begin
+from demoreset_trainer.streams import seed_from, stream
 from small_run import Diary, make, weights
 from town import Citizen, Dead, Town
 
@@ -160,12 +165,13 @@ def test_any_number_of_members_learns_the_same(crossing: Demo, members: int) -> 
         assert apart < 0.1 * moved
 
 
-def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
+def come_and_go(story: Story, each: Callable[[], object] = lambda: None) -> None:
     """1, then 3, then 2: those who leave do so between updates, so every share is learned from."""
-    story = Story(crossing)
     joined = threading.Event()
 
     def bring(what: str, update: int) -> bool:
+        if what == "commit":
+            each()
         if what == "commit" and update == 2 and not joined.is_set():
             joined.set()
             story.start("b", until=5)
@@ -175,6 +181,11 @@ def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
     story.start("a", until=8, doom=bring)
     story.end()
     story.check()
+
+
+def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
+    story = Story(crossing)
+    come_and_go(story)
     assert story.loops["a"].state.counters.frames == 8 * 8 * 8 * 4
     assert story.loops["a"].state.counters.frames_discarded == 0
     assert weights(story.loops["a"]).equal(weights(story.loops["c"]))
@@ -183,6 +194,40 @@ def test_members_come_and_go_and_no_frame_is_lost(crossing: Demo) -> None:
     assert counted[0] == counted[1]
     assert {"joined", "left"} <= set(counted[0])
     assert [update for _, update, _, _ in story.citizens["b"].commits][-1] == 5
+
+
+def test_what_an_episode_is_follows_from_its_numbers_and_the_table_whoever_plays_it(
+    crossing: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = Story(crossing)
+    begun: list[tuple[str, int, int, str, Begin]] = []  # by whom; slot, episode, table; what
+    ended: list[Result] = []
+    begin = Collector._begin
+
+    def watched(self: Collector, column: int, episode: int) -> Begin:
+        planned, member = begin(self, column, episode), threading.current_thread().name
+        table = json.dumps(story.loops[member].state.curriculum.state())
+        begun.append((member, int(self.held[column]), episode, table, planned))
+        return planned
+
+    with monkeypatch.context() as watch:
+        watch.setattr(Collector, "_begin", watched)
+        come_and_go(story, lambda: ended.extend(story.loops["a"]._results))
+    # One that has never met the others, nor held a slot, says the same of every episode.
+    other, _, _ = make(crossing)
+    for _, slot, episode, table, planned in begun:
+        other.state.curriculum.load(json.loads(table))
+        random = stream(other.spec.seed, slot, episode)
+        start = other._choose(slot, episode, random)
+        assert planned == Begin(start.frame, seed_from(random), start.limits)
+    assert {member for member, *_ in begun} == set("abc")
+    players = {slot: {member for member, of, *_ in begun if of == slot} for slot in range(8)}
+    assert any(len(members) > 1 for members in players.values())  # slots have changed hands
+    # No number is played twice, and each from where it was to begin.
+    numbers = [(result.slot, result.episode) for result in ended]
+    assert len(set(numbers)) == len(numbers) > 0
+    starts = {(slot, episode, planned.start) for _, slot, episode, _, planned in begun}
+    assert {(result.slot, result.episode, result.start) for result in ended} <= starts
 
 
 def test_what_a_member_waits_for_is_no_loss_of_the_others(crossing: Demo) -> None:
