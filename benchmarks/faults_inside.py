@@ -46,6 +46,7 @@ GRACE = 25.0  # seconds from SIGTERM to the end, of a command
 LIFE = 20.0  # seconds of a command's or member's life over which signals are swept
 NOT_FINITE = "demoreset: update 20 failed 3 times: its loss is not finite"
 CRASHED = "update 21 failed 3 times; the last: sitecustomize.Poisoned: poisoned at update 20"
+HALF = ".partial-"  # a checkpoint that is being written, or whose writer died
 AFTERMATH = 5.0  # seconds until whatever it started has ended, too
 
 
@@ -287,7 +288,7 @@ def asked(injured: Injured, after: float | None) -> tuple[float, str]:
     os.kill(victim, signal.SIGTERM)
     injured.wait(lambda: not alive(victim), "the end of the victim")
     seconds = time.monotonic() - since
-    return seconds, injured.wait(lambda: _ending(injured, victim), "what is said of its end")
+    return seconds, injured.wait(lambda: ending(injured, victim), "what is said of its end")
 
 
 def _successor(injured: Injured, known: set[int]) -> int | None:
@@ -301,7 +302,7 @@ def _successor(injured: Injured, known: set[int]) -> int | None:
     return None
 
 
-def _ending(injured: Injured, pid: int) -> str | None:
+def ending(injured: Injured, pid: int) -> str | None:
     """What the supervisor says of a member's end."""
     for line in injured.said().splitlines():
         if line.startswith("lost member ") and f"(pid {pid})" in line:

@@ -7,8 +7,12 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from demoreset_api.errors import DemoResetError
+from demoreset_trainer import checkpoint
+from faults_inside import HALF, SAVING_OFTEN, ending, inside, unsound
 from injured import Event, Injured, Outcome, Row, alive, check, group
 
 TOGETHER = 10  # kills, between two times without
@@ -17,6 +21,8 @@ ENDLESS = (
     *("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000"),
     *("--set", "spec.environment.stickyProbability=0.25"),
 )
+
+FLUSH = 0.1  # seconds that each of the flushes of a save takes, to be hit in the middle of it
 
 _Span = tuple[float, float]  # seconds of the clock of events: from, to
 
@@ -111,6 +117,67 @@ def repeated(trial: Callable[[Injured], float]) -> Callable[[int], Outcome]:
     return measure
 
 
+def in_a_save(number: int) -> Callable[[int], Outcome]:
+    """A signal to the first member at any moment of a save: the next one goes on, and saves."""
+
+    def measure(trials: int) -> Outcome:
+        outcome = Outcome()
+        slow = inside(what="slow-disk", seconds=FLUSH)
+        with group(changes=SAVING_OFTEN, environment=slow) as injured:
+            while outcome.n < trials:
+                if (seconds := _struck_in_a_save(injured, number, outcome.failures)) is None:
+                    continue  # it was over before
+                outcome.seconds.append(seconds)
+                outcome.n += 1
+                print(f"  {outcome.n}/{trials}: {seconds:.3f} s", flush=True)
+            injured.whole()
+            injured.close()
+            outcome.failures += [
+                wrong
+                for wrong in unsound(injured.folder)
+                if number != signal.SIGKILL or not wrong.startswith(HALF)  # the dead leave halves
+            ]
+        outcome.facts, outcome.events = dict(check(injured.events)), injured.events
+        return outcome
+
+    return measure
+
+
+def _struck_in_a_save(injured: Injured, number: int, failures: list[str]) -> float | None:
+    """Seconds until the others have summed without it; None where the save was over before."""
+    folder = injured.folder / "checkpoints"
+    first, *others = members = injured.whole()
+    known = set(folder.glob(HALF + "*"))
+    begun = injured.wait(lambda: set(folder.glob(HALF + "*")) - known, "a save")
+    time.sleep(6 * FLUSH * random.random())
+    since = time.monotonic()
+    os.kill(members[first], number)
+    in_time = any(half.exists() for half in begun)
+    seconds = injured.recovered(since, others)
+    injured.wait(lambda: not alive(members[first]), "the end of the victim")
+    left = _latest(folder)
+    try:
+        saved = checkpoint.read(left).update if left is not None else 0
+    except DemoResetError as error:
+        failures.append(f"what it left is not whole: {error}")
+        return seconds
+    if number == signal.SIGTERM:
+        how = injured.wait(lambda: ending(injured, members[first]), "what is said of its end")
+        if not how.startswith("exit code 143"):
+            failures.append(how)
+        commits = [event for event in injured.look() if event["event"] == "commit"]
+        its = max(event["update"] for event in commits if event["member"] == first)
+        if saved < its:
+            failures.append(f"update {its} was its last, and {saved} is on the disk")
+    injured.wait(lambda: _latest(folder) != left, "a checkpoint of the next one")
+    return seconds if in_time else None
+
+
+def _latest(folder: Path) -> Path | None:
+    """The newest checkpoint by its name."""
+    return max(folder.glob("ckpt-*"), default=None)
+
+
 def flapping(every: float) -> Callable[[int], Outcome]:
     """A kill of any member every so many seconds, `trials` of them: what is learned meanwhile.
 
@@ -193,6 +260,7 @@ ROWS: dict[str, Row] = {
     "first": Row(
         3, "the first member, kill -9", 20, repeated(by_signal(signal.SIGKILL, first=True)), 1.0
     ),
+    "first-saving": Row(3, "the same, in the middle of a save", 20, in_a_save(signal.SIGKILL), 1.0),
     "coordinator": Row(
         5, "the coordinator, kill -9; made again", 20, repeated(without_coordinator), 3.0
     ),

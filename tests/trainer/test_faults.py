@@ -57,6 +57,14 @@ def test_members_die_in_every_way_and_nothing_is_lost_or_left() -> None:
     assert faults_inside.gone(list(processes), PATIENCE)
 
 
+@pytest.mark.parametrize("name", ["first-saving"])
+def test_the_first_member_is_struck_in_the_middle_of_a_save(name: str) -> None:
+    outcome = faults_members.ROWS[name].measure(1)
+    assert outcome.n == 1
+    assert outcome.failures == []
+    assert (outcome.facts["updatesLost"], outcome.facts["forks"]) == (0, 0)
+
+
 def test_members_come_and_go_and_every_update_has_all_of_its_frames() -> None:
     outcome = faults_inside.changing(1, (3, 2))
     assert outcome.failures == []
