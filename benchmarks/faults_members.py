@@ -47,6 +47,18 @@ def by_signal(number: int, *, first: bool = False) -> Callable[[Injured], float]
     return lambda injured: struck(injured, lambda pid: os.kill(pid, number), first=first)
 
 
+def back(injured: Injured) -> float:
+    """A member is killed: seconds until all have done an update together with its successor."""
+    members = injured.whole()
+    victim = members[random.choice(list(members)[1:])]
+    time.sleep(random.random())
+    since = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    injured.wait(lambda: not alive(victim), "the end of the victim")
+    injured.whole()
+    return time.monotonic() - since
+
+
 def thawed(injured: Injured) -> float:
     """Frozen for two seconds: until all three go on, from the thaw."""
     members = injured.whole()
@@ -255,6 +267,7 @@ def _pace(events: list[Event], begun: float, ended: float) -> tuple[float, float
 
 ROWS: dict[str, Row] = {
     "killed": Row(1, "a member, kill -9", 20, repeated(by_signal(signal.SIGKILL)), 1.0),
+    "killed-back": Row(1, "the same: until the group is whole again", 20, repeated(back), 5.0),
     "segv": Row(1, "a member, segmentation fault", 20, repeated(by_signal(signal.SIGSEGV)), 1.0),
     "abort": Row(1, "a member, abort", 20, repeated(by_signal(signal.SIGABRT)), 1.0),
     "first": Row(
