@@ -7,7 +7,8 @@
 Recovery is the time from the injection until the last of the others has finished a sum or an update
 in a group without the victim; updates lost are gaps in the updates that were committed; forks are
 updates that two members committed with other weights; failures are what should not have happened,
-each with its reason. All that members wrote down is kept in results/faults-events.jsonl.gz.
+each with its reason. A row is kept once for every kind of machine, with what it was measured on.
+What members wrote down is kept in results/faults-events.jsonl.gz, but for every update's quorum.
 """
 
 import argparse
@@ -33,29 +34,33 @@ ROWS: dict[str, Row] = {
 TABLE, EVENTS = RESULTS / "faults.json", RESULTS / "faults-events.jsonl.gz"
 
 
-def keep(name: str, events: list[Event]) -> None:
-    """Put the events of a row in the place of those of an earlier time."""
+def keep(name: str, kind: str, events: list[Event]) -> None:
+    """Put the events of a row in the place of those of an earlier time on this kind of machine."""
+    key = {"row": name, "kind": kind}
     lines = gzip.decompress(EVENTS.read_bytes()).decode().splitlines() if EVENTS.exists() else []
-    lines = [line for line in lines if json.loads(line)["row"] != name]
-    lines += [json.dumps({"row": name, **e}) for e in events if e["event"] != "quorum"]
+    lines = [line for line in lines if not key.items() <= json.loads(line).items()]
+    lines += [json.dumps(key | e) for e in events if e["event"] != "quorum"]
     EVENTS.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
-def show(known: dict[str, Any]) -> None:
-    """The table, in the order of the fault matrix."""
-    print("| row | fault | n | p50 s | p95 s | max s | wanted | failures | lost | forks | |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+def show(known: dict[str, dict[str, Any]]) -> None:
+    """The table, in the order of the fault matrix; a line for every kind of machine."""
+    print(
+        "| row | fault | n | p50 s | p95 s | max s | wanted | failures | lost | forks | machine "
+        "| commit | |"
+    )
+    print("| --- " * 13 + "|")
     for name, row in sorted(ROWS.items(), key=lambda item: item[1].number):
-        if (entry := known.get(name)) is None:
-            continue
-        wanted = f"p95 {row.p95:g}" if row.p95 is not None else "none fails"
-        times = [f"{entry[key]:.2f}" if key in entry else "" for key in ("p50", "p95", "max")]
-        if row.goodput is not None:
-            wanted = f"goodput {row.goodput:.0%}"
-            times[0] = f"goodput {entry['goodput']:.0%}"
-        counts = [str(entry.get(key, "")) for key in ("failures", "updatesLost", "forks")]
-        cells = [str(row.number), row.fault, f"{entry['n']:,}", *times, wanted, *counts]
-        print("|", " | ".join([*cells, "met" if row.met(entry) else "MISSED"]), "|")
+        for kind, entry in sorted(known.get(name, {}).items()):
+            wanted = f"p95 {row.p95:g}" if row.p95 is not None else "none fails"
+            times = [f"{entry[key]:.2f}" if key in entry else "" for key in ("p50", "p95", "max")]
+            if row.goodput is not None:
+                wanted = f"goodput {row.goodput:.0%}"
+                times[0] = f"goodput {entry['goodput']:.0%}"
+            counts = [str(entry.get(key, "")) for key in ("failures", "updatesLost", "forks")]
+            cells = [str(row.number), row.fault, f"{entry['n']:,}", *times, wanted, *counts]
+            cells += [kind, entry["machine"].get("commit", "")]
+            print("|", " | ".join([*cells, "met" if row.met(entry) else "MISSED"]), "|")
 
 
 def main() -> None:
@@ -74,11 +79,11 @@ def main() -> None:
         print(f"{name}: {row.fault}", flush=True)
         on = machine(("demoreset", "torch", "torchft"))
         outcome = row.measure(options.trials or row.trials)
-        keep(name, outcome.events)
-        known["rows"][name] = {"row": row.number, "fault": row.fault, **outcome.entry()}
-        known["machine"] = on
+        keep(name, on["kind"], outcome.events)
+        entry = {"row": row.number, "fault": row.fault, **outcome.entry(), "machine": on}
+        known["rows"].setdefault(name, {})[on["kind"]] = entry
         TABLE.write_text(json.dumps(known, indent=2) + "\n")
-        print(f"  {known['rows'][name]}", flush=True)
+        print(f"  {entry}", flush=True)
     show(known["rows"])
 
 

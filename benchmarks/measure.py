@@ -214,6 +214,7 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "cpu": _cpu(),
+        "kind": _kind(),
         "cores": cores(),
         "commit": _commit(),
         "python": sys.version.split()[0],
@@ -234,11 +235,22 @@ def _commit() -> str:
 
 
 def _cpu() -> str:
+    return _about_cpu("model name") or "unknown"
+
+
+def _kind() -> str:
+    """Of machine: by what decides most how fast a run trains on it."""
+    return ("" if "avx512_bf16" in _about_cpu("flags").split() else "no ") + "AVX512-BF16"
+
+
+def _about_cpu(what: str) -> str:
+    """What the kernel says of the first core; nothing where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return "unknown"
+    except OSError:
+        return ""
+    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith(what))
+    return next(found, "")
 
 
 def arguments(what: str, *, seconds: float) -> argparse.ArgumentParser:
