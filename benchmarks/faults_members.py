@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -210,7 +211,12 @@ def flapping(every: float) -> Callable[[int], Outcome]:
             time.sleep(seconds)
             return begun, time.monotonic()
 
-        with group(changes=ENDLESS) as injured:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            group(changes=ENDLESS, environment={"TMPDIR": scratch}) as injured,
+        ):
+            injured.whole()
+            before = _held(injured, scratch)
             while outcome.n < trials:
                 injured.whole()
                 calm.append(spend(0, every * TOGETHER / 2))
@@ -218,6 +224,10 @@ def flapping(every: float) -> Callable[[int], Outcome]:
                 print(f"  {outcome.n}/{trials}", flush=True)
             injured.whole()
             calm.append(spend(0, every * TOGETHER / 2))
+            injured.whole()
+            for what, count in _held(injured, scratch).items():
+                if count > before[what]:
+                    outcome.failures.append(f"{what}: {before[what]}, in the end {count}")
         paces, sizes = _paces(injured.events, disturbed)
         quiet, whole = _paces(injured.events, calm)
         expected = [(before + after) / 2 for before, after in itertools.pairwise(quiet)]
@@ -238,6 +248,15 @@ def flapping(every: float) -> Callable[[int], Outcome]:
         return outcome
 
     return measure
+
+
+def _held(injured: Injured, scratch: str) -> dict[str, int]:
+    """What might leak with every member that is lost."""
+    return {
+        "open files of the supervisor": len(os.listdir(f"/proc/{injured.process.pid}/fd")),
+        "files in shared memory": len(list(Path("/dev/shm").glob("pym-*"))),  # multiprocessing's
+        "temporary files": len(os.listdir(scratch)),
+    }
 
 
 def _paces(events: list[Event], spans: list[_Span]) -> tuple[list[float], list[float]]:

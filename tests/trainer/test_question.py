@@ -23,6 +23,7 @@ from demoreset_api.names import ASIDE, QUORUM
 from demoreset_trainer import elastic
 from demoreset_trainer.elastic import Elastic
 from demoreset_trainer.group import Quorum
+from demoreset_trainer.links import KEY
 from demoreset_trainer.question import BROKEN
 
 PATIENCE = 30.0  # seconds for anything; never what is measured
@@ -220,6 +221,25 @@ def test_a_process_group_of_gloos_that_does_not_end_is_left_to_itself(
     one._abort()  # it once cost the life of its process
     assert one.quorum(1).members == ("one",)
     ends.set()
+
+
+def test_what_a_group_left_in_a_members_store_goes_with_the_next(
+    member: Make, threads: ThreadPoolExecutor
+) -> None:
+    """Else it would grow with every member that is lost, for days."""
+    one, other = pair(member, threads)
+    store, groups = one._store, [one._formed]
+    assert [key for key in store.list_keys() if groups[0] in key]  # of the first member is used
+    for step in (2, 3):
+        for each in (one, other):
+            each._give_up()
+        together(threads.submit(one.quorum, step), threads.submit(other.quorum, step))
+        groups.append(one._formed)
+    assert len(set(groups)) == 3
+    kept = [key for key in store.list_keys() if key != KEY]
+    assert kept
+    assert all(groups[-1] in key for key in kept), kept
+    assert KEY in store.list_keys()  # by which others try the link to it
 
 
 def test_who_sat_out_while_all_others_went_does_not_go_on_from_what_it_knows(
