@@ -421,26 +421,26 @@ def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) 
     loop.state.check_alike(state)
 
 
-def test_a_gradient_that_is_not_finite_is_rejected_by_all(crossing: Demo) -> None:
+@pytest.mark.parametrize("which", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_is_rejected_by_all(
+    crossing: Demo, which: str
+) -> None:
     story = Story(crossing)
-    poisoned: list[Tensor] = []
-
-    def spoil(gradient: Tensor) -> Tensor | None:
-        if len(poisoned) > 1:
-            return None
-        poisoned.append(gradient)
-        return gradient * float("nan")
+    todo = ["b"]
 
     def poison(what: str, count: int) -> bool:
         loop = story.loops.get("b")
-        if (
-            loop is not None
-            and what == "gather"
-            and loop.state.counters.update == 1
-            and not poisoned
-        ):
-            poisoned.append(torch.zeros(()))
-            next(loop.ppo.policy.parameters()).register_hook(spoil)  # type: ignore[no-untyped-call]
+        if loop is None or what != "gather" or loop.state.counters.update != 1 or not todo:
+            return False
+        todo.clear()
+        losses = loop.ppo._losses
+
+        def spoiled(*facts: Any, **named: Any) -> tuple[Tensor, Tensor]:
+            loop.ppo._losses = losses  # type: ignore[method-assign]
+            loss, parts = losses(*facts, **named)
+            return (loss, parts * float("inf")) if which == "loss" else (loss * float("nan"), parts)
+
+        loop.ppo._losses = spoiled  # type: ignore[method-assign]
         return False
 
     with story.town.condition:

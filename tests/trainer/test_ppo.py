@@ -435,6 +435,16 @@ def test_what_is_not_finite_is_refused(where: str) -> None:
         learner.update(r, [np.arange(4)], [None], Alone(), learning_rate=1e-3, entropy=0, guide=0)
 
 
+def test_a_loss_that_is_infinite_is_refused_though_its_gradient_is_not() -> None:
+    """An error of 3e19 has a square that no float32 holds."""
+    r = rollout(MEMORY)
+    r.rewards[:] = 3e19
+    learner = Ppo(make(MEMORY), PpoSpec(value_coefficient=1e-6, value_clip=0))
+    with pytest.raises(NotFinite, match="the loss is inf"):
+        learner.update(r, [np.arange(4)], [None], Alone(), learning_rate=1e-3, entropy=0, guide=0)
+    assert torch.isfinite(gradients(learner.policy)).all()
+
+
 def test_it_goes_on_from_its_state() -> None:
     settings: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.02, "guide": 0.0}
     r = rollout(MEMORY)

@@ -233,13 +233,22 @@ class Ppo:
         totals = sums.cpu()
         group.sum(totals)
         means = dict(zip(_SUMS, (totals / samples).tolist(), strict=True))
+        guide_loss = guide_losses.item() / len(norms)
         _, spread = _moments(targets, group)
+        loss = (
+            means["policy_loss"]
+            + spec.value_coefficient * means["value_loss"]
+            - entropy * means["entropy"]
+            + guide * guide_loss
+        )
+        if not math.isfinite(loss):  # squares overflow before the gradient does
+            raise NotFinite(f"the loss is {loss}")
         # After the latest step no gradient tells; and after the sums nobody waits for this member.
         if not all(parameter.isfinite().all() for parameter in self._parameters):
             raise NotFinite("a weight is not finite")
         return Statistics(
             **means,
-            guide_loss=guide_losses.item() / len(norms),
+            guide_loss=guide_loss,
             explained_variance=1 - (deviation / spread) ** 2 if spread else 0.0,
             gradient_norm=float(np.mean(norms)),
         )
