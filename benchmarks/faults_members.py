@@ -297,6 +297,9 @@ ROWS: dict[str, Row] = {
         5, "the coordinator, kill -9; made again", 20, repeated(without_coordinator), 3.0
     ),
     "drained": Row(7, "SIGTERM to a member", 20, repeated(by_signal(signal.SIGTERM)), 10.0),
+    "drained-saving": Row(
+        8, "SIGTERM to the first member, in a save", 20, in_a_save(signal.SIGTERM), 10.0
+    ),
     "frozen": Row(9, "a member stopped (SIGSTOP)", 10, repeated(by_signal(signal.SIGSTOP)), 6.0),
     "thawed": Row(10, "stopped for 2 s, then thawed: back in", 20, repeated(thawed), 6.0),
     "joined": Row(19, "a new member joins: cost to the others", 20, repeated(joined), 1.0),

@@ -1,6 +1,7 @@
 """Faults from the inside, in real groups: rows of the fault matrix (`benchmarks/`), tried once."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from signal import SIGABRT, SIGKILL, SIGSEGV, SIGSTOP, SIGTERM
 
 import pytest
 
+import faults_disk
 import faults_inside
 import faults_members
 import injured
@@ -57,9 +59,20 @@ def test_members_die_in_every_way_and_nothing_is_lost_or_left() -> None:
     assert faults_inside.gone(list(processes), PATIENCE)
 
 
-@pytest.mark.parametrize("name", ["first-saving"])
+@pytest.mark.parametrize("name", ["first-saving", "drained-saving"])
 def test_the_first_member_is_struck_in_the_middle_of_a_save(name: str) -> None:
     outcome = faults_members.ROWS[name].measure(1)
+    assert outcome.n == 1
+    assert outcome.failures == []
+    assert (outcome.facts["updatesLost"], outcome.facts["forks"]) == (0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="only root mounts")
+def test_a_group_trains_on_while_its_disk_is_full() -> None:
+    try:
+        outcome = faults_disk.ROWS["full"].measure(1)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"needs the right to mount: {error}")
     assert outcome.n == 1
     assert outcome.failures == []
     assert (outcome.facts["updatesLost"], outcome.facts["forks"]) == (0, 0)
