@@ -2,9 +2,11 @@
 
     python benchmarks/elastic.py overhead --seconds 60
     python benchmarks/elastic.py scaling --seconds 60
+    python benchmarks/elastic.py coordinator
 
 overhead: one member of a group with a coordinator, beside the same run alone, in turns, one core
-each. scaling: one member with one core, and two with one core each. Let nothing else run.
+each. scaling: one member with one core, and two with one core each. coordinator: its memory, and
+how soon it listens. Let nothing else run.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from measure import RESULTS, machine
 
 RUN = Path(__file__).parents[1] / "demos/montezuma-first-key.yaml"
 CLI = [sys.executable, "-m", "demoreset_trainer.cli"]
+STARTS = 10  # of a coordinator
 WARM = 5  # updates that are left out
 ENDLESS = ("--set", "spec.goal.successRate=1", "--set", "spec.goal.episodes=1000000")
 
@@ -50,7 +53,7 @@ def trained(command: list[str], cores: set[int], seconds: float) -> list[dict[st
         return read(metrics)[WARM:]
 
 
-def coordinator() -> tuple[subprocess.Popen[str], str]:
+def listening() -> tuple[subprocess.Popen[str], str]:
     """A coordinator and its address."""
     process = subprocess.Popen(
         [*CLI, "coordinator", "--port", "0", "--host", "127.0.0.1"],
@@ -79,7 +82,7 @@ def share(lines: list[dict[str, Any]], *phases: str) -> float:
 
 
 def overhead(seconds: float, turns: int) -> dict[str, Any]:
-    helper, address = coordinator()
+    helper, address = listening()
     alone, group = [], []
     try:
         for _ in range(turns):
@@ -117,19 +120,42 @@ def scaling(seconds: float, turns: int) -> dict[str, Any]:
     }
 
 
+def coordinator() -> dict[str, Any]:
+    memory, waited = [], []
+    for _ in range(STARTS):
+        begun = time.monotonic()
+        process, _ = listening()
+        waited.append(time.monotonic() - begun)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s*(\d+) kB", status)
+        assert found
+        memory.append(int(found[1]) / 1024)
+        process.terminate()
+        process.wait()
+    return {
+        "residentMiB": round(statistics.median(memory), 1),
+        "listensAfterSeconds": round(statistics.median(waited), 3),
+        "worst": {"residentMiB": round(max(memory), 1), "seconds": round(max(waited), 3)},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("overhead", "scaling"), nargs="+")
+    parser.add_argument("what", choices=("overhead", "scaling", "coordinator"), nargs="+")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     path = RESULTS / "elastic.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for what in options.what:
-        measure = {"overhead": overhead, "scaling": scaling}[what]
-        known[what] = measure(options.seconds, options.turns)
+        on = machine(("demoreset", "torch", "torchft"))
+        if what == "coordinator":
+            found = coordinator()
+        else:
+            measure = {"overhead": overhead, "scaling": scaling}[what]
+            found = measure(options.seconds, options.turns)
+        known[what] = {**found, "machine": on}
         print(what, json.dumps(known[what], indent=2))
-    known["machine"] = machine(("demoreset", "torch", "torchft"))
     path.write_text(json.dumps(known, indent=2) + "\n")
 
 

@@ -70,7 +70,7 @@ def port_of(process: "subprocess.Popen[str]") -> int:
 def resident_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def answers(port: int) -> bool:
@@ -84,7 +84,7 @@ def test_it_is_small_and_listens_without_torch(start: Start) -> None:
     process = start("--port", "0")
     port = port_of(process)
     assert answers(port)
-    assert resident_mb(process.pid) < 40
+    assert resident_mb(process.pid) < 30
 
 
 def test_garbage_on_its_port_does_not_end_it(start: Start) -> None:
