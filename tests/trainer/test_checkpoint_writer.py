@@ -151,6 +151,9 @@ def test_who_was_overtaken_says_so_at_once(tmp_path: Path, notes: list[str]) -> 
         assert writer.due()
         with pytest.raises(checkpoint.TakenOver):
             writer.save(snapshot(2))
+        assert not writer.finish(snapshot(3))
+        assert writer.finish(snapshot(6, life=2)), "it has joined those who live"
+        assert writer.error is None
 
 
 def test_nothing_lands_in_a_run_that_has_begun_in_the_folders_place(

@@ -62,6 +62,7 @@ class CheckpointWriter:
         self._offered = float("-inf")
         self._blocked = 0.0  # seconds that the latest copy took
         self._failed: Exception | None = None
+        self._failed_life = 0  # that of the state that could not be saved
         self._told_late = False
         self._ends = False  # what is written now is the last
         self._place, self._reserve = _place(folder), Reserve(folder)
@@ -110,8 +111,8 @@ class CheckpointWriter:
         Raises:
             TakenOver: a later life owns the folder.
         """
-        if isinstance(self._failed, TakenOver):
-            raise self._failed
+        if (overtaken := self._overtaken(snapshot)) is not None:
+            raise overtaken
         if self.busy:
             if self._late and not self._told_late:
                 self._told_late = True
@@ -137,7 +138,7 @@ class CheckpointWriter:
         deadline, self._ends = time.monotonic() + patience, True
         try:
             self._wait(patience)
-            if self.busy or isinstance(self._failed, TakenOver):
+            if self.busy or self._overtaken(snapshot) is not None:
                 return False
             self.save(snapshot, candidate=candidate)
             self._wait(deadline - time.monotonic())
@@ -169,6 +170,7 @@ class CheckpointWriter:
                 self._reserve.hold(2 * size)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
             first, self._failed = self._failed is None, error
+            self._failed_life = snapshot.life
             if first:
                 ends = self._ends or isinstance(error, TakenOver)
                 then = "" if ends else "; training goes on, tried again later"
@@ -186,6 +188,12 @@ class CheckpointWriter:
             if not (self._ends and error.errno in NO_ROOM and self._reserve.release()):
                 raise
             return checkpoint.write(self._folder, snapshot)
+
+    def _overtaken(self, snapshot: Snapshot) -> TakenOver | None:
+        """What was found of a later life than this state's; whose owner has joined it may save."""
+        if isinstance(self._failed, TakenOver) and snapshot.life <= self._failed_life:
+            return self._failed
+        return None
 
     def _check_place(self) -> None:
         """Refuse a folder that has taken the place of the run's, as of a command with --fresh."""
