@@ -228,6 +228,7 @@ class CurriculumSpec(ApiModel):
     lag_frames: int | None = Field(
         default=None,
         ge=4,
+        le=108_000,  # the longest episode
         description="An episode ends when its score is this far behind the demo. "
         f"{_by_mode('lag_frames')}.",
     )
@@ -299,7 +300,9 @@ class PpoSpec(ApiModel):
         default=0.95, ge=0, le=1, alias="lambda", description="GAE's lambda (arXiv 1506.02438)."
     )
     clip: float = Field(default=0.15, gt=0, lt=1, description="Clip range of the policy's ratio.")
-    value_clip: float = Field(default=0.1, ge=0, description="Clip range of the value; 0: none.")
+    value_clip: float = Field(
+        default=0.1, ge=0, le=1e6, description="Clip range of the value; 0: none."
+    )
     value_coefficient: float = Field(default=0.5, ge=0, description="Weight of the value's loss.")
     gradient_norm: float = Field(default=0.5, ge=0, description="Clip of its norm; 0: none.")
     l2: float = Field(default=0, ge=0, description="Weight of half the sum of squared weights.")

@@ -273,6 +273,13 @@ def test_it_moves_after_1024_vector_steps_and_not_before() -> None:
     assert rule.success_rate() == 1
 
 
+def test_its_success_is_told_before_it_moves_for_the_first_time() -> None:
+    rule = original()
+    assert rule.success_rate() == 0
+    period(rule, at_points(rule, True), 3)
+    assert (rule.frontier, rule.success_rate()) == (4000, 1)
+
+
 @pytest.mark.parametrize(("success", "reached"), [(1.0, True), (0.5, True), (0.1, False)])
 def test_it_reaches_the_games_own_start_where_success_is_enough(
     success: float, reached: bool

@@ -598,3 +598,15 @@ def test_somebody_elses_learner_learns_on_it(freeway: Demo) -> None:
         paid.append(score)
     assert np.mean(paid[:20]) < 0.5
     assert np.mean(paid[-20:]) > 0.9
+
+
+@pytest.mark.parametrize("lag", [0, 3, 60, 400, 100_000])
+def test_the_floor_is_the_demos_lowest_score_within_the_lag(lag: int) -> None:
+    demo = record("pong", np.zeros(800, np.uint8), frame_skip=4)  # it loses points
+    assert demo.scores[-1] < 0
+    judge = Judge(demo, Rules(lag_frames=lag))
+    scores, end = demo.scores.tolist(), len(demo)
+    for frame in [*range(end + 1), *range(end + 1, end + lag, 97), end + lag, end + lag + 1]:
+        near = scores[max(0, frame - lag) : frame + lag + 1]
+        wanted = min([*near, scores[-1]]) if frame < end + lag else scores[-1]
+        assert judge.floor[min(frame, len(judge.floor) - 1)] == wanted, frame

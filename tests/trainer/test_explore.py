@@ -179,7 +179,7 @@ def test_a_cell_reached_with_more_score_is_explored_as_if_new() -> None:
         (lambda _: b"\x80\x04.", "not an archive"),
         (lambda _: (10**15).to_bytes(8, "little") + b"{}", "not an archive"),
         (lambda whole: whole.replace(b"demoreset-archive/1", b"demoreset-archive/9"), "archive/9"),
-        (lambda whole: whole.replace(b"freeway", b"tennis1"), "its game is tennis1"),
+        (lambda whole: whole.replace(b"freeway", b"tennis1"), "made with GAME tennis1"),
     ],
 )
 def test_a_damaged_archive_is_one_line(

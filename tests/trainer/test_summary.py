@@ -56,8 +56,25 @@ def test_a_run_that_plays_on_has_met_its_goal(
     assert found["exitCode"] == code
     assert found["error"] is None
     assert ("(guide 0.1)" in said) is (code == ExitCode.DONE)
-    assert said.startswith("Goal met after" if code == ExitCode.DONE else "Stopped after")
-    assert ("the goal met at update 5" in said) is (met and code != ExitCode.DONE)
+    began = "Stopped after"
+    if code == ExitCode.DONE:
+        began = "Played on until the budget" if after == "PlayOn" else "Goal met after"
+    assert said.startswith(began)
+    assert found["budgetSpent"] is began.startswith("Played on")
+    assert ("oal met at update 5" in said) is (met and began != "Goal met after")
+
+
+def test_a_disk_without_room_for_the_last_lines_makes_no_wrong_words(tmp_path: Path) -> None:
+    (tmp_path / metrics.NAME).write_text(json.dumps(asdict(PROGRESS)) + "\n")
+    saved = tmp_path / "checkpoints" / "ckpt-l000001-u0000000055"
+    saved.mkdir(parents=True)
+    spec = RunSpec.model_validate({"demo": {"name": "x"}})
+    last = replace(PROGRESS, update=55, frames=450_560)
+    said = summary.finish(tmp_path, spec, ExitCode.DRAINED, options(), latest=last)
+    assert "Stopped after 450,560 frames" in said
+    assert "; saved." in said
+    (tmp_path / metrics.NAME).unlink()
+    assert "; saved." in summary.finish(tmp_path, spec, ExitCode.DRAINED, options(), latest=last)
 
 
 def test_every_field_is_explained(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ keeps the archive; the same command goes on with it.
   demoreset demo explore montezuma_revenge --score 100 --out key.demo.safetensors
 """
 SAVE_EVERY, TELL_EVERY = 60.0, 5.0  # seconds
+GIVEN = {"game": "GAME", "seed": "--seed", "wanted": "--score", "grid": "--grid"}
 POLISHED = 400  # decisions of all ways that are cut shorter; the work grows with their square
 
 
@@ -72,6 +73,10 @@ def run(options: argparse.Namespace) -> int:
         if wrong := damage(archive):
             raise UserError(f"{place}: damaged: {wrong}; choose another --archive")
         print(f"going on with {place}: {archive.decisions:,} decisions", file=sys.stderr)
+    # Rounds are played to their end; less than an archive's would not find the same again.
+    a_round = archive.decisions / max(1, archive.rounds)
+    enough = archive.decisions - options.decisions < a_round
+    needed = options.decisions if enough else archive.decisions
     begun = told = saved = time.monotonic()
     with Signals() as stopping:
         rounds = explore(
@@ -100,7 +105,11 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return ExitCode.BUDGET_SPENT
-    _write_demo(archive, options)
+    try:
+        _write_demo(archive, options, needed)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command cuts it shorter anew, from {place}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
     return ExitCode.DONE
 
 
@@ -117,10 +126,12 @@ def _grid(text: str) -> "Grid":
 
 
 def _same(found: "Archive", wanted: "Archive", place: Path) -> "Archive":
-    for name in ("game", "seed", "wanted", "grid"):
+    for name, flag in GIVEN.items():
         before, now = getattr(found, name), getattr(wanted, name)
         if before != now:
-            raise UserError(f"{place}: its {name} is {before}, not {now}; choose another --archive")
+            raise UserError(
+                f"{place}: made with {flag} {before}, not {now}; choose another --archive"
+            )
     return found
 
 
@@ -142,7 +153,7 @@ def _line(archive: "Archive", decisions: int, seconds: float) -> str:
     )
 
 
-def _write_demo(archive: "Archive", options: argparse.Namespace) -> None:
+def _write_demo(archive: "Archive", options: argparse.Namespace, decisions: int) -> None:
     import numpy as np
 
     from demoreset_trainer.demo import record
@@ -172,7 +183,7 @@ def _write_demo(archive: "Archive", options: argparse.Namespace) -> None:
     codes = np.array(Emulator(archive.game).minimal_actions, np.uint8)
     command = (
         f"demoreset demo explore {archive.game} --score {options.score} "
-        f"--decisions {options.decisions} --seed {archive.seed} --grid {options.grid}"
+        f"--decisions {decisions} --seed {archive.seed} --grid {options.grid}"
     )
     demo = record(
         archive.game,

@@ -88,6 +88,7 @@ def run_group(
         members=members,
         updates_lost=supervisor.updates_lost,
         error=error,
+        latest=watchers.latest,
     )
     if error is not None:
         to_stderr(f"demoreset: {error}")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demoreset_api.errors import DemoResetError, ExitCode
+from demoreset_api.errors import DemoResetError, ExitCode, UserError
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.restart import OVER
@@ -117,7 +117,8 @@ def _train(
     from demoreset_trainer.watch import Watchers
 
     spec, checkpoints = wanted.spec, folder / "checkpoints"
-    newest = checkpoint.newest(checkpoints)
+    with _failure_told(folder, spec, options):
+        newest = checkpoint.newest(checkpoints)
     snapshot = checkpoint.read(newest) if newest is not None else None
     if snapshot is not None:
         run_folder.check_same_run(snapshot.state, spec, demo, folder)
@@ -164,7 +165,7 @@ def _train(
     if code in OVER and not saved:
         say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)
         code = ExitCode.TRY_AGAIN
-    tell(summary.finish(folder, spec, code, options), options.log)
+    tell(summary.finish(folder, spec, code, options, latest=watchers.latest), options.log)
     return code
 
 
@@ -173,10 +174,14 @@ def _failure_told(folder: Path, spec: "RunSpec", options: argparse.Namespace) ->
     """Who reads the summary of a run that failed must not find that of an earlier command."""
     from demoreset_trainer import summary
     from demoreset_trainer.checkpoint import TakenOver
+    from demoreset_trainer.screen import tell
 
     try:
         yield
-    except TakenOver:  # the folder is another's now
+    except (TakenOver, UserError):  # the folder is another's; or it is another command's run
+        raise
+    except KeyboardInterrupt:  # the second one: nothing was waited for
+        tell(summary.finish(folder, spec, ExitCode.INTERRUPTED, options), options.log)
         raise
     except Exception as error:
         code = error.exit_code if isinstance(error, DemoResetError) else ExitCode.CRASH

@@ -231,9 +231,7 @@ class Original:
     def _move(self) -> None:
         seen = self._counts > 0
         self._success[seen] = self._wins[seen] / self._counts[seen]
-        window = slice(max(0, self._maximum - self._width + 1), self._maximum + 1)
-        counts = self._counts[window].sum()
-        self._rate = float(self._wins[window].sum() / counts) if counts else 0.0
+        self._rate = self._success_now(0.0)
         points = min(self._width, self._maximum + 1)
         reached = np.flatnonzero(np.cumsum(self._success) / points >= self._threshold)
         if len(reached):
@@ -244,7 +242,13 @@ class Original:
         self._counts[:] = 0
 
     def success_rate(self) -> float:
-        return self._rate
+        return self._success_now(self._rate)
+
+    def _success_now(self, otherwise: float) -> float:
+        """Share of successes around the frontier since the latest move, if any episode ended."""
+        window = slice(max(0, self._maximum - self._width + 1), self._maximum + 1)
+        counts = self._counts[window].sum()
+        return float(self._wins[window].sum() / counts) if counts else otherwise
 
     def guidance(self) -> Guidance:
         first = max(0, self._maximum - self._width + 1)

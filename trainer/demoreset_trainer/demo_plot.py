@@ -56,7 +56,7 @@ def _lives(panel: "Axes", demo: Demo) -> None:
     if known.any():
         shown = np.where(known, demo.lives.astype(np.float64), np.nan)
         panel.step(np.arange(1, len(demo) + 1), shown, where="post", color="C1")
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, max(1.0, float(np.nanmax(shown))) * 1.05)
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")

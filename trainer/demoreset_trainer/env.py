@@ -96,13 +96,15 @@ class Judge:
         lag, end = rules.lag_frames, len(demo)
         # The least score that is still on course at each frame: the demo's lowest within `lag`
         # frames around it (a demo may lose points again). After the end the final score counts.
+        near = min(lag, len(scores))  # a window that is wider holds the same
         padded = np.concatenate(
-            [np.full(lag, scores[0]), scores, np.full(lag + 1, np.iinfo(np.int64).max)]
+            [np.full(near, scores[0]), scores, np.full(near + 1, np.iinfo(np.int64).max)]
         )
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * lag + 1)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * near + 1)
         floor = windows.min(axis=1)
         floor = np.minimum(floor, scores[-1])
-        tail = [int(scores[max(0, frame - lag) :].min()) for frame in range(len(floor), end + lag)]
+        least = np.minimum.accumulate(scores[::-1])[::-1].tolist()  # from a frame to the end
+        tail = [least[max(0, frame - lag)] for frame in range(len(floor), end + lag)]
         self.floor: list[int] = [*floor.tolist(), *tail, int(scores[-1])]
         self.scores: list[int] = scores.tolist()
         lives = demo.lives.astype(np.int64)

@@ -43,6 +43,10 @@ class Grid:
     height: int = 8
     levels: int = 8
 
+    def __str__(self) -> str:
+        """As the flag has it."""
+        return f"{self.width}x{self.height}x{self.levels}"
+
     def key(self, screen: npt.NDArray[np.uint8]) -> Key:
         """The cell of a grey screen."""
         small = cv2.resize(screen, (self.width, self.height), interpolation=cv2.INTER_AREA)

@@ -63,8 +63,8 @@ def plot(folders: Sequence[Path], out: Path) -> None:
     axes = above.subplots(3, 2, sharex=True)
     for panel, (title, field, share) in zip(axes.flat, PANELS, strict=True):
         _dress(panel, title)
-        for name, lines in runs:
-            _draw(panel, name, lines, field)
+        for number, (name, lines) in enumerate(runs):  # a run's color, whatever it has no values of
+            _draw(panel, name, f"C{number}", lines, field)
         if share:
             panel.set_ylim(-0.02, 1.02)
         else:
@@ -91,10 +91,10 @@ def _name(folder: Path) -> str:
         return str(folder)
 
 
-def _draw(panel: Axes, name: str, lines: Sequence[dict[str, Any]], field: str) -> None:
+def _draw(panel: Axes, name: str, color: str, lines: Sequence[dict[str, Any]], field: str) -> None:
     points = [(line["frames"] / 1e6, line[field]) for line in lines if line.get(field) is not None]
     if points:
-        panel.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+        panel.plot(*zip(*points, strict=True), label=name, color=color, linewidth=1.2)
 
 
 def _dress(panel: Axes, title: str) -> None:

@@ -153,6 +153,9 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
     return demo
 
 
+MOST_MEMBERS = 64  # of one worker, as spec.workers.membersPerWorker has it
+
+
 def members(flag: int | None, workers: Workers) -> int:
     """How many processes train in one worker: the flag, else the file, else one per GPU, or one.
 
@@ -163,8 +166,8 @@ def members(flag: int | None, workers: Workers) -> int:
     there = max(1, gpus())
     if wanted is None:
         wanted = there
-    if wanted < 1:
-        raise UserError(f"--members: received {wanted}; it is 1 or more")
+    if not 1 <= wanted <= MOST_MEMBERS:
+        raise UserError(f"--members: received {wanted}; it is 1 to {MOST_MEMBERS}")
     if workers.collectives is Collectives.NCCL and wanted > there:
         raise UserError(
             f"spec.workers.collectives: Nccl needs a GPU for each of {wanted} members, and here "

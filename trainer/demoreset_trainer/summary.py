@@ -4,6 +4,7 @@ import argparse
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -13,6 +14,7 @@ from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_api.spec import After, RunSpec
 from demoreset_trainer import metrics, run_folder, runfile
 from demoreset_trainer.network import LOCALHOST
+from demoreset_trainer.progress import Progress
 
 NAME = "summary.json"
 LAST_SAVE = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
@@ -29,6 +31,7 @@ def finish(
     members: int = 1,
     updates_lost: int = 0,
     error: str | None = None,
+    latest: Progress | None = None,
 ) -> str:
     """Write the summary of a run into its folder; the last words to a person.
 
@@ -40,11 +43,16 @@ def finish(
         members: That were wanted.
         updates_lost: Done, and lost with all members that knew of them.
         error: Why it failed, where it did.
+        latest: Its last update, as far as it is known: a full disk has no room for its line.
     """
     try:
         told = metrics.read(folder / metrics.NAME)
     except UserError as away:  # the disk is; how the run ended is not its business
-        return str(away)
+        if latest is None:
+            return str(away)
+        told = []
+    if latest is not None and (not told or told[-1]["update"] != latest.update):
+        told = [*told, asdict(latest)]
     if not told:
         return f"Stopped before the first update. Go on with: {again(options)}"
     found = summarise(told, spec, code, members=members, updates_lost=updates_lost)
@@ -65,7 +73,7 @@ def summarise(
     reached = next((line for line in told if line["start_frame"] == 0), None)
     return {
         "goalMet": code == ExitCode.DONE or _plays_on(latest, spec),
-        "budgetSpent": code == ExitCode.BUDGET_SPENT,
+        "budgetSpent": code == ExitCode.BUDGET_SPENT or _played_on(spec, code),
         "interrupted": code in (ExitCode.INTERRUPTED, ExitCode.DRAINED),
         "frames": latest["frames"],
         "updates": latest["update"],
@@ -99,6 +107,11 @@ def _plays_on(latest: dict[str, Any], spec: RunSpec) -> bool:
     told = (latest["goal"], latest.get("evaluation_episodes"))  # perhaps of another goal
     same = told == (goal.success_rate, goal.episodes)
     return goal.after is After.PLAY_ON and same and rate is not None and rate >= goal.success_rate
+
+
+def _played_on(spec: RunSpec, code: int) -> bool:
+    """Whether a run has met its goal, and played on until nothing was left of its budget."""
+    return code == ExitCode.DONE and spec.goal.after is After.PLAY_ON
 
 
 def saved(checkpoints: Path) -> int | None:
@@ -165,8 +178,12 @@ def last_words(
     rate = summary["successRate"] if confirmed is None else confirmed
     met = f"{rate or 0:.0%} of the episodes from the game's own start tie the demo"
     if code == ExitCode.DONE:
+        told = f"Goal met after {spent}: {met}"
+        if _played_on(spec, code):
+            at = summary["evaluation"]["update"]
+            told = f"Played on until the budget was spent ({spent}); goal met at update {at}: {met}"
         return (
-            f"Goal met after {spent}: {met} ({runfile.guided(spec)}).\n"
+            f"{told} ({runfile.guided(spec)}).\n"
             f"Next: demoreset evaluate {quote(str(folder))}; demoreset video {quote(str(folder))}"
         )
     if summary["budgetSpent"]:

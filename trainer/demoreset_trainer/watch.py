@@ -29,7 +29,7 @@ class Watchers:
     def __init__(self, folder: Path, options: argparse.Namespace, resumed: int | None) -> None:
         self._behind = _Behind()
         self._metrics = MetricsFile(folder / "metrics.jsonl", resumed)
-        self._latest: int | None = None
+        self.latest: Progress | None = None
         self._report = Report(options.port, options.host) if options.port is not None else None
         self._screen = make_screen(options.log, sys.stdout)
         self._tensorboard = TensorBoardFile(folder) if options.tensorboard else None
@@ -50,14 +50,15 @@ class Watchers:
         group's first, all others those of whoever comes first. Members are never more than an
         update apart, so a number that is further back is a run that went back to a checkpoint.
         """
-        known = self._latest is not None and self._latest - 1 <= progress.update <= self._latest
+        latest = self.latest.update if self.latest is not None else None
+        known = latest is not None and latest - 1 <= progress.update <= latest
         if not known and self._report is not None:
             self._report.update(progress)
         if progress.rank == 0:
             self._behind.do(self._metrics.append, progress)
         if known:
             return
-        self._latest = progress.update
+        self.latest = progress
         self._screen.show(progress)
         if self._tensorboard is not None:
             self._behind.do(self._tensorboard.update, progress)
