@@ -75,13 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `demoreset ... | head`
         code = ExitCode.DONE
     except OSError as error:
-        if error.errno in NAMED and typed[0] not in SUPERVISED:
+        if error.filename and error.errno in NAMED and typed[0] not in SUPERVISED:
             print(f"demoreset: {error.filename}: {error.strerror}", file=sys.stderr)
-            return ExitCode.USER_ERROR
-        if fault(error) is not TryAgain:
+            code = ExitCode.USER_ERROR
+        elif fault(error) is TryAgain:
+            print(f"demoreset: {error}", file=sys.stderr)  # a disk behind stdout, maybe
+            code = ExitCode.TRY_AGAIN
+        else:
             raise
-        print(f"demoreset: {error}", file=sys.stderr)  # a disk behind stdout, maybe
-        code = ExitCode.TRY_AGAIN
     try:
         sys.stdout.flush()
     except OSError as error:  # Python would try it again, and end with 120 for it
