@@ -61,7 +61,10 @@ def stop_after_an_update(folder: Path, number: int, code: int) -> None:
     os.killpg(process.pid, number)  # as a terminal, timeout or Slurm does it: to all of them
     out, _ = process.communicate(timeout=120)
     assert process.returncode == code, out
-    assert "saved" in out
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    said = out.splitlines()
+    (heard,) = [at for at, line in enumerate(said) if line.startswith(f"{name}: this update is")]
+    assert heard < next(at for at, line in enumerate(said) if "saved. Go on" in line)
     assert f"--dir {folder}" in out  # it says how to go on
     assert "Traceback" not in out
     assert not children(process.pid)

@@ -201,9 +201,9 @@ TRACEBACK = [
         (["demoreset: x"], 1, None, "Crash: x"),
         ([], 1, None, "Crash: exit code 1"),
         (["noise"], 75, None, "exit code 75"),
-        (TRACEBACK, -9, None, "SIGKILL: killed by SIGKILL"),
-        (["Fatal Python error: Segmentation fault", ""], -11, None, "SIGSEGV: Segmentation fault"),
-        (["terminate called", "  what():  no such thing"], -6, None, "SIGABRT: no such thing"),
+        (TRACEBACK, -9, None, "killed by SIGKILL"),
+        (["Fatal Python error: Segfault", ""], -11, None, "killed by SIGSEGV: Segfault"),
+        (["terminate called", "  what():  no such"], -6, None, "killed by SIGABRT: no such"),
         (TRACEBACK, -9, "hung: no beat for 10 s", "hung: no beat for 10 s"),
     ],
 )

@@ -184,7 +184,7 @@ def test_one_that_is_killed_does_not_touch_the_other(tmp_path: Path) -> None:
     )
     assert group.run(lambda group: len(group.names(0)) == 2 and len(group.names(1)) == 1) == 143
     (line,) = group.heard.lost()
-    assert "at update 1: SIGKILL: killed by SIGKILL; starting it again" in line
+    assert "at update 1: killed by SIGKILL; starting it again" in line
     assert len(group.names(1)) == 1
 
 

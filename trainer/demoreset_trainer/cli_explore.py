@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from demoreset_trainer.emulator import rom_md5
     from demoreset_trainer.explore import Archive, damage, explore
     from demoreset_trainer.machine import cores
-    from demoreset_trainer.supervise import Signals
+    from demoreset_trainer.signals import Signals
 
     rom_md5(options.game)  # an unknown game is told at once
     out = free("--out", options.out, force=options.force)

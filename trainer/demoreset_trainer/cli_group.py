@@ -16,7 +16,8 @@ from demoreset_trainer.member_process import member_command
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import OVER, Limits
-from demoreset_trainer.supervise import Signals, Supervisor
+from demoreset_trainer.signals import Signals
+from demoreset_trainer.supervise import Supervisor
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun, RunSpec
@@ -56,6 +57,7 @@ def run_group(
         Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,
         runfile.frozen(wanted, options.file) as file,
     ):
+        signals.acknowledge(watchers.note)
         coordinator = LocalCoordinator(min(spec.workers.min, members), watchers.note)
         supervisor = Supervisor(
             "member",

@@ -12,7 +12,7 @@ from demoreset_api.errors import DemoResetError, ExitCode, UserError
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.restart import OVER
-from demoreset_trainer.supervise import Signals
+from demoreset_trainer.signals import Signals
 
 if TYPE_CHECKING:
     from demoreset_api.spec import DemoResetRun, RunSpec
@@ -139,6 +139,7 @@ def _train(
             better=stall.better,
         ) as writer,
     ):
+        signals.acknowledge(watchers.note)
         loop = assemble(
             spec,
             demo,

@@ -25,7 +25,8 @@ from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.restart import LastError
-from demoreset_trainer.supervise import Signals, Supervisor
+from demoreset_trainer.signals import Signals
+from demoreset_trainer.supervise import Supervisor
 
 MAX_BYTES = 4096  # of a termination message
 NO_NEWS = b'{"worldSize": 1}'  # the last words of a worker that had nothing to learn
@@ -134,6 +135,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             watchers.note(f"{folder}: the goal is met already")
             leave_words(NO_NEWS)
             return ExitCode.DONE
+        signals.acknowledge(watchers.note)
         supervisor = Supervisor(
             options.id or os.environ.get(ENV_ID) or "worker",
             members,

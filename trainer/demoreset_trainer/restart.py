@@ -216,8 +216,7 @@ def last_error(lines: Sequence[str], code: int, why: str | None = None) -> LastE
         return LastError(kind, message, kept)
     if code < 0:  # whatever it wrote before, it was not what ended it
         fatal = [match["why"] for line in lines if (match := _FATAL.match(line))]
-        message = fatal[0] if fatal else words(code)
-        return LastError(words(code).removeprefix("killed by "), message, kept)
+        return LastError(words(code), fatal[0] if fatal else "", kept)
     for line in reversed(lines):
         if ours := _OURS.match(line):
             return LastError(_kind(code), line[ours.end() :], kept)

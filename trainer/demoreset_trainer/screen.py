@@ -53,7 +53,8 @@ def make_screen(kind: str, stream: TextIO) -> Screen:
 def say(text: str, stream: TextIO) -> None:
     """Print a line; a reader that has gone, or a full disk, is no reason to end a run."""
     with suppress(OSError):
-        print(text, file=stream, flush=True)
+        stream.write(f"{text}\n")  # at once: others say something from threads of their own
+        stream.flush()
 
 
 def tell(text: str, kind: str) -> None:

@@ -30,6 +30,7 @@ from demoreset_trainer.demo import Demo, from_bytes
 from demoreset_trainer.emulator import stocked
 from demoreset_trainer.env import DemoResetEnv, End, Rules
 from demoreset_trainer.parent import end_with_parent
+from demoreset_trainer.restart import words
 from demoreset_trainer.states import View
 
 _BEGIN, _DONE = b"b", b"d"
@@ -195,10 +196,10 @@ class Slots:
                 answer = b""
             if not answer:
                 process.join(1)
-                raise SlotsDied(
-                    f"the environment process {process.name} is gone "
-                    f"(exit code {process.exitcode}); its own lines above say why"
-                )
+                code = process.exitcode
+                how = words(code) if code is not None else "it said nothing and has not ended"
+                why = "; its own lines above say why" if code is not None and code > 0 else ""
+                raise SlotsDied(f"the environment process {process.name} is gone ({how}){why}")
 
     def _tell(self, what: bytes) -> None:
         for link in self._links:

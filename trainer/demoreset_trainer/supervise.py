@@ -10,7 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, Self
+from typing import Protocol
 
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import ASIDE, CONFIRM, ENV_CORES, OUT_OF_MEMORY, STARTING
@@ -35,37 +35,6 @@ class Watch(LoopWatch, Protocol):
 
     def states(self, states: Mapping[str, str]) -> None:
         """How the members of this supervisor are, by their ids."""
-
-
-class Signals:
-    """Turns Ctrl-C and SIGTERM into a wish to stop; a second Ctrl-C ends everything at once.
-
-    To be made before anything that takes time. As a context it gives the signals back at its end.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        if self.received == signal.SIGINT == number:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __call__(self) -> int | None:
-        """The latest signal that was received; None before the first."""
-        return self.received
 
 
 class _Place:
