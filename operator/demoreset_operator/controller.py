@@ -38,6 +38,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED_WAIT = 5.0  # after a refusal: what was in the way may be gone
 REFUSED_CODES = (400, 403, 422, 500)  # what a person may have to mend; 500: a webhook is down
 
+UNCLEAR = "run %s: not understood: %s"
+
 log = logging.getLogger(__name__)
 
 
@@ -215,7 +217,6 @@ class Controller:
     async def _not_understood(self, body: Json, what: str) -> None:
         """Say that a run is left as it is; all else that a later version has written is kept."""
         meta = body["metadata"]
-        log.warning("run %s: not understood: %s", self._name(meta["uid"]), what)
         manager = (body.get("spec") or {}).get("managedBy")
         if manager not in (None, MANAGER) or "deletionTimestamp" in meta:
             self._metrics.forget(meta["uid"])
@@ -233,6 +234,7 @@ class Controller:
         after = story.not_understood(status, what, now, generation, trains=trains)
         self._metrics.run(*whose, after)
         if after != status:
+            log.warning(UNCLEAR, self._name(meta["uid"]), what)
             own = {"phase", "conditions", "observed_generation"}
             content = after.model_dump(mode="json", by_alias=True, include=own)
             await self._put_status(meta, {**raw, **content})
@@ -242,6 +244,7 @@ class Controller:
         meta = body["metadata"]
         if self._puzzled.get(meta["uid"]) == what:
             return
+        log.warning(UNCLEAR, self._name(meta["uid"]), what)
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
         event = Event("Warning", Reason.NOT_UNDERSTOOD, story.unknown(what))

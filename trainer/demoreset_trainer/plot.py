@@ -93,8 +93,9 @@ def _name(folder: Path) -> str:
 
 def _draw(panel: Axes, name: str, color: str, lines: Sequence[dict[str, Any]], field: str) -> None:
     points = [(line["frames"] / 1e6, line[field]) for line in lines if line.get(field) is not None]
+    mark = "." if len(points) == 1 else ""  # of which no line can be drawn
     if points:
-        panel.plot(*zip(*points, strict=True), label=name, color=color, linewidth=1.2)
+        panel.plot(*zip(*points, strict=True), mark, label=name, color=color, linewidth=1.2)
 
 
 def _dress(panel: Axes, title: str) -> None:
