@@ -32,6 +32,8 @@ Quantity = Annotated[
     ),
     BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
 ]
+MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
+MAX_MEMBERS = 64  # of one worker
 MAX_SECONDS = 2**31 - 1  # 68 years: as much as Kubernetes' own fields of this kind hold
 MAX_NAME = 51  # with what is added, as `-coordinator`, the name of a Service: 63
 CONTROLLER = "^[a-z0-9.-]+/[A-Za-z0-9._/-]+$"  # what manages an object, as Kubernetes names it
@@ -228,7 +230,7 @@ class CurriculumSpec(ApiModel):
     lag_frames: int | None = Field(
         default=None,
         ge=4,
-        le=108_000,  # the longest episode
+        le=MAX_EPISODE_FRAMES,
         description="An episode ends when its score is this far behind the demo. "
         f"{_by_mode('lag_frames')}.",
     )
@@ -276,6 +278,11 @@ class PolicySpec(ApiModel):
     recurrent: bool | None = Field(
         default=None, description="Whether it has a GRU. Small false, Base and Original true."
     )
+
+    @property
+    def memory(self) -> bool:
+        """Whether it has a GRU, said or by its preset."""
+        return self.preset is not PolicyPreset.SMALL if self.recurrent is None else self.recurrent
 
 
 class PpoSpec(ApiModel):
@@ -357,6 +364,15 @@ class EnvironmentSpec(ApiModel):
         default=Reward.SIGN,
         description="Sign of each frame's reward, or Scaled: divided by the demo's mean absolute "
         "reward.",
+    )
+
+    rules = (
+        Rule(  # else an episode's first image is of fewer frames than all others
+            "self.maxOverFrames <= self.frameSkip",
+            lambda environment: environment.max_over_frames <= environment.frame_skip,
+            "maxOverFrames ({max_over_frames}) must not be more than frameSkip ({frame_skip}): "
+            "a decision has no more frames",
+        ),
     )
 
 
@@ -502,7 +518,7 @@ class Workers(ApiModel):
     members_per_worker: int | None = Field(
         default=None,
         ge=1,
-        le=64,
+        le=MAX_MEMBERS,
         description="Processes that train in one worker. Default: one per GPU, else one.",
     )
     collectives: Collectives = Field(

@@ -84,6 +84,10 @@ RULES = [
         "environment.slots (10) must be a multiple of ppo.minibatches (4)",
     ),
     (
+        NAMED | {"environment": {"frameSkip": 2, "maxOverFrames": 3}},
+        "environment: maxOverFrames (3) must not be more than frameSkip (2)",
+    ),
+    (
         NAMED | {"workers": {"collectives": "Nccl"}},
         "workers.collectives: Nccl needs workers.gpus, at least 1",
     ),

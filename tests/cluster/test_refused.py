@@ -33,6 +33,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"environment": {"slots": 30}, "ppo": {"minibatches": 4}},
         "environment.slots must be a multiple of ppo.minibatches",
     ),
+    "a maximum over more than a decision": (
+        {"environment": {"frameSkip": 1}},
+        "environment: Invalid value: maxOverFrames must not be more than frameSkip",
+    ),
     "no slots": ({"environment": {"slots": 0}}, "spec.environment.slots"),
     "sticky above 1": ({"environment": {"stickyProbability": 2}}, "stickyProbability"),
     "another reward": ({"environment": {"reward": "Money"}}, "spec.environment.reward"),

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from demoreset_trainer import checkpoint
+from demoreset_trainer import checkpoint, cli
+from demoreset_trainer.checkpoint_writer import CheckpointWriter
+from demoreset_trainer.loop import Loop, Stopped
 
 ROOT = Path(__file__).parents[2]
 CROSSING = ROOT / "demos" / "freeway-crossing.yaml"
@@ -202,6 +205,57 @@ def test_a_run_whose_words_nobody_can_take_goes_on(tmp_path: Path, gone: bool) -
     assert done.returncode == 2, done.stderr
     assert json.loads((folder / "summary.json").read_text())["budgetSpent"]
     assert checkpoint.newest(folder / "checkpoints") is not None
+
+
+SHORT = ("--set", "spec.environment.slots=4", "--set", "spec.environment.processes=1")
+
+
+def test_a_second_ctrl_c_saves_nothing_that_may_be_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(loop: Loop, _: Any) -> None:
+        loop.state.counters.update = 5  # and whatever comes with it is not there yet
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "run", interrupted)
+    assert cli.main(["run", "-f", str(CROSSING), "--dir", str(tmp_path / "x"), *SHORT]) == 130
+    assert checkpoint.newest(tmp_path / "x" / "checkpoints") is None
+    assert "demoreset: interrupted" in capsys.readouterr().err
+
+
+def test_how_it_ended_is_told_where_the_disk_does_not_answer_at_the_end(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def met(loop: Loop, _: Any) -> Stopped:
+        loop.state.counters.update = 1000
+        return Stopped(goal_met=True)
+
+    folder = tmp_path / "x"
+    shutil.copytree(trained, folder)
+    monkeypatch.setattr(Loop, "run", met)
+    monkeypatch.setattr(CheckpointWriter, "finish", lambda *_, **__: False)
+    further = ["--set", "spec.goal.successRate=1"]
+    assert cli.main(["run", "-f", str(CROSSING), "--dir", str(folder), *further]) == 75
+    says = "how it ended could not be saved: the disk does not answer"
+    assert says in capsys.readouterr().err
+    told = json.loads((folder / "summary.json").read_text())
+    assert (told["exitCode"], told["goalMet"]) == (75, False)
+    assert says in told["error"]
+
+
+def test_what_a_run_told_whose_checkpoints_are_gone_is_not_this_ones(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(trained, folder)
+    assert lines(folder)
+    shutil.rmtree(folder / "checkpoints")
+    monkeypatch.setattr(Loop, "run", lambda *_: Stopped(budget_spent=True))
+    assert cli.main(["run", "-f", str(CROSSING), "--dir", str(folder)]) == 2
+    assert not lines(folder)
 
 
 @pytest.fixture

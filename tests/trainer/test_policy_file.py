@@ -356,6 +356,22 @@ def test_what_was_measured_before_ctrl_c_is_kept(
     assert len(json.loads(out.read_text())["cells"]) == 1
 
 
+def test_an_earlier_evaluation_gets_another_name(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run / "evaluation.json"
+    out.with_name("evaluation.json.1").write_text("older")
+    demoreset(capsys, "evaluate", run, *QUICK, "--noise", "none")
+    before = out.read_text()
+    demoreset(capsys, "evaluate", run, *QUICK, "--noise", "x", expect=64)
+    assert out.read_text() == before, "nothing was measured"
+    told = demoreset(capsys, "evaluate", run, *QUICK, "--noise", "sticky", "--act", "argmax")
+    assert f"the evaluation that was there is now {out}.2" in told
+    assert out.with_name("evaluation.json.1").read_text() == "older"
+    assert out.with_name("evaluation.json.2").read_text() == before
+    assert len(json.loads(out.read_text())["cells"]) == 1
+
+
 def test_a_cell_that_is_asked_for_twice_is_played_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

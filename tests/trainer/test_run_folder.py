@@ -30,6 +30,7 @@ def state_of(demo: Demo) -> dict[str, Any]:
         ({"seed": 1}, "spec.seed = 0, the run file 1"),
         ({"policy": {"preset": "Base"}}, "spec.policy.preset = Small, the run file Base"),
         ({"environment": {"frameSkip": 3}}, "spec.environment.frameSkip = 4, the run file 3"),
+        ({"policy": {"recurrent": True}}, "without memory, the run file's is one with (spec"),
     ],
 )
 def test_a_checkpoint_of_another_spec_is_refused(
@@ -83,7 +84,18 @@ def test_what_a_checkpoint_depends_on_never_changes_on_a_cluster() -> None:
     there = set(fixed(RunSpec))
     for field in run_folder._FIXED:
         assert {field, field.partition(".")[0]} & there, field
-    # And the other way round, but for what has nothing to do with learning.
-    assert {one.partition(".")[0] for one in there} - {"managedBy", "checkpoint"} == {
+    # And the other way round, but for the demo, of which the hash is compared, and for what has
+    # nothing to do with learning.
+    others = {"demo", "managedBy", "checkpoint"}
+    assert {one.partition(".")[0] for one in there} - others == {
         field.partition(".")[0] for field in run_folder._FIXED
     }
+
+
+def test_what_is_said_instead_of_left_to_a_default_is_the_same_run(freeway: Demo) -> None:
+    said = {
+        "demo": {"name": "x", "endFrame": len(freeway)},
+        "policy": {"preset": "Small", "recurrent": False},
+    }
+    wanted = RunSpec.model_validate(said)
+    run_folder.check_same_run(state_of(freeway), wanted, freeway, Path("runs/x"))

@@ -1,11 +1,13 @@
 """What a run takes with it from a checkpoint, where what is wanted has changed meanwhile."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import run_folder
+from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.run_state import RunState
@@ -30,9 +32,12 @@ def learned(demo: Demo) -> dict[str, Any]:
         ({}, True, True),
         ({"environment": {"processes": 3}}, True, True),
         ({"ppo": {"learningRate": 1e-4}}, True, True),
+        ({"curriculum": {"guide": 0, "startShare": 0.6}}, True, True),
+        ({"curriculum": {"lagFrames": 240, "extraFrames": 80}}, True, True),  # as by default
         ({"goal": {"successRate": 0.99}}, False, True),
         ({"environment": {"stickyProbability": 0.25}}, False, False),
         ({"curriculum": {"lagFrames": 60}}, False, False),
+        ({"curriculum": {"horizonFrames": 400}}, False, False),
     ],
 )
 def test_what_was_reached_under_other_rules_says_nothing(
@@ -40,6 +45,8 @@ def test_what_was_reached_under_other_rules_says_nothing(
 ) -> None:
     before, wanted = learned(freeway), spec(**changes)
     assert run_folder.goal_met(before, wanted) is met
+    said = run_folder.going_on(Path("x"), Snapshot(1, 7, 1000, 1, {}, {}, before), wanted)
+    assert ("the goal is confirmed anew" not in said) is same_rules
     state = RunState(wanted, freeway)
     state.resume(before)
     assert state.goal.met is met

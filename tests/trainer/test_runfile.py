@@ -68,6 +68,10 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
         (GOOD + "  seed: x\n", ["spec.seed", "received 'x'"]),
         (GOOD + "  ppo: {learningRate: .nan}\n", ["spec.ppo.learningRate", "finite"]),
         (GOOD + "  environment: {slots: 63}\n", ["slots (63)", "multiple", "minibatches (4)"]),
+        (
+            GOOD + "  environment: {frameSkip: 1}\n",
+            ["spec.environment", "maxOverFrames (2)", "frameSkip (1)"],
+        ),
         (GOOD + "  workers: {min: 3, max: 2}\n", ["spec.workers", "max (2)", "min (3)"]),
         (GOOD.replace("DemoResetRun", "Job"), ["kind", "'Job'", "DemoResetRun"]),
         (GOOD.replace("{name: freeway-crossing}", "{}"), ["spec.demo", "exactly one"]),
@@ -178,6 +182,15 @@ def test_another_demo_than_the_hash_is_refused(tmp_path: Path) -> None:
     crossing().save(tmp_path / "x.demo.safetensors")
     with pytest.raises(UserError, match=r"sha256.*wants 0000"):
         runfile.load_demo(spec(path="x.demo.safetensors", sha256="0" * 64), tmp_path / "run.yaml")
+
+
+def test_a_demo_that_is_longer_than_an_episode_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runfile, "MAX_EPISODE_FRAMES", 171)
+    crossing().save(tmp_path / "x.demo.safetensors")
+    with pytest.raises(UserError, match=r"172 frames, and .* ends after 171: .*endFrame"):
+        runfile.load_demo(spec(path="x.demo.safetensors"), tmp_path / "run.yaml")
 
 
 def test_a_demo_without_a_reward_is_refused(tmp_path: Path) -> None:

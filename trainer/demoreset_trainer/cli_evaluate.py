@@ -93,9 +93,13 @@ def run(options: argparse.Namespace) -> int:
     watch = _Counter()
     rates, per_start = None, min(options.episodes, PROFILE_EPISODES)
     cells: list[Cell] = []
+    keeping: list[Path] = []  # where it is written to, from the first time on
 
     def keep() -> None:
         if out is not None:
+            if not keeping:
+                _put_aside(out)
+                keeping.append(out)
             measured = evaluate.as_json(
                 trained, cells, rates, seed=options.seed, max_frames=options.max_frames
             )
@@ -136,6 +140,18 @@ def run(options: argparse.Namespace) -> int:
                 keep()
                 print(f"written: {out} ({len(cells)} of {len(noises) * len(acts)} cells)")
     return 0
+
+
+def _put_aside(out: Path) -> None:
+    """Give an earlier evaluation, which may have taken hours, another name."""
+    if not out.is_file():
+        return
+    number = 1
+    while (old := out.with_name(f"{out.name}.{number}")).exists():
+        number += 1
+    with suppress(OSError):
+        out.rename(old)
+        print(f"the evaluation that was there is now {old}")
 
 
 def _choice(flag: str, received: str, known: list[str]) -> list[str]:

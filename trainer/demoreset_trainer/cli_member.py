@@ -101,7 +101,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         if snapshot is not None:
             run_folder.check_same_run(snapshot.state, spec, demo, folder)
             writer.resume(snapshot)
-            wire.note(f"going on from {newest} ({snapshot.frames:,} frames)")
+            wire.note(run_folder.going_on(checkpoints, snapshot, spec))
         run_folder.keep(wanted, demo, folder)
         return checkpoint.next_life(checkpoints), snapshot
 

@@ -129,7 +129,7 @@ def _train(
     run_folder.keep(wanted, demo, folder)
     with (
         _failure_told(folder, spec, options),
-        Watchers(folder, options, snapshot.update if snapshot else None) as watchers,
+        Watchers(folder, options, snapshot.update if snapshot else 0) as watchers,
         CheckpointWriter(
             checkpoints,
             keep=spec.checkpoint.keep,
@@ -150,23 +150,28 @@ def _train(
         )
         if snapshot is not None:
             writer.resume(snapshot)
-            watchers.note(f"going on from {newest} ({snapshot.frames:,} frames)")
-        saved = True
+            watchers.note(run_folder.going_on(checkpoints, snapshot, spec))
+        saved, at_once = True, False
         try:
             stopped = loop.run(lambda: signals() is not None)
+        except KeyboardInterrupt:  # a second Ctrl-C: it may have come in the middle of a change
+            at_once = True
+            raise
         finally:
-            # Whatever ended it, what was learned up to the latest whole update is kept.
+            # Whatever else ended it, what was learned up to the latest whole update is kept.
             learned = loop.state.counters.update > (snapshot.update if snapshot else 0)
-            if learned:
+            if learned and not at_once:
                 saved = writer.finish(loop.snapshot(), candidate=loop.candidate)
     # With a slow disk it may have come later than it was waited for.
     if not saved and writer.saved is not None:
         saved = writer.saved.update == loop.state.counters.update
-    code = _code(stopped, signals())
+    code, error = _code(stopped, signals()), None
     if code in OVER and not saved:
-        say(f"demoreset: {summary.NOT_KEPT}: {writer.error}", sys.stderr)
+        error = f"{summary.NOT_KEPT}: {writer.error or 'the disk does not answer'}"
+        say(f"demoreset: {error}", sys.stderr)
         code = ExitCode.TRY_AGAIN
-    tell(summary.finish(folder, spec, code, options, latest=watchers.latest), options.log)
+    words = summary.finish(folder, spec, code, options, error=error, latest=watchers.latest)
+    tell(words, options.log)
     return code
 
 

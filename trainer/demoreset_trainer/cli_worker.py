@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from demoreset_trainer import restart
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.nursery import Nursery
+from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.signals import Signals
 from demoreset_trainer.supervise import Supervisor
@@ -152,11 +154,21 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
     if code in restart.OVER:
         progress = supervisor.progress
-        leave_words(json.dumps(standing(progress)).encode() if progress is not None else NO_NEWS)
+        leave_words(json.dumps(standing(_kept(progress))).encode() if progress else NO_NEWS)
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
         leave_words(supervisor.error.report(MAX_BYTES))
     return code
+
+
+def _kept(progress: Progress) -> Progress:
+    """The last update, which was told before its checkpoint was written; that has been seen."""
+    return replace(
+        progress,
+        checkpoint_update=progress.update,
+        checkpoint_age_seconds=0.0,
+        checkpoint_error=None,
+    )
 
 
 def whereabouts(coordinator: str | None, address: str | None) -> tuple[str, str]:

@@ -52,9 +52,8 @@ class Confirmation:
         """Play my share, as one of these members; which of its episodes tied the demo.
 
         Each episode draws from the stream of its number, so that all of them are the same for any
-        number of members; every confirmation, and every evaluation, has streams of its own. None
-        of them where it is alone and told to stop meanwhile: they may be long. Others would have
-        played theirs in vain.
+        number of members, and new ones at every confirmation. None of them where it is alone and
+        told to stop meanwhile: they may be long. Others would have played theirs in vain.
         """
         alone = len(members) == 1
         random = np.random.default_rng([self._seed, update])

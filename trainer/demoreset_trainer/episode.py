@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from demoreset_api.spec import Reward, RunSpec
+from demoreset_api.spec import MAX_EPISODE_FRAMES, Reward, RunSpec
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import Rules
-
-MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
 
 
 def rules(spec: RunSpec) -> Rules:

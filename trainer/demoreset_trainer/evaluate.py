@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from demoreset_api.errors import UserError
+from demoreset_api.spec import MAX_EPISODE_FRAMES
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.demo import Demo, record
 from demoreset_trainer.env import Rules
-from demoreset_trainer.episode import MAX_EPISODE_FRAMES, rules
+from demoreset_trainer.episode import rules
 from demoreset_trainer.play import Act, Played, play
 from demoreset_trainer.policy_file import Trained
 from demoreset_trainer.slots import Begin, Slots

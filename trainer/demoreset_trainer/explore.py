@@ -290,6 +290,8 @@ def _items(archive: Archive) -> tuple[list[_Item], list[Cell]]:
     for number, index in enumerate(chosen.tolist()):
         cell = cells[index]
         cell.chosen += 1
+        # The first one's stream is the one above, from its beginning: see `streams`. Demonstrations
+        # were found so, and are found again so.
         seeds = [archive.seed, archive.rounds, number]
         items.append((cell.state, cell.score, cell.length, seeds))
     return items, [cells[index] for index in chosen.tolist()]

@@ -63,11 +63,11 @@ class Saver(Protocol):
 class Take:
     """What a member has played since the latest update: nothing yet, when it is new.
 
-    columns: the slots of the rollout. successes: of the goal's episodes, when one is confirmed.
+    held: the slots of the rollout. successes: of the goal's episodes, when one is confirmed.
     """
 
     rollout: Rollout
-    columns: npt.NDArray[np.int64]
+    held: npt.NDArray[np.int64]
     results: list[Result]
     successes: list[bool]
 
@@ -141,6 +141,8 @@ class Loop:
         self._deserted = False  # it leaves while the others may know better
         self._results: list[Result] = []  # of the latest update, as are the statistics
         self._statistics = Statistics()
+        self._steps = self._coefficients()  # those of the statistics
+        self._confirmed = False  # whether it has brought a confirmation
         self._explore_frames = spec.curriculum.in_force.explore_frames
         self._explore_every = 1 if original else 2
         self._telling = Telling(spec, len(demo), watch)
@@ -201,11 +203,11 @@ class Loop:
                     self._statistics,
                     self._results,
                     quorum,
-                    learning_rate=self._learning_rate(),
-                    entropy_coefficient=self._entropy_coefficient(),
+                    learning_rate=self._steps[0],
+                    entropy_coefficient=self._steps[1],
                     checkpoint=self._saver.facts(),
                 )
-            if quorum.first and learned and (self._saver.due() or self._judged):
+            if quorum.first and learned and (self._saver.due() or self._confirmed):
                 with self._telling.phase("checkpoint"):
                     self._saver.save(self.snapshot(), candidate=self.candidate)
             if stopped.ended:
@@ -235,12 +237,6 @@ class Loop:
     def _over(self) -> bool:
         """Whether the goal is met, and nothing is to follow."""
         return self.state.goal.met and self.spec.goal.after is After.STOP
-
-    @property
-    def _judged(self) -> bool:
-        """Whether this update has brought a confirmation: seldom is a policy known so well."""
-        evaluation = self.state.goal.evaluation
-        return evaluation is not None and evaluation.update == self.state.counters.update
 
     def _play_on(self, quorum: Quorum) -> None:
         """Go on for score; the policy that met the goal is kept as the best."""
@@ -345,7 +341,7 @@ class Loop:
     def _exchange(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
         """What every member brings to this update."""
         share = {
-            "slots": len(take.columns),
+            "slots": len(take.held),
             "results": [astuple(result) for result in take.results],
             "successes": take.successes,
         }
@@ -361,17 +357,22 @@ class Loop:
         spec, state = self.spec, self.state
         guide = 0.0 if state.playing_on else spec.curriculum.in_force.guide
         seed = [spec.seed, state.counters.update]
+        self._steps = learning_rate, entropy = self._coefficients()
         return self.ppo.update(
             take.rollout,
             # After a rejected attempt otherwise than before; after a lost member as before.
-            minibatches(spec.ppo, spec.environment.slots, take.columns, seed, attempt=rejected),
+            minibatches(spec.ppo, spec.environment.slots, take.held, seed, attempt=rejected),
             self._lessons(guide),
             self._group,
-            learning_rate=self._learning_rate(),
-            entropy=self._entropy_coefficient(),
+            learning_rate=learning_rate,
+            entropy=entropy,
             guide=guide,
             members=len(quorum.members),
         )
+
+    def _coefficients(self) -> tuple[float, float]:
+        """Adam's step size and the entropy bonus's coefficient, as things stand."""
+        return self._learning_rate(), self._entropy_coefficient()
 
     def _learning_rate(self) -> float:
         """Adam's step size now: with remedies, and smaller near the goal, to keep it.
@@ -417,7 +418,7 @@ class Loop:
         successes = [one for share in shares for one in share["successes"]]
         state.record(results, sum(share["slots"] for share in shares))
         counters.agree(share["seen"] for share in shares)
-        self._results = results
+        self._results, self._confirmed = results, False
         self._group.event(
             "commit",
             life=state.life,
@@ -429,8 +430,10 @@ class Loop:
             return
         state.curriculum.record(results)
         state.goal.record(results)
-        if len(successes) == goal.episodes:
-            state.goal.confirm(successes, counters.update)
+        self._confirmed = len(successes) == goal.episodes
+        if self._confirmed:
+            # Where it did not meet the goal its policy was trained on, in this very update.
+            state.goal.confirm(successes, counters.update if met else counters.update - 1)
             self._watch.note(
                 f"confirmation: {sum(successes)} of {len(successes)} episodes from the game's own "
                 f"start tie the demo; the goal is {goal.success_rate:.0%}"

@@ -33,20 +33,18 @@ def architecture(spec: PolicySpec, max_over_frames: int = 2) -> Architecture:
     match spec.preset:
         case PolicyPreset.SMALL:
             size, convolutions = (64, 64), ((16, 6, 3), (32, 3, 2), (32, 3, 1))
-            features, hidden, channels = 256, 0, 1
+            features, channels = 256, 1
         case PolicyPreset.BASE:
             size, convolutions = (84, 84), ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-            features, hidden, channels = 512, 512, 1
+            features, channels = 512, 1
         case PolicyPreset.ORIGINAL:
             size, convolutions = (105, 80), ((64, 8, 4), (128, 4, 2), (128, 3, 1))
-            features, hidden, channels = 800, 800, 3
-    if spec.recurrent is not None:
-        hidden = (hidden or features) if spec.recurrent else 0
+            features, channels = 800, 3
     return Architecture(
         View(*size, channels=channels, max_over_frames=max_over_frames),
         convolutions,
         features,
-        hidden,
+        hidden=features if spec.memory else 0,
         original=spec.preset is PolicyPreset.ORIGINAL,
     )
 

@@ -5,23 +5,25 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from demoreset_api.errors import TryAgain, UserError
-from demoreset_api.spec import After, DemoResetRun, RunSpec
+from demoreset_api.spec import After, CurriculumSpec, DemoResetRun, PolicySpec, RunSpec
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.disk import fault, write_whole
 
+if TYPE_CHECKING:
+    from demoreset_trainer.checkpoint import Snapshot
+
 SPEC, DEMO = "run.json", "demo" + demos.SUFFIX
 HOSTS_OWN = ("processes",)  # fields of a spec that are a machine's, and nothing that is learned
+JUDGED = ("mode", "lagFrames", "extraFrames", "horizonFrames")  # the curriculum's part in a success
 # What must be the same for a checkpoint to be of use; all else may change between two lives.
 _FIXED = (
-    "demo.endFrame",
     "seed",
     "curriculum.mode",
     "policy.preset",
-    "policy.recurrent",
     "environment.frameSkip",
     "environment.fullActionSpace",
     "environment.maxOverFrames",
@@ -54,6 +56,13 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
                 f"{folder}: its checkpoints have spec.{field} = {before}, the run file {now}; "
                 f"{advice}"
             )
+    network = {key: state["spec"]["policy"][key] for key in ("preset", "recurrent")}
+    if PolicySpec.model_validate(network).memory != spec.policy.memory:
+        raise UserError(
+            f"{folder}: its checkpoints are of a policy with{'out' * spec.policy.memory} memory, "
+            f"the run file's is one with{'out' * (not spec.policy.memory)} "
+            f"(spec.policy.recurrent); {advice}"
+        )
 
 
 def goal_met(state: dict[str, Any], spec: RunSpec) -> bool:
@@ -69,7 +78,24 @@ def other_goal(state: dict[str, Any], spec: RunSpec) -> bool:
 
 def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a checkpoint's episodes were others: with other noise, or judged otherwise."""
-    return _differs(state, spec, "environment", "curriculum")
+    wanted = spec.curriculum.model_dump(mode="json", by_alias=True)
+    theirs, ours = _judged(state["spec"]["curriculum"]), _judged(wanted)
+    return theirs != ours or _differs(state, spec, "environment")
+
+
+def _judged(curriculum: dict[str, Any]) -> tuple[int | None, ...]:
+    """By what a curriculum has episodes judged, whether it says so or leaves it to its mode."""
+    told = {key: curriculum[key] for key in JUDGED if key in curriculum}
+    spec = CurriculumSpec.model_validate(told)
+    return spec.in_force.lag_frames, spec.in_force.extra_frames, spec.horizon_frames
+
+
+def going_on(checkpoints: Path, snapshot: "Snapshot", spec: RunSpec) -> str:
+    """What is told of a checkpoint that a run goes on from."""
+    words = f"going on from {checkpoints / snapshot.name} ({snapshot.frames:,} frames)"
+    if other_rules(snapshot.state, spec):
+        return f"{words}; its episodes were played or judged otherwise: the goal is confirmed anew"
+    return words
 
 
 def _differs(state: dict[str, Any], spec: RunSpec, *fields: str) -> bool:

@@ -104,7 +104,7 @@ class RunState:
             else:
                 self.goal.forget()
         if run_folder.other_rules(state, self._spec):
-            # What was reached under those says nothing now.
+            # What the goal was met under says nothing now; the table of starts finds out by itself.
             self.goal = GoalWatch(self._spec.goal)
             self.ladder = Ladder(self._spec.stall, counters.frames)
             self.playing_on = False

@@ -14,7 +14,14 @@ from pydantic.fields import FieldInfo
 
 from demoreset_api import changes as changing
 from demoreset_api.errors import UserError
-from demoreset_api.spec import Collectives, DemoResetRun, RunSpec, Workers
+from demoreset_api.spec import (
+    MAX_EPISODE_FRAMES,
+    MAX_MEMBERS,
+    Collectives,
+    DemoResetRun,
+    RunSpec,
+    Workers,
+)
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.machine import gpus
@@ -130,7 +137,8 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
     """The demonstration of a run, cut to what is learned.
 
     Raises:
-        UserError: it is missing, damaged, another one than the spec's hash, or pays nothing.
+        UserError: it is missing, damaged, another one than the spec's hash, longer than an
+            episode, or pays nothing.
     """
     reference = spec.demo
     if reference.name is not None:
@@ -144,6 +152,12 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
         )
     if reference.end_frame is not None:
         demo = demo.prefix(reference.end_frame)
+    if len(demo) > MAX_EPISODE_FRAMES:
+        raise UserError(
+            f"{path}: {len(demo):,} frames, and an episode ends after {MAX_EPISODE_FRAMES:,}: its "
+            "end can never be reached; choose spec.demo.endFrame after an earlier reward "
+            "(`demoreset demo info`)"
+        )
     if demo.scores[-1] <= demo.scores[0]:
         raise UserError(
             f"{path}: its score at frame {len(demo)} is {demo.scores[-1]}, no more than at its "
@@ -151,9 +165,6 @@ def load_demo(spec: RunSpec, run_file: Path) -> Demo:
             "(`demoreset demo info`)"
         )
     return demo
-
-
-MOST_MEMBERS = 64  # of one worker, as spec.workers.membersPerWorker has it
 
 
 def members(flag: int | None, workers: Workers) -> int:
@@ -166,8 +177,8 @@ def members(flag: int | None, workers: Workers) -> int:
     there = max(1, gpus())
     if wanted is None:
         wanted = there
-    if not 1 <= wanted <= MOST_MEMBERS:
-        raise UserError(f"--members: received {wanted}; it is 1 to {MOST_MEMBERS}")
+    if not 1 <= wanted <= MAX_MEMBERS:
+        raise UserError(f"--members: received {wanted}; it is 1 to {MAX_MEMBERS}")
     if workers.collectives is Collectives.NCCL and wanted > there:
         raise UserError(
             f"spec.workers.collectives: Nccl needs a GPU for each of {wanted} members, and here "

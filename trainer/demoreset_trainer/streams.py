@@ -1,6 +1,7 @@
 """Streams of random numbers, each found by its key, and seeds that are drawn from one.
 
 What a stream gives depends on its key alone: not on the member that draws, nor on what others drew.
+numpy fills short keys up with zeros: (seed, 5) and (seed, 5, 0) are one stream.
 """
 
 import numpy as np

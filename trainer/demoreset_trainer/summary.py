@@ -17,7 +17,7 @@ from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.progress import Progress
 
 NAME = "summary.json"
-LAST_SAVE = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
+LAST_SEEN = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
 NOT_KEPT = "the run is over, but how it ended could not be saved"
 _NAME = re.compile(r"ckpt-l(\d+)-u(\d+)")  # life and update, as `checkpoint` has it, without torch
 
@@ -124,7 +124,7 @@ def saved(checkpoints: Path) -> int | None:
     return newest[1] if newest is not None else None
 
 
-def kept(folder: Path, update: int, patience: float = LAST_SAVE) -> bool:
+def kept(folder: Path, update: int, patience: float = LAST_SEEN) -> bool:
     """Whether a run's checkpoint of this update is there; it may be just being written, elsewhere.
 
     Args:

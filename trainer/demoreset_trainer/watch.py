@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from demoreset_trainer import metrics
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import Report
@@ -28,7 +29,7 @@ class Watchers:
 
     def __init__(self, folder: Path, options: argparse.Namespace, resumed: int | None) -> None:
         self._behind = _Behind()
-        self._metrics = MetricsFile(folder / "metrics.jsonl", resumed)
+        self._metrics = MetricsFile(folder / metrics.NAME, resumed)
         self.latest: Progress | None = None
         self._report = Report(options.port, options.host) if options.port is not None else None
         self._screen = make_screen(options.log, sys.stdout)
