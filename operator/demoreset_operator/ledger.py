@@ -273,8 +273,16 @@ class _Judge:
 
 
 def _ran(pod: Pod, now: datetime) -> timedelta:
-    """For how long its container has run."""
-    return (pod.finished or now) - pod.started if pod.started else timedelta(0)
+    """For how long its container has run.
+
+    Its node tells both ends of that, by its own clock. One that still runs has only begun by it,
+    and the clock may be behind ours: it cannot have run for longer than it is on that node.
+    """
+    if pod.started is None:
+        return timedelta(0)
+    if pod.finished is not None:
+        return pod.finished - pod.started
+    return now - max(pod.started, pod.scheduled or pod.started)
 
 
 def back_off(failures: int, limits: Restart) -> float:

@@ -238,6 +238,37 @@ def test_somebody_who_ends_workers_again_and_again_is_no_hot_loop(befalls: Any) 
     assert world.live()[0] == "key-worker-0-9"
 
 
+@pytest.mark.parametrize("behind", [0, 90, 3600])
+def test_a_node_whose_clock_is_behind_does_not_keep_the_waits_from_growing(behind: int) -> None:
+    world = World(restart={"limit": 100})
+    world.behind = timedelta(seconds=behind)
+    world.settle()
+    waits = []
+    for number in range(1, 6):
+        world.start()
+        world.tick(3)
+        world.settle()  # it is seen while it lives
+        world.end(f"key-worker-0-{number}", 1)
+        waits.append(world.missed_for())
+    assert waits == [0, 1, 2, 4, 8]
+    world.start()
+    world.tick(61)  # for so long it was not in vain
+    world.settle()
+    world.end("key-worker-0-6", 1)
+    assert world.missed_for() == 0
+
+
+@pytest.mark.parametrize("behind", [0, 3600])
+def test_who_has_just_begun_on_a_node_whose_clock_is_behind_does_not_train_yet(behind: int) -> None:
+    world = World(workers={"min": 1, "max": 2})
+    world.behind = timedelta(seconds=behind)
+    world.settle()
+    world.start()
+    world.end("key-worker-1-1", 1)
+    world.settle()
+    assert world.status.restarts.counted == 1
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [(64, "WrongRun"), (65, "NoValidCheckpoint"), (66, "NoProgress")],

@@ -64,6 +64,7 @@ class World:
         self.pods_before: dict[str, Pod] = {}  # as they were last seen
         self.taken: set[str] = set()  # that the operator has deleted
         self.refused = ""
+        self.behind = timedelta(0)  # that the nodes' clocks are
         self.events: list[Event] = []
         self.recorded: list[Attempt] = []
         self.created: list[str] = []
@@ -195,7 +196,7 @@ class World:
                     "podIP": "10.0.0.9",
                     "conditions": [scheduled(self.now), {"type": "Ready", "status": "True"}],
                 }
-                self._container(name, {"running": {"startedAt": stamp(self.now)}})
+                self._container(name, {"running": {"startedAt": stamp(self.now - self.behind)}})
 
     def train(self, update: int = 1, **more: Any) -> None:
         """All workers that run say that they train."""
@@ -222,7 +223,8 @@ class World:
         running = status.get("containerStatuses", [{}])[0].get("state", {}).get("running")
         ended = {"exitCode": code, "reason": reason, "message": words, **(running or {})}
         status["phase"] = "Failed" if code else "Succeeded"
-        self._container(name, {"terminated": {**ended, "finishedAt": stamp(self.now)}})
+        finished = stamp(self.now - self.behind)
+        self._container(name, {"terminated": {**ended, "finishedAt": finished}})
 
     def wait_for(self, name: str, reason: str, message: str) -> None:
         """A pod's container cannot be started."""
