@@ -20,6 +20,8 @@ from demoreset_api.status import RunStatus
 MAX_TEXT = 4096  # characters of a text without a limit of its own: CEL must know its cost
 MAX_EXACT = 2**53  # larger whole numbers JSON does not keep
 MAX_ITEMS = 64  # of a mapping without a limit of its own
+# Why a field is fixed where it is not that the run's checkpoints depend on it.
+FIXED = {"managedBy": "the run's pods are its manager's", "volume": "the run's folder is there"}
 
 COLUMNS = (
     ("Phase", "string", ".status.phase", "Pending, Running, Suspended, Complete, Failed", 0),
@@ -219,12 +221,13 @@ def _rules(model: type[ApiModel]) -> list[dict[str, str]]:
 def _fixed(model: type[ApiModel]) -> list[dict[str, str]]:
     made = []
     for name in model.fixed:
+        # Not to delete the run: its checkpoints may go with it, or a new one would find them.
+        why = FIXED.get(name, "the run's checkpoints depend on it")
         one = f"self.{name} == oldSelf.{name}"
         made.append(
             {
                 "rule": f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {one})",
-                "message": f"{name} cannot be changed: the run's checkpoints depend on it; "
-                "make a new run with another name, or delete this one first",
+                "message": f"{name} cannot be changed: {why}; make a new run with another name",
                 "fieldPath": f".{name}",
                 "reason": "FieldValueForbidden",
             }

@@ -27,11 +27,11 @@ spec:
   workers: {min: 1, max: 4, gpus: 1}
 ```
 
-*Fixed* fields cannot be changed once a run is on a cluster, for its checkpoints depend on them. Of
-the others, `workers.max` resizes the group without restarting those who stay; what concerns pods
-(image, resources, placement) is rolled through the group, one worker at a time; what concerns the
-learning, and `workers.gpus`, `membersPerWorker` and `collectives`, lets all workers save, leave and
-come back.
+*Fixed* fields cannot be changed once a run is on a cluster: its checkpoints depend on them, its
+folder is there (`volume`), or its pods are another's (`managedBy`). Of the others, `workers.max`
+resizes the group without restarting those who stay; what concerns pods (image, resources,
+placement) is rolled through the group, one worker at a time; what concerns the learning, and
+`workers.gpus`, `membersPerWorker` and `collectives`, lets all workers save, leave and come back.
 """
 
 

@@ -645,7 +645,8 @@ class RunSpec(ApiModel):
         default=None,
         ge=1,
         le=MAX_SECONDS,
-        description="On a cluster: a run that has pods for so long has failed.",
+        description="On a cluster: a run that is not over so long after it was applied or resumed "
+        "has failed. What it waits counts, too, as for a quota or in Kueue's queue.",
     )
     pending_deadline_seconds: int | None = Field(
         default=None,

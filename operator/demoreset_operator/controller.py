@@ -194,7 +194,9 @@ class Controller:
         refusal = self._refusals.get(uid)
         seen = self.cache.observe(run, refusal.message if refusal is not None else "")
         plan = decide(seen, self._settings, now)
-        if story.failed(plan.status) == Reason.VOLUME_LOST and await self._claim_of_another(run):
+        told = plan.status or run.status
+        lost = story.claim_gone(told) and not story.over(run.status)
+        if lost and await self._claim_of_another(run):
             seen = replace(seen, claimed=True)
             plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)

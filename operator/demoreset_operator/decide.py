@@ -14,7 +14,7 @@ from demoreset_api.spec import After
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import render, story
 from demoreset_operator.causes import FINAL_CAUSES
-from demoreset_operator.ending import ANEW, Ending, confirmed, deadlines, ending
+from demoreset_operator.ending import ANEW, Ending, confirmed, deadlines, ending, go_on
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
@@ -101,7 +101,7 @@ def _end(
     over = "the run is over"
     status = story.put(status, ConditionType.RUNNING, False, end.reason, over, now, generation)
     status = status.model_copy(update={"finished": now.replace(microsecond=0)})
-    status = story.progress(seen, status, now)
+    status = story.last(seen, status, now)
     after = _after(replace(seen, run=replace(run, status=status)), now)
     return replace(after, status=_if_new(run, status), events=_events(run, status, losses))
 
@@ -174,7 +174,7 @@ def _after(seen: Observation, now: datetime) -> Plan:
     if due is not None and now < due:
         times.append(due)
     return Plan(
-        status=_if_new(run, story.progress(seen, status, now)),
+        status=_if_new(run, story.last(seen, status, now)),
         delete_pods=changes.delete,
         events=[_in_vain(run)] if run.generation > status.observed_generation else [],
         delete_run=due is not None and now >= due,
@@ -216,13 +216,16 @@ def _plays_on(run: Run, status: RunStatus) -> list[Event]:
 
 
 def _in_vain(run: Run) -> Event:
-    """The event that says that a change to a run that is over changes nothing."""
-    message = "the run is over: of what was changed only spec.ttlSecondsAfterFinished still counts"
-    stays = run.status.saved and not run.spec.checkpoint.volume.leaves
-    then = ANEW
-    if stays and story.failed(run.status) != Reason.VOLUME_LOST:
-        then = f"`kubectl demoreset branch {run.name} NEW` goes on from its checkpoints"
-    return Event("Warning", Happened.RUN_IS_OVER, f"{message}; {then}")
+    """The event that says that a change to a run that is over changes nothing, but for one field.
+
+    What was changed is not known: it may be that field alone.
+    """
+    message = (
+        "the run is over: a changed spec.ttlSecondsAfterFinished counts; all else needs a new run"
+    )
+    lost = story.failed(run.status) == Reason.VOLUME_LOST
+    then = f"Its checkpoints are gone: {ANEW}." if lost else go_on(run)
+    return Event("Warning", Happened.RUN_IS_OVER, f"{message}. {then}")
 
 
 def _recovered(back: list[Attempt]) -> list[Event]:

@@ -8,12 +8,12 @@ from demoreset_api.spec import Goal, Restart
 from demoreset_api.status import MAX_MESSAGE, Cause, ConditionType, RunStatus
 from demoreset_operator.causes import FINAL_CAUSES
 from demoreset_operator.ledger import Loss
-from demoreset_operator.observation import STUCK_AFTER, Observation, Pod
+from demoreset_operator.observation import STUCK_AFTER, Observation, Pod, Run
 from demoreset_operator.reasons import Reason
 from demoreset_operator.render import claim_name
 
 NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
-ANEW = "delete it and apply it anew"  # what helps a run that is over, and leaves nothing
+ANEW = "delete it and apply it anew"  # of a run whose checkpoints this does not cost: see `anew`
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
     Cause.BUDGET_SPENT: "spec.budget.frames is spent and the goal is not met",
@@ -61,7 +61,7 @@ def ending(
             Reason.PENDING_DEADLINE_EXCEEDED,
             f"no worker began within spec.pendingDeadlineSeconds ({limit}): {waiting(seen)}",
         )
-    if _volume_lost(seen, status, now):
+    if volume_lost(seen, status, now):
         name = claim_name(seen.run)
         return _failed(
             Reason.VOLUME_LOST,
@@ -105,6 +105,29 @@ def confirmed(goal: Goal, status: RunStatus) -> str:
     )
 
 
+def anew(run: Run) -> str:
+    """How to apply a run anew, and keep what it has learned."""
+    if not (run.status.saved and run.spec.checkpoint.volume.leaves):
+        return ANEW
+    return (
+        f"`kubectl demoreset fetch {run.name}` brings its folder, for its volume goes with it "
+        f"(spec.checkpoint.volume.retention: Delete); then {ANEW}"
+    )
+
+
+def go_on(run: Run, change: str = "") -> str:
+    """How a run that is over goes on with other settings.
+
+    Of one that has saved nothing it is not said that its volume is empty: that may be an older one.
+    """
+    if not run.status.saved:
+        return f"It has saved no checkpoint itself: {ANEW}."
+    if run.spec.checkpoint.volume.leaves:
+        return f"No branch can have its checkpoints: {anew(run)}."
+    settings = f" --set {change}" if change else ""
+    return f"`kubectl demoreset branch {run.name} NEW{settings}` goes on from its checkpoints."
+
+
 def _hope(pod: Pod, status: RunStatus) -> datetime | None:
     """Until when a pod that the kubelet cannot start is waited for; None for as long as it takes.
 
@@ -118,7 +141,7 @@ def _hope(pod: Pod, status: RunStatus) -> datetime | None:
     return pod.failing + HOPE
 
 
-def _volume_lost(seen: Observation, status: RunStatus, now: datetime) -> bool:
+def volume_lost(seen: Observation, status: RunStatus, now: datetime) -> bool:
     """Whether what was learned was on a volume that is no more; one that is in use is there."""
     if seen.claimed or any(pod.node and pod.present(now) for pod in seen.workers):
         return False

@@ -19,7 +19,7 @@ from demoreset_api.status import (
     WorkersStatus,
 )
 from demoreset_operator import render
-from demoreset_operator.ending import named, waiting
+from demoreset_operator.ending import named, volume_lost, waiting
 from demoreset_operator.observation import Json, Observation, Pod
 from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
@@ -175,6 +175,8 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
             made.append((ConditionType.SUSPENDED, False, Reason.SUSPENDING, message))
         else:
             message = "no pods; spec.suspend: false goes on from the checkpoint"
+            if volume_lost(seen, status, now):
+                message = "no pods, nor the claim with the checkpoints"
             made.append((ConditionType.SUSPENDED, True, Reason.SUSPENDED, message))
     else:
         if ready or not (seen.unasked and holds(status, ConditionType.RUNNING)):
@@ -187,14 +189,37 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
         if stalled or find(status, ConditionType.STALLED) is not None:
             reason = Reason.PLATEAU if stalled else Reason.MOVES
             made.append((ConditionType.STALLED, stalled, reason, message))
-    if (kept := status.checkpoint) is not None:
-        well = kept.error is None
-        message = "what was learned is on the volume" if well else str(kept.error)
-        reason = Reason.WRITTEN if well else Reason.NOT_WRITTEN
-        made.append((ConditionType.CHECKPOINT_READY, well, reason, message))
     for one in made:
         status = put(status, *one, now, seen.run.generation)
-    return status
+    return _checkpoint_ready(seen, status, now)
+
+
+def last(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
+    """The status of a run that is over, with what its workers told last."""
+    status = progress(seen, status, now)
+    if holds(status, ConditionType.COMPLETE) and find(status, ConditionType.STALLED) is not None:
+        moved = ConditionType.STALLED, False, Reason.MOVES, "the goal is met"
+        status = put(status, *moved, now, seen.run.generation)
+    return _checkpoint_ready(seen, status, now)
+
+
+def _checkpoint_ready(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
+    """The status with whether what was learned is on the volume."""
+    kept = status.checkpoint
+    if kept is None:
+        return status
+    well, reason, message = True, Reason.WRITTEN, "what was learned is on the volume"
+    if kept.error is not None:
+        well, reason, message = False, Reason.NOT_WRITTEN, kept.error
+    claim = render.claim_name(seen.run)
+    if failed(status) == Reason.VOLUME_LOST:
+        well, reason, message = False, Reason.VOLUME_LOST, f"the claim {claim} is gone"
+    elif seen.run.spec.suspend and not over(status) and volume_lost(seen, status, now):
+        message = f"the claim {claim} is gone: put it back, as from a snapshot, before "
+        message += "spec.suspend is false, or the run fails then"
+        well, reason = False, Reason.VOLUME_LOST
+    ready = ConditionType.CHECKPOINT_READY
+    return put(status, ready, well, reason, message, now, seen.run.generation)
 
 
 def _running(
@@ -323,10 +348,16 @@ def over(status: RunStatus) -> bool:
     return holds(status, ConditionType.COMPLETE) or holds(status, ConditionType.FAILED)
 
 
-def failed(status: RunStatus | None) -> str | None:
-    """The reason for which a run has failed; None where it has not, or nothing is told."""
-    found = find(status, ConditionType.FAILED) if status is not None else None
+def failed(status: RunStatus) -> str | None:
+    """The reason for which a run has failed; None where it has not."""
+    found = find(status, ConditionType.FAILED)
     return found.reason if found is not None and found.status == "True" else None
+
+
+def claim_gone(status: RunStatus) -> bool:
+    """Whether it is told that the claim with the checkpoints is gone."""
+    found = find(status, ConditionType.CHECKPOINT_READY)
+    return found is not None and found.reason == Reason.VOLUME_LOST
 
 
 def phase(status: RunStatus) -> Phase:

@@ -5,9 +5,10 @@ from datetime import datetime
 
 from demoreset_api.status import Attempt, Condition, ConditionType, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
-from demoreset_operator.ending import ANEW, NO_ROOM
+from demoreset_operator.ending import NO_ROOM, anew, go_on
 from demoreset_operator.observation import HOPELESS_REASONS, Run
 from demoreset_operator.reasons import Reason
+from demoreset_operator.story import claim_gone
 
 MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')  # the scheduler's words
 IMAGE = "Correct spec.workers.image or imagePullSecrets."
@@ -15,7 +16,7 @@ CONTAINER = "The node cannot begin the container: mend what the message names."
 DO = {
     "RestartLimit": "Read the log of that pod (`kubectl demoreset logs {name} --pod POD`), and "
     "mend what ended it.",
-    "WrongRun": "Correct what the message names, delete the run and apply it anew.",
+    "WrongRun": "Correct what the message names; then {anew}.",
     "NoValidCheckpoint": "Look at the volume (`kubectl demoreset checkpoints {name}`): none is "
     "whole, and all were left as they are.",
     "NoProgress": "Where its loss is not finite, lower the learning rate; else read that pod's "
@@ -39,7 +40,7 @@ DO = {
     "BackOff": "The next try comes by itself. Read the log of that pod (`kubectl demoreset logs "
     "{name} --pod POD`), and mend what ended it.",
     "NotUnderstood": "Upgrade the operator, or leave that field out.",
-    "VolumeLost": "Delete it and apply it anew, to begin from the start.",
+    "VolumeLost": "To begin from the start, delete it and apply it anew.",
     "NoUpdates": "Look at the log (`kubectl demoreset logs {name}`). Where nothing else is waited "
     "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
     "volume. One that sits out comes back when data reaches it quickly; keep the run to nodes that "
@@ -119,28 +120,17 @@ def _do(run: Run, found: Condition) -> list[str]:
     if found.reason in LACKS:
         words.append(words.pop(0))
     word = next((word for word in words if word in DO or word in CHANGES), "")
-    text = [DO[word].format(name=run.name)] if word in DO else []
+    text = [DO[word].format(name=run.name, anew=anew(run))] if word in DO else []
     claim = missing_claim(found.message)
     if claim is not None and claim == run.spec.checkpoint.volume.claim:  # not one that we make
-        text = ["Make the claim, or delete the run and name another."]
+        restore = "Restore it from a backup or snapshot; on an empty one the run begins from the "
+        make = "Make the claim, or delete the run and name another."
+        text = [restore + "start." if run.status.saved else make]
     if found.type is ConditionType.FAILED and word in (*HOPELESS_REASONS, *NO_ROOM):
-        text.append(f"A run that has failed takes no correction: then {ANEW}.")
+        text.append(f"A run that has failed takes no correction: then {anew(run)}.")
     if word in CHANGES:
-        text.append(_go_on(run, CHANGES[word]))
+        text.append(go_on(run, CHANGES[word]))
     return text
-
-
-def _go_on(run: Run, change: str) -> str:
-    """How to go on with other settings."""
-    if not run.status.saved:
-        return f"It has no checkpoint to go on from: {ANEW}."
-    if run.spec.checkpoint.volume.leaves:
-        return (
-            "Its volume goes with it (spec.checkpoint.volume.retention: Delete), so no branch can "
-            f"have it: `kubectl demoreset fetch {run.name}` brings its folder; then {ANEW}."
-        )
-    command = f"`kubectl demoreset branch {run.name} NEW --set {change}`"
-    return f"{command} goes on from its checkpoints."
 
 
 def _speaks(found: Condition, status: RunStatus) -> bool:
@@ -149,7 +139,9 @@ def _speaks(found: Condition, status: RunStatus) -> bool:
         case ConditionType.FAILED | ConditionType.STALLED:
             return found.status == "True"
         case ConditionType.CHECKPOINT_READY:
-            return found.status == "False"
+            # The condition Failed has said so already.
+            lost = found.reason == Reason.VOLUME_LOST and status.phase is Phase.FAILED
+            return found.status == "False" and not lost
         case ConditionType.RUNNING:
             well = found.reason == Reason.TRAINING and status.workers.ready == status.workers.wanted
             return status.phase is Phase.PENDING or (status.phase is Phase.RUNNING and not well)
@@ -173,8 +165,9 @@ def _stands(run: Run, status: RunStatus) -> str:
         if how is None
         else f"{run.name} waits: no worker trains",
         Phase.RUNNING: f"{run.name} trains with {workers.ready} of {workers.wanted} workers",
-        Phase.SUSPENDED: f"{run.name} is suspended, and goes on from its checkpoint when "
-        "spec.suspend is false",
+        Phase.SUSPENDED: f"{run.name} is suspended, and cannot go on"
+        if claim_gone(status)
+        else f"{run.name} is suspended, and goes on from its checkpoint when spec.suspend is false",
         Phase.COMPLETE: f"{run.name} is complete: the policy plays from the game's own start",
         Phase.FAILED: f"{run.name} has failed",
     }

@@ -59,6 +59,21 @@ def test_there_is_nothing_that_kubernetes_does_not_know() -> None:
             assert isinstance(node.get(key, False), bool), path
 
 
+def test_what_is_fixed_says_why_and_never_to_delete_the_run() -> None:
+    said = {
+        rule["fieldPath"][1:]: rule["message"]
+        for _, node in nodes(schema())
+        for rule in node.get("x-kubernetes-validations", ())
+        if "oldSelf" in rule["rule"]
+    }
+    assert {"demo", "seed", "volume", "managedBy"} <= said.keys()
+    for name, message in said.items():
+        assert message.startswith(f"{name} cannot be changed: the run's ")
+        assert message.endswith("; make a new run with another name")
+        depends = name not in ("volume", "managedBy")
+        assert ("checkpoints depend on it" in message) is depends
+
+
 def test_every_rule_between_fields_is_the_same_in_both_worlds() -> None:
     spec = schema()["properties"]["spec"]
     assert {one["rule"] for one in spec["x-kubernetes-validations"]} > {

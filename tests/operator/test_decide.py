@@ -517,20 +517,116 @@ def test_a_change_to_a_run_that_is_over_is_answered_once() -> None:
     assert not world.live()
 
 
+BRANCH = "new run. `kubectl demoreset branch key NEW` goes on from its checkpoints."
+FETCH = "`kubectl demoreset fetch key` brings its folder, for its volume goes with it ("
+
+
 @pytest.mark.parametrize(
     ("volume", "says"),
-    [({}, "branch key NEW"), ({"retention": "Delete"}, "delete it and apply it anew")],
+    [
+        ({}, BRANCH),
+        ({"claim": "mine", "retention": "Delete"}, BRANCH),
+        ({"retention": "Delete"}, f"new run. No branch can have its checkpoints: {FETCH}"),
+    ],
 )
-def test_a_change_to_a_run_that_is_over_names_its_checkpoints_where_they_stay(
-    volume: dict[str, str], says: str
+@pytest.mark.parametrize("changed", [{"workers": {"max": 5}}, {"ttlSecondsAfterFinished": 10**6}])
+def test_a_change_to_a_run_that_is_over_never_costs_its_checkpoints(
+    volume: dict[str, str], says: str, changed: dict[str, Any]
 ) -> None:
     world = saved(checkpoint={"volume": volume})
     world.end("key-worker-0-1", 2)
     world.settle()
-    world.change(workers={"max": 5})
+    world.change(**changed)
     world.settle()
     assert world.events[-1].reason == "RunIsOver"
-    assert world.events[-1].message.count(says) == 1
+    message = world.events[-1].message
+    assert "a changed spec.ttlSecondsAfterFinished counts" in message
+    assert message.count(says) == 1
+    assert ("delete it and apply it anew" in message) is (FETCH in message)
+
+
+def test_the_last_words_say_whether_what_was_learned_is_on_the_volume() -> None:
+    world = training(2)
+    full = {"update": 1, "ageSeconds": 9.0, "bytes": 1, "error": "disk full"}
+    world.say("key-worker-0-1", 5, rank=0, checkpoint=full)
+    world.say("key-worker-1-1", 5, rank=1)
+    world.settle()
+    world.end("key-worker-1-1", 0, words=json.dumps(worker_status(6, 2, rank=1)))
+    world.settle()
+    assert world.status.phase is Phase.COMPLETE
+    assert world.condition("CheckpointReady") == ("False", "NotWritten", "disk full")
+    words = worker_status(6, 2, rank=0, checkpoint=full | {"update": 6, "error": None})
+    world.end("key-worker-0-1", 0, words=json.dumps(words))
+    world.settle()
+    ready = world.condition("CheckpointReady")
+    assert ready == ("True", "Written", "what was learned is on the volume")
+    # The same in one look.
+    world = saved()
+    world.train(5, checkpoint=full)
+    world.settle()
+    words = worker_status(6, 1, checkpoint=full | {"update": 6, "error": None})
+    world.end("key-worker-0-1", 0, words=json.dumps(words))
+    world.step()
+    assert world.condition("CheckpointReady") == ready
+
+
+@pytest.mark.parametrize(("code", "stalled"), [(0, ("False", "Moves")), (2, ("True", "Plateau"))])
+def test_a_run_that_is_complete_is_not_stalled(code: int, stalled: tuple[str, str]) -> None:
+    world = training(1)
+    how = worker_status(5, 1)["training"]
+    world.train(5, training=how | {"stalled": True})
+    world.settle()
+    world.end("key-worker-0-1", code)
+    world.settle()
+    found = world.condition("Stalled")
+    assert found is not None
+    assert found[:2] == stalled
+    world = training(1)
+    world.end("key-worker-0-1", 0)
+    world.settle()
+    assert world.condition("Stalled") is None
+
+
+def suspended(**volume: Any) -> World:
+    """A run that has saved, and gave its pods back."""
+    world = saved(checkpoint={"volume": volume})
+    world.change(suspend=True)
+    world.settle()
+    world.vanish()
+    world.settle()
+    return world
+
+
+def test_a_suspended_run_whose_claim_is_gone_says_so_before_it_is_too_late() -> None:
+    world = suspended()
+    claim = world.children.pop(("PersistentVolumeClaim", "key-data"))
+    world.settle()
+    suspends, ready = world.condition("Suspended"), world.condition("CheckpointReady")
+    assert suspends == ("True", "Suspended", "no pods, nor the claim with the checkpoints")
+    assert ready is not None
+    assert ready[:2] == ("False", "VolumeLost")
+    assert "the claim key-data is gone: put it back" in ready[2]
+    assert world.status.phase is Phase.SUSPENDED
+    world.children["PersistentVolumeClaim", "key-data"] = claim
+    world.settle()
+    ready = world.condition("CheckpointReady")
+    assert ready is not None
+    assert ready[0] == "True"
+    del world.children["PersistentVolumeClaim", "key-data"]
+    world.change(suspend=False)
+    world.settle()
+    assert world.condition("Failed") is not None
+    ready = world.condition("CheckpointReady")
+    assert ready == ("False", "VolumeLost", "the claim key-data is gone")
+    world.change(ttlSecondsAfterFinished=100)
+    world.settle()
+    assert "Its checkpoints are gone: delete it and apply it anew." in world.events[-1].message
+
+
+def test_of_a_claim_that_the_user_names_a_suspended_run_knows_nothing() -> None:
+    ready = suspended(claim="mine").condition("CheckpointReady")
+    assert ready is not None
+    assert ready[0] == "True"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A paragraph that says what is happening, and what to do."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,64 @@ def test_no_branch_is_advised_where_none_can_be() -> None:
     text = explanation(world)
     assert "branch" not in text
     assert "raise spec.workers.resources.limits.memory" in text
-    assert "It has no checkpoint to go on from: delete it and apply it anew." in text
+    assert "It has saved no checkpoint itself: delete it and apply it anew." in text
+
+
+KEEPS = "`kubectl demoreset fetch key` brings its folder, for its volume goes with it ("
+ANEW = "then delete it and apply it anew."
+
+
+@pytest.mark.parametrize(
+    ("learned", "retention", "do"),
+    [(True, "Retain", ANEW), (False, "Delete", ANEW), (True, "Delete", f"then {KEEPS}")],
+)
+def test_no_advice_costs_what_was_learned(learned: bool, retention: str, do: str) -> None:
+    spec: dict[str, Any] = {"checkpoint": {"volume": {"retention": retention}}}
+    world = saved(**spec) if learned else training(1, **spec)
+    world.end("key-worker-0-1", 64, words="no such game")
+    world.settle()
+    assert f"no such game. Correct what the message names; {do}" in explanation(world)
+    # Nor after a pause, when there is no room any more.
+    world = saved(**spec) if learned else World(**spec)
+    for suspend in (True, False):
+        world.change(suspend=suspend, pendingDeadlineSeconds=60)
+        world.settle()
+        world.vanish()
+        world.settle()
+    world.unschedulable(world.live()[0], "no room")
+    world.tick(61)
+    world.settle()
+    text = explanation(world)
+    assert f"A run that has failed takes no correction: {do}" in text
+    assert (KEEPS in text) is (KEEPS in do)
+
+
+def test_a_claim_that_is_gone_is_restored_where_the_run_has_trained_on_it() -> None:
+    world = saved(checkpoint={"volume": {"claim": "mine"}})
+    world.vanish("key-worker-0-1")
+    world.settle()
+    world.unschedulable("key-worker-0-2", 'persistentvolumeclaim "mine" not found')
+    world.settle()
+    text = explanation(world)
+    assert "not found. Restore it from a backup or snapshot; on an empty one the run begins" in text
+    assert "Make the claim" not in text
+
+
+def test_a_suspended_run_whose_claim_is_gone_does_not_promise_to_go_on() -> None:
+    world = saved()
+    world.change(suspend=True)
+    world.settle()
+    world.vanish()
+    world.settle()
+    assert "is suspended, and goes on from its checkpoint when" in explanation(world)
+    del world.children["PersistentVolumeClaim", "key-data"]
+    world.settle()
+    text = explanation(world)
+    assert text.startswith("key is suspended, and cannot go on; the start stands at frame 200")
+    assert "VolumeLost: the claim key-data is gone: put it back, as from a snapshot, before" in text
+    world.change(suspend=False)
+    world.settle()
+    assert explanation(world).count("the claim key-data is gone") == 1
 
 
 def test_a_worker_that_is_held_back_is_named_and_what_to_read() -> None:
@@ -106,8 +164,8 @@ def test_a_worker_that_is_held_back_is_named_and_what_to_read() -> None:
     ("deadline", "learned", "do"),
     [
         ("activeDeadlineSeconds", True, "branch key NEW --set spec.activeDeadlineSeconds=...`"),
-        ("activeDeadlineSeconds", False, "no checkpoint to go on from: delete it and apply it"),
-        ("pendingDeadlineSeconds", False, "no checkpoint to go on from: delete it and apply it"),
+        ("activeDeadlineSeconds", False, "saved no checkpoint itself: delete it and apply it"),
+        ("pendingDeadlineSeconds", False, "saved no checkpoint itself: delete it and apply it"),
     ],
 )
 def test_after_a_deadline_it_is_said_how_to_go_on(deadline: str, learned: bool, do: str) -> None:
