@@ -421,7 +421,8 @@ class Volume(ApiModel):
     )
     retention: Retention = Field(
         default=Retention.RETAIN,
-        description="Whether the claim that was made outlives the run.",
+        description="Whether the claim that was made outlives the run. One that was there before, "
+        "as of an earlier run of this name, always does.",
     )
 
     @property

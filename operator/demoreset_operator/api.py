@@ -119,15 +119,20 @@ class Api:
         """Change some of an object (merge patch)."""
         return await self._request("PATCH", _path(kind, namespace, name), change, content=MERGE)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> Json | None:
-        """Delete an object, if it still is the one with this UID; where none is there, do nothing.
+    async def delete(
+        self, kind: str, namespace: str, name: str, uid: str = "", version: str = ""
+    ) -> Json | None:
+        """Delete an object, if it still is the one with this UID, and in this resourceVersion.
+
+        Where none is there, or another one, do nothing.
 
         Returns:
             The object, where it is to end before it is gone.
         """
         body: Json = {"propagationPolicy": "Background"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
+        wanted = {"uid": uid, "resourceVersion": version}
+        if preconditions := {key: value for key, value in wanted.items() if value}:
+            body["preconditions"] = preconditions
         try:
             answer = await self._request("DELETE", _path(kind, namespace, name), body)
         except ApiError as error:

@@ -200,8 +200,8 @@ class Controller:
             seen = replace(seen, claimed=True)
             plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
-        late = await self._write_status(run, plan)
-        held = await self._carry_out(seen, plan)
+        meta, late = await self._write_status(run, plan, body["metadata"])
+        held = await self._carry_out(seen, plan, meta["resourceVersion"])
         waits = [wait for wait in (late, held) if wait is not None]
         if plan.again is not None:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
@@ -253,20 +253,25 @@ class Controller:
         await self._api.create(_event(reference, event))
         self._puzzled[meta["uid"]] = what
 
-    async def _write_status(self, run: Run, plan: Plan) -> float | None:
-        """Write the status; where it may wait, seconds until it is due."""
+    async def _write_status(self, run: Run, plan: Plan, meta: Json) -> tuple[Json, float | None]:
+        """Write the status; the run's metadata then, and where that may wait, for how long.
+
+        Args:
+            run: The run.
+            plan: What was decided for it.
+            meta: Its metadata when that was decided: the cache may have heard more since.
+        """
         if plan.status is None:
-            return None
+            return meta, None
         if not story.urgent(run.status, plan.status):
             left = self._written.get(run.uid, 0.0) + PROGRESS_SECONDS - time.monotonic()
             if left > 0:
-                return left
+                return meta, left
         self._written[run.uid] = time.monotonic()
         content = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        await self._put_status(self.cache.runs[run.uid]["metadata"], content)
-        return None
+        return await self._put_status(meta, content), None
 
-    async def _put_status(self, meta: Json, status: Json) -> None:
+    async def _put_status(self, meta: Json, status: Json) -> Json:
         # Refused where another run has the name by now, or another operator was faster.
         known = ("name", "namespace", "uid", "resourceVersion")
         answer = await self._api.apply_status(
@@ -278,9 +283,17 @@ class Controller:
             }
         )
         self.cache.put_run(answer)
+        now: Json = answer["metadata"]
+        return now
 
-    async def _carry_out(self, seen: Observation, plan: Plan) -> float | None:
-        """Do what was decided; where making something is held back, for how many seconds."""
+    async def _carry_out(self, seen: Observation, plan: Plan, version: str) -> float | None:
+        """Do what was decided; where making something is held back, for how many seconds.
+
+        Args:
+            seen: The run and what belongs to it.
+            plan: What was decided.
+            version: The run's resourceVersion that this was decided for.
+        """
         run = seen.run
         known = {(child.kind, child.name): child.uid for child in seen.children}
         known |= {("Pod", pod.name): pod.uid for pod in seen.pods}
@@ -299,7 +312,8 @@ class Controller:
             [self._delete(run, *key, known.get(key, "")) for key in (*tidy, *plan.delete_children)]
         )
         if plan.delete_run:
-            await self._api.delete(KIND, run.namespace, run.name, run.uid)
+            # Not one whose user has just given it longer: its volume may go with it.
+            await self._api.delete(KIND, run.namespace, run.name, run.uid, version)
         return held
 
     async def _make(
@@ -382,8 +396,8 @@ class Controller:
         if kind != "PersistentVolumeClaim" or goes:
             raise Taken(409, f"{kind} {meta['name']} of an earlier run is still there")
         # A volume that was retained: what it asks for cannot be changed, and what is on it is kept.
-        kept = ("labels", "annotations", "ownerReferences")
-        change = {"metadata": {key: meta[key] for key in kept if key in meta}}
+        # So it does not become the run's own, to be deleted with it: it was there before.
+        change = {"metadata": {key: meta[key] for key in ("labels", "annotations") if key in meta}}
         return await self._api.patch(*where, change)
 
     def _put(self, answer: Json, kind: str) -> None:

@@ -166,8 +166,10 @@ class Port:
             case "PUT", "", "application/json":
                 answer = await self.server.replace(body)
             case "DELETE", "", "application/json":
-                uid = body["preconditions"]["uid"]
-                answer = await self.server.delete(kind, namespace, name, uid) or {}
+                wanted = body["preconditions"]
+                its = wanted.pop("uid"), wanted.pop("resourceVersion", "")
+                assert not wanted, "nobody asks for more"
+                answer = await self.server.delete(kind, namespace, name, *its) or {}
             case _:
                 raise AssertionError("nobody asks for this")
         return web.json_response(answer)

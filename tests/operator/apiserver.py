@@ -31,6 +31,12 @@ def fits(body: Json, kind: str, namespace: str, selector: str) -> bool:
     return here and body["kind"] == kind and wanted.items() <= labels.items()
 
 
+def as_wanted(body: Json, uid: str, version: str) -> bool:
+    """Whether an object fulfils a deletion's preconditions; "" is any."""
+    meta = body["metadata"]
+    return uid in ("", meta["uid"]) and version in ("", meta["resourceVersion"])
+
+
 def copied(content: T) -> T:
     """What comes over the wire is nobody else's."""
     made: T = json.loads(json.dumps(content))
@@ -145,10 +151,15 @@ class Server:
 
         return await self._serve("apply status", body["kind"], take)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> Json | None:
+    async def delete(
+        self, kind: str, namespace: str, name: str, uid: str = "", version: str = ""
+    ) -> Json | None:
+        assert kind != KIND or version, "a run goes as it was when that was decided"
+
         def take() -> Json | None:
+            self.notice()  # of what somebody has just changed, or else it has its old version
             body = self.objects().get((kind, namespace, name))
-            if body is not None and uid in ("", body["metadata"]["uid"]):
+            if body is not None and as_wanted(body, uid, version):
                 self._drop((kind, namespace, name))
             self.notice()
             left = self.objects().get((kind, namespace, name))

@@ -110,6 +110,28 @@ def test_what_is_gone_is_deleted() -> None:
         asyncio.run(served([(code, {})], lambda api: api.delete("Pod", "ns", "p", "uid")))
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ((), None),
+        (("u-1",), {"uid": "u-1"}),
+        (("u-1", "7"), {"uid": "u-1", "resourceVersion": "7"}),
+    ],
+)
+def test_what_is_deleted_is_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], asked: Any
+) -> None:
+    bodies: list[Any] = []
+
+    async def request(_: Any, _method: str, _path: str, body: Any) -> Any:
+        bodies.append(body)
+        return {}
+
+    monkeypatch.setattr(Api, "_request", request)
+    asyncio.run(Api().delete("Pod", "ns", "p", *given))
+    assert bodies[0].get("preconditions") == asked
+
+
 def test_long_lists_come_in_pages() -> None:
     async def everything(api: Api) -> list[str]:
         return [body["metadata"]["name"] async for body in api.list("Pod", "", "a=b")]

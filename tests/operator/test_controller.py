@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from apiserver import as_wanted
 from demoreset_operator import controller as controllers
 from demoreset_operator.api import ApiError
 from demoreset_operator.cache import Cache
@@ -73,9 +74,11 @@ class Server:
         known = self.objects[kind, name]
         return self._keep({**known, "metadata": {**known["metadata"], **change["metadata"]}})
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+    async def delete(
+        self, kind: str, namespace: str, name: str, uid: str = "", version: str = ""
+    ) -> None:
         self._took("delete", kind)
-        if (found := self.objects.get((kind, name))) and uid in ("", found["metadata"]["uid"]):
+        if (found := self.objects.get((kind, name))) and as_wanted(found, uid, version):
             del self.objects[kind, name]
 
 
@@ -244,6 +247,66 @@ def test_a_claim_that_somebody_has_put_in_the_place_of_a_lost_one_is_no_loss() -
     assert claim["metadata"]["labels"]["demoreset.dev/run-uid"] == uid
 
 
+def test_a_claim_that_is_put_back_while_a_run_is_suspended_is_seen() -> None:
+    server, controller, uid = made(suspend=True)
+    run = server.objects["DemoResetRun", "key"]
+    controller.cache.put_run(server._keep({**run, "status": {"checkpoint": {"update": 7}}}))
+    assert "VolumeLost" in conditions(server, controller, uid)
+    other(server, "PersistentVolumeClaim", "key-data")
+    assert "VolumeLost" not in conditions(server, controller, uid)
+    assert server.objects["DemoResetRun", "key"]["status"]["phase"] == "Suspended"
+
+
+def finish(server: Server, controller: Controller, at: datetime) -> None:
+    """The run is complete since then."""
+    run, since = server.objects["DemoResetRun", "key"], at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    complete = {"type": "Complete", "status": "True", "reason": "GoalMet", "message": ""}
+    conditions = [complete | {"lastTransitionTime": since}]
+    status = {**run["status"], "conditions": conditions, "finished": since}
+    controller.cache.put_run(server._keep({**run, "status": status}))
+
+
+def somebody_extends(server: Server) -> Json:
+    run = server.objects["DemoResetRun", "key"]
+    meta = {**run["metadata"], "generation": 2}
+    spec = {**run["spec"], "ttlSecondsAfterFinished": 2**31 - 1}
+    return server._keep({**run, "metadata": meta, "spec": spec})
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("extended", ["", "before", "meanwhile", "meanwhile, and heard"])
+def test_a_run_whose_user_has_just_given_it_longer_is_not_deleted(
+    extended: str, writes: bool
+) -> None:
+    server, controller, uid = made(ttlSecondsAfterFinished=3600)
+    asyncio.run(controller.reconcile(uid))
+    finish(server, controller, datetime.now(UTC))
+    asyncio.run(controller.reconcile(uid))
+    run = server.objects["DemoResetRun", "key"]
+    if writes:
+        run["status"]["phase"] = "Running"
+    run["status"]["finished"] = "2026-01-01T00:00:00Z"
+    controller.cache.put_run(server._keep(run))
+    real, before = server.delete, len(server.requests)
+
+    async def delete(kind: str, namespace: str, *more: str) -> None:
+        if kind == "Pod" and extended.startswith("meanwhile"):  # its pods go before it does
+            now = somebody_extends(server)
+            if extended.endswith("heard"):
+                controller.cache.put_run(now)
+        await real(kind, namespace, *more)
+
+    server.delete = delete  # type: ignore[method-assign, assignment]
+    if extended == "before":
+        somebody_extends(server)
+    with suppress(ApiError):
+        asyncio.run(controller.reconcile(uid))
+    asked = server.requests[before:]
+    assert (WRITE in asked) is writes
+    assert (("delete", "DemoResetRun") in asked) is not (writes and extended == "before")
+    assert (("DemoResetRun", "key") in server.objects) is bool(extended)
+
+
 def somebody_suspends(server: Server) -> Json:
     run = server.objects["DemoResetRun", "key"]
     meta = {**run["metadata"], "generation": 2}
@@ -333,7 +396,7 @@ def test_a_pod_that_may_not_be_tidied_up_does_not_keep_its_workers_next_from_com
     async def delete(kind: str, namespace: str, name: str, uid: str = "") -> None:
         raise ApiError(403, "admission webhook denied the request")
 
-    server.delete = delete  # type: ignore[method-assign]
+    server.delete = delete  # type: ignore[method-assign, assignment]
     for attempt in (1, 2):
         pod = server.objects["Pod", f"key-worker-0-{attempt}"]
         ended = {"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z"}
@@ -382,8 +445,10 @@ def test_what_is_somebody_elses_is_left_alone_and_told() -> None:
     assert server.objects["Service", "key-coordinator"]["metadata"]["labels"] == {"app": "shop"}
 
 
-def test_a_volume_that_was_retained_is_taken_over_as_it_is() -> None:
-    server, controller, uid = made(workers={"max": 4})
+@pytest.mark.parametrize("retention", ["Retain", "Delete"])
+def test_a_volume_that_was_retained_is_taken_over_as_it_is(retention: str) -> None:
+    volume = {"retention": retention}
+    server, controller, uid = made(workers={"max": 4}, checkpoint={"volume": volume})
     earlier = {**OURS, "demoreset.dev/run-uid": "u-0"}
     other(server, "PersistentVolumeClaim", "key-data", **earlier)
     server.objects["PersistentVolumeClaim", "key-data"]["spec"] = {"accessModes": ["ReadWriteOnce"]}
@@ -391,6 +456,7 @@ def test_a_volume_that_was_retained_is_taken_over_as_it_is() -> None:
     claim = server.objects["PersistentVolumeClaim", "key-data"]
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"]}
     assert claim["metadata"]["labels"]["demoreset.dev/run-uid"] == uid
+    assert "ownerReferences" not in claim["metadata"], "it was there before, and stays"
     before = len(server.requests)
     asyncio.run(controller.reconcile(uid))
     assert ("patch", "PersistentVolumeClaim") not in server.requests[before:]
