@@ -22,7 +22,7 @@ from demoreset_api.names import (
     MANAGER,
     OPERATOR_NAME,
 )
-from demoreset_api.status import RunStatus
+from demoreset_api.status import MAX_MESSAGE, RunStatus
 from demoreset_operator import story
 from demoreset_operator.api import CONNECTIONS, Api, ApiError
 from demoreset_operator.cache import Cache
@@ -201,6 +201,7 @@ class Controller:
             plan = decide(seen, self._settings, now)
         self._metrics.run(uid, run.namespace, run.name, plan.status or run.status)
         meta, late = await self._write_status(run, plan, body["metadata"])
+        self._metrics.lost(plan.losses)
         held = await self._carry_out(seen, plan, meta["resourceVersion"])
         waits = [wait for wait in (late, held) if wait is not None]
         if plan.again is not None:
@@ -342,7 +343,8 @@ class Controller:
             times = refusal.times + 1 if refusal is not None else 1
             wait = _back_off(times, LONGEST_REFUSED_WAIT)
             until = time.monotonic() + wait
-            self._refusals[run.uid] = Refusal(str(error), until, run.generation, times)
+            said = str(error)[:MAX_MESSAGE]  # longer ones no status takes
+            self._refusals[run.uid] = Refusal(said, until, run.generation, times)
             log.info("run %s: refused: %s", self._name(run.uid), error)
             return wait if refusal is not None else 0.0  # at first to say so
         if self._refusals.pop(run.uid, None) is not None:

@@ -40,7 +40,8 @@ class Plan:
     """What is to be done.
 
     status: None where there is nothing to tell. delete_pods: by name, before those that take their
-    place. delete_children: by kind and name. again: when to look again, if nothing happens before.
+    place. delete_children: by kind and name. losses: ends that the status has and had not. again:
+    when to look again, if nothing happens before.
     """
 
     status: RunStatus | None = None
@@ -49,6 +50,7 @@ class Plan:
     create_pods: list[Json] = field(default_factory=list)
     delete_children: list[tuple[str, str]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    losses: list[Attempt] = field(default_factory=list)
     delete_run: bool = False
     again: datetime | None = None
 
@@ -88,6 +90,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         create_pods=changes.create,
         delete_children=delete,
         events=_events(run, status, losses) + _recovered(back),
+        losses=[loss.attempt for loss in losses],
         again=_again(seen, status, now),
     )
 
@@ -103,7 +106,12 @@ def _end(
     status = status.model_copy(update={"finished": now.replace(microsecond=0)})
     status = story.last(seen, status, now)
     after = _after(replace(seen, run=replace(run, status=status)), now)
-    return replace(after, status=_if_new(run, status), events=_events(run, status, losses))
+    return replace(
+        after,
+        status=_if_new(run, status),
+        events=_events(run, status, losses),
+        losses=[loss.attempt for loss in losses],
+    )
 
 
 def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:

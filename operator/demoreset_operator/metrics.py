@@ -2,10 +2,11 @@
 
 import contextlib
 from collections import Counter as Count
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from demoreset_api.status import Cause, Phase, RunStatus
+from demoreset_api.status import Attempt, Cause, Phase, RunStatus
 from demoreset_operator.causes import NO_LOSS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -44,7 +45,7 @@ class Metrics:
         self._start = Gauge(
             PREFIX + "run_start_frame", "Where a run's episodes begin", run, registry=its
         )
-        self._known: dict[str, tuple[str, str, Phase, int]] = {}
+        self._known: dict[str, tuple[str, str, Phase]] = {}
         for result in ("done", "again", "error"):
             self._reconciles.labels(result)
         for phase in Phase:
@@ -66,24 +67,25 @@ class Metrics:
     def run(self, uid: str, namespace: str, name: str, status: RunStatus) -> None:
         """How a run is."""
         before = self._known.get(uid)
-        total = status.restarts.total
-        if before is not None and (new := total - before[3]) > 0:
-            lost = [one for one in status.attempts if one.cause not in NO_LOSS]
-            for attempt in lost[-new:]:
-                self._restarts.labels(attempt.cause.value).inc()
-        self._known[uid] = namespace, name, status.phase, total
+        self._known[uid] = namespace, name, status.phase
         self._failed.labels(namespace, name).set(status.phase is Phase.FAILED)
         if status.phase in (Phase.PENDING, Phase.RUNNING):
             self._training.labels(namespace, name).set(status.phase is Phase.RUNNING)
         else:
             _remove(self._training, namespace, name)
-        self._run_restarts.labels(namespace, name).set(total)
+        self._run_restarts.labels(namespace, name).set(status.restarts.total)
         if status.curriculum is not None:
             self._start.labels(namespace, name).set(status.curriculum.start_frame)
         elif before is None:  # an earlier run of this name may have left its own
             _remove(self._start, namespace, name)
         if before is None or before[2] is not status.phase:
             self._count()
+
+    def lost(self, attempts: Iterable[Attempt]) -> None:
+        """Workers have ended, newly recorded: a status has the latest few alone."""
+        for one in attempts:
+            if one.cause not in NO_LOSS:
+                self._restarts.labels(one.cause.value).inc()
 
     def forget(self, uid: str) -> None:
         """A run is gone."""

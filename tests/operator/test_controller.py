@@ -494,6 +494,13 @@ def test_what_is_refused_is_in_the_status_with_the_next_look() -> None:
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
+def test_a_refusal_that_is_too_long_for_a_status_is_cut() -> None:
+    server, controller, uid = made()
+    refuse(server, "no " * 20_000, lambda body: body["kind"] == "Pod")
+    asyncio.run(controller.reconcile(uid))
+    assert "403: no no" in conditions(server, controller, uid)
+
+
 def test_a_refusal_keeps_nothing_else_from_being_done() -> None:
     """A quota takes two of three workers: one that crashes is recorded and told all the same."""
     server, controller, uid = made(workers={"max": 3})
@@ -536,6 +543,23 @@ def test_somebody_elses_pod_of_this_name_does_not_take_ours_away() -> None:
     controller.cache.put({**pod, "metadata": theirs})
     controller.cache.put({**pod, "metadata": theirs}, gone=True)
     assert "key-worker-0-1" in {one.name for one in controller.cache.pods(uid)}
+
+
+def test_all_losses_are_counted_though_a_status_keeps_the_latest_few() -> None:
+    server, controller, uid = made(workers={"max": 30})
+    asyncio.run(controller.reconcile(uid))
+    for name in [name for kind, name in server.objects if kind == "Pod" and "worker" in name]:
+        status = {"phase": "Failed", "containerStatuses": [ended("worker", 1)]}
+        controller.cache.put(server._keep({**server.objects["Pod", name], "status": status}))
+    told = controller._metrics.registry.get_sample_value
+    crashed = "demoreset_operator_restarts_total", {"cause": "Crashed"}
+    server.broken = 1  # what is not written is not counted: it will be found again
+    with pytest.raises(ApiError):
+        asyncio.run(controller.reconcile(uid))
+    assert told(*crashed) == 0
+    for _ in range(2):
+        asyncio.run(controller.reconcile(uid))
+        assert told(*crashed) == 30
 
 
 def test_a_failing_run_is_not_looked_at_with_every_answer_of_a_worker() -> None:

@@ -20,14 +20,12 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"demoreset_operator_{name}", labels or KEY)
 
 
-def lost(*causes: Cause) -> dict[str, Any]:
-    """A status with ends of a worker; those of no loss are told of, and nobody comes again."""
-    attempts = [
+def ends(*causes: Cause) -> list[Attempt]:
+    """Ends of a worker."""
+    return [
         Attempt(worker=0, attempt=number, pod=f"key-worker-0-{number}", cause=cause, ended=BEGIN)
         for number, cause in enumerate(causes, 1)
     ]
-    again = [one for one in causes if one not in (Cause.DONE, Cause.REPLACED)]
-    return {"attempts": attempts, "restarts": Restarts(total=len(again))}
 
 
 def ended(metrics: Metrics) -> dict[Cause, float]:
@@ -45,19 +43,15 @@ def test_a_run_has_failed_while_its_phase_says_so() -> None:
 
 def test_what_was_there_at_first_sight_is_shown_and_not_counted_as_new() -> None:
     metrics = Metrics()
-    tell(metrics, **lost(Cause.CRASHED, Cause.EVICTED))
+    tell(metrics, attempts=ends(Cause.CRASHED, Cause.EVICTED), restarts=Restarts(total=2))
     assert value(metrics, "run_restarts") == 2
     assert ended(metrics) == {}
 
 
 def test_ends_are_counted_once_each_by_their_causes() -> None:
     metrics = Metrics()
-    tell(metrics, **lost(Cause.CRASHED))
-    later = lost(Cause.CRASHED, Cause.HUNG, Cause.REPLACED, Cause.EVICTED, Cause.DONE)
-    for _ in range(2):
-        tell(metrics, **later)
-    assert ended(metrics) == {Cause.HUNG: 1, Cause.EVICTED: 1}
-    assert value(metrics, "run_restarts") == 3
+    metrics.lost(ends(Cause.HUNG, Cause.REPLACED, Cause.EVICTED, Cause.DONE, Cause.HUNG))
+    assert ended(metrics) == {Cause.HUNG: 2, Cause.EVICTED: 1}
 
 
 def test_every_cause_that_is_counted_is_there_before_it_happens() -> None:
