@@ -175,10 +175,6 @@ class Cache:
         """The operator has deleted a pod."""
         self._deleted[uid].add(pod)
 
-    def answers(self, uid: str) -> dict[str, Answer]:
-        """The latest of a run's workers, by the names of their pods."""
-        return self._answers[uid]
-
     def pods(self, uid: str) -> list[Pod]:
         """A run's pods."""
         return list(self._pods.get(uid, {}).values())

@@ -104,7 +104,8 @@ def _return_freed_memory() -> None:
 async def operate(options: argparse.Namespace) -> int:
     """Wait for the lease, then act; the exit code."""
     own = os.environ.get(ENV_POD_NAMESPACE, "default")
-    identity = os.environ.get(ENV_POD_NAME, socket.gethostname())
+    # Outside a pod there may be two on one machine.
+    identity = os.environ.get(ENV_POD_NAME) or f"{socket.gethostname()}-{os.getpid()}"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

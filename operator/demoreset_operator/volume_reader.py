@@ -37,7 +37,9 @@ class VolumeReader:
         self._pod, self.made, self._container = "", False, "worker"
 
     def __enter__(self) -> "VolumeReader":
-        found = self._kubectl.get("pods", "-l", f"{LABEL_COMPONENT}={COMPONENT_WORKER}")
+        # A component of that name may be somebody else's; ours have a run.
+        selector = f"{LABEL_COMPONENT}={COMPONENT_WORKER},{LABEL_RUN_UID}"
+        found = self._kubectl.get("pods", "-l", selector)
         sees = [body for body in found["items"] if claim_name(self._run) in _claims(body)]
         pods = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
         for body in (*pods, *sees):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from demoreset_api.errors import UserError
+from demoreset_api.names import LABEL_RUN_UID
 from demoreset_operator import plugin, render, volume_reader
 from demoreset_operator.kubectl import Kubectl
 from demoreset_operator.volume_reader import VolumeReader
@@ -63,6 +64,32 @@ def test_a_volume_is_read_through_whoever_has_it_and_the_runs_own_first(
         with VolumeReader(Kubectl(), world.run, None) as reader:
             assert not reader.made
             assert wanted in reader.command("ls")
+
+
+def test_a_pod_of_somebody_elses_component_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    own = running(world, "key-worker-0-1")
+    theirs = running(world, "shop-worker")
+    del theirs["metadata"]["labels"][LABEL_RUN_UID]
+
+    def kubectl(_: Any, *arguments: str) -> str:
+        _, _, _, selector, *_ = arguments
+        wanted = [one.partition("=") for one in selector.split(",")]
+        found = [
+            pod
+            for pod in (theirs, own)
+            if all(
+                key in (its := pod["metadata"]["labels"]) and text in ("", its[key])
+                for key, _, text in wanted
+            )
+        ]
+        return json.dumps({"items": found})
+
+    monkeypatch.setattr(Kubectl, "run", kubectl)
+    with VolumeReader(Kubectl(), world.run, None) as reader:
+        assert "key-worker-0-1" in reader.command("ls")
 
 
 def test_the_volume_of_a_suspended_run_is_read_where_it_names_its_image(made: list[Json]) -> None:

@@ -183,6 +183,22 @@ def test_who_is_told_to_stop_gives_the_lease_back_and_ends_well(operator: Operat
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_two_outside_a_pod_on_one_machine_are_not_the_same(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    monkeypatch.delenv("POD_NAME")
+    if name is not None:
+        monkeypatch.setenv("POD_NAME", name)
+
+    async def story() -> None:
+        async with operating(operator):
+            await operator.acts()
+            assert operator.lease["holderIdentity"].endswith(f"-{os.getpid()}")
+
+    asyncio.run(story())
+
+
 def test_who_is_told_to_stop_while_it_waits_takes_nothing(operator: Operator) -> None:
     async def story() -> None:
         operator.give_lease("another")

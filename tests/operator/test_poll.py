@@ -13,6 +13,7 @@ from demoreset_operator.cache import Cache
 from demoreset_operator.metrics import Metrics
 from demoreset_operator.poll import Poll
 from demoreset_operator.serve import serve
+from demoreset_operator.worker_status import Answer
 from world import World, worker_status
 
 
@@ -50,10 +51,15 @@ async def asked(
     return cache, changed
 
 
+def answers(cache: Cache) -> dict[str, Answer]:
+    """What is known of the run's workers."""
+    return cache.observe(World().run).answers
+
+
 def test_an_answer_is_kept_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, changed = asyncio.run(asked(worker_status(7, 1), monkeypatch))
     assert changed == ["u-1"]
-    kept = cache.answers("u-1")["key-worker-0-1"]
+    kept = answers(cache)["key-worker-0-1"]
     assert kept.status.update == 7
     assert (datetime.now(UTC) - kept.at).total_seconds() < 60
 
@@ -152,7 +158,7 @@ def test_what_is_no_status_is_passed_over_and_the_run_looked_at(
 ) -> None:
     cache, changed = asyncio.run(asked(answer, monkeypatch, status))
     assert changed == ["u-1"]
-    assert not cache.answers("u-1")
+    assert not answers(cache)
 
 
 def test_the_operators_port_tells_metrics_and_health() -> None:
