@@ -366,15 +366,6 @@ class EnvironmentSpec(ApiModel):
         "reward.",
     )
 
-    rules = (
-        Rule(  # else an episode's first image is of fewer frames than all others
-            "self.maxOverFrames <= self.frameSkip",
-            lambda environment: environment.max_over_frames <= environment.frame_skip,
-            "maxOverFrames ({max_over_frames}) must not be more than frameSkip ({frame_skip}): "
-            "a decision has no more frames",
-        ),
-    )
-
 
 class Budget(ApiModel):
     """What the run may spend."""
@@ -668,6 +659,12 @@ class RunSpec(ApiModel):
             lambda spec: spec.environment.slots % spec.ppo.minibatches == 0,
             "environment.slots ({environment.slots}) must be a multiple of "
             "ppo.minibatches ({ppo.minibatches})",
+        ),
+        Rule(  # else an episode's first image is of fewer frames than all others
+            "self.environment.maxOverFrames <= self.environment.frameSkip",
+            lambda spec: spec.environment.max_over_frames <= spec.environment.frame_skip,
+            "environment.maxOverFrames ({environment.max_over_frames}) must not be more than "
+            "environment.frameSkip ({environment.frame_skip}): a decision has no more frames",
         ),
         Rule(
             "self.workers.collectives != 'Nccl' || self.workers.gpus > 0",

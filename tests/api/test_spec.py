@@ -85,7 +85,7 @@ RULES = [
     ),
     (
         NAMED | {"environment": {"frameSkip": 2, "maxOverFrames": 3}},
-        "environment: maxOverFrames (3) must not be more than frameSkip (2)",
+        "environment.maxOverFrames (3) must not be more than environment.frameSkip (2)",
     ),
     (
         NAMED | {"workers": {"collectives": "Nccl"}},

@@ -35,7 +35,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a maximum over more than a decision": (
         {"environment": {"frameSkip": 1}},
-        "environment: Invalid value: maxOverFrames must not be more than frameSkip",
+        "environment.maxOverFrames must not be more than environment.frameSkip",
     ),
     "no slots": ({"environment": {"slots": 0}}, "spec.environment.slots"),
     "sticky above 1": ({"environment": {"stickyProbability": 2}}, "stickyProbability"),
