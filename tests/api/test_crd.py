@@ -51,6 +51,20 @@ def test_every_column_shows_a_field_that_there_is() -> None:
         assert text, name
 
 
+def test_no_rule_needs_a_field_that_its_own_default_does_not_have() -> None:
+    """The API server checks a part's default, an empty object, before it has those of its fields.
+
+    It refuses the whole definition then.
+    """
+    found = 0
+    for path, node in nodes(schema()):
+        for rule in node.get("x-kubernetes-validations", []) if node.get("default") == {} else []:
+            found += 1
+            if "oldSelf" not in rule["rule"]:  # such rules are of changes alone
+                assert rule["rule"].startswith("!has(self."), f"{path}: {rule['rule']}"
+    assert found
+
+
 def test_there_is_nothing_that_kubernetes_does_not_know() -> None:
     for path, node in nodes(schema()):
         assert not {"$ref", "title", "const", "$defs"} & set(node), path
