@@ -215,9 +215,11 @@ def _checkpoint_ready(seen: Observation, status: RunStatus, now: datetime) -> Ru
     if failed(status) == Reason.VOLUME_LOST:
         well, reason, message = False, Reason.VOLUME_LOST, f"the claim {claim} is gone"
     elif seen.run.spec.suspend and not over(status) and volume_lost(seen, status, now):
-        message = f"the claim {claim} is gone: put it back, as from a snapshot, before "
-        message += "spec.suspend is false, or the run fails then"
         well, reason = False, Reason.VOLUME_LOST
+        message = (
+            f"the claim {claim} is gone: put it back, as from a snapshot, before spec.suspend is "
+            "false, or the run fails then"
+        )
     ready = ConditionType.CHECKPOINT_READY
     return put(status, ready, well, reason, message, now, seen.run.generation)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demoreset_api.errors import TryAgain, UserError
+from demoreset_trainer.disk import free_name
 from demoreset_trainer.flags import whole, writable
 
 if TYPE_CHECKING:
@@ -93,13 +94,14 @@ def run(options: argparse.Namespace) -> int:
     watch = _Counter()
     rates, per_start = None, min(options.episodes, PROFILE_EPISODES)
     cells: list[Cell] = []
-    keeping: list[Path] = []  # where it is written to, from the first time on
+    kept = False
 
     def keep() -> None:
+        nonlocal kept
         if out is not None:
-            if not keeping:
+            if not kept:
                 _put_aside(out)
-                keeping.append(out)
+            kept = True
             measured = evaluate.as_json(
                 trained, cells, rates, seed=options.seed, max_frames=options.max_frames
             )
@@ -144,14 +146,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _put_aside(out: Path) -> None:
     """Give an earlier evaluation, which may have taken hours, another name."""
-    if not out.is_file():
-        return
-    number = 1
-    while (old := out.with_name(f"{out.name}.{number}")).exists():
-        number += 1
-    with suppress(OSError):
-        out.rename(old)
-        print(f"the evaluation that was there is now {old}")
+    if out.is_file():
+        with suppress(OSError):
+            print(f"the evaluation that was there is now {out.rename(free_name(out))}")
 
 
 def _choice(flag: str, received: str, known: list[str]) -> list[str]:

@@ -40,6 +40,18 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def free_name(path: Path) -> Path:
+    """The first of NAME.1, NAME.2 ... that nothing has: for what is there, before it is replaced.
+
+    Raises:
+        OSError: nobody may look there.
+    """
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return free
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Put a file there, whole or not at all, which is on the disk afterwards.
 

@@ -142,7 +142,8 @@ class Loop:
         self._results: list[Result] = []  # of the latest update, as are the statistics
         self._statistics = Statistics()
         self._steps = self._coefficients()  # those of the statistics
-        self._confirmed = False  # whether it has brought a confirmation
+        # Whether it has brought a confirmation; it is saved then: seldom is a policy known so well.
+        self._confirmed = False
         self._explore_frames = spec.curriculum.in_force.explore_frames
         self._explore_every = 1 if original else 2
         self._telling = Telling(spec, len(demo), watch)
@@ -418,7 +419,8 @@ class Loop:
         successes = [one for share in shares for one in share["successes"]]
         state.record(results, sum(share["slots"] for share in shares))
         counters.agree(share["seen"] for share in shares)
-        self._results, self._confirmed = results, False
+        self._results = results
+        self._confirmed = not state.playing_on and len(successes) == goal.episodes
         self._group.event(
             "commit",
             life=state.life,
@@ -430,7 +432,6 @@ class Loop:
             return
         state.curriculum.record(results)
         state.goal.record(results)
-        self._confirmed = len(successes) == goal.episodes
         if self._confirmed:
             # Where it did not meet the goal its policy was trained on, in this very update.
             state.goal.confirm(successes, counters.update if met else counters.update - 1)

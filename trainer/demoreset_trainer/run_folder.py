@@ -11,14 +11,14 @@ from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import After, CurriculumSpec, DemoResetRun, PolicySpec, RunSpec
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.disk import fault, write_whole
+from demoreset_trainer.disk import fault, free_name, write_whole
 
 if TYPE_CHECKING:
     from demoreset_trainer.checkpoint import Snapshot
 
 SPEC, DEMO = "run.json", "demo" + demos.SUFFIX
 HOSTS_OWN = ("processes",)  # fields of a spec that are a machine's, and nothing that is learned
-JUDGED = ("mode", "lagFrames", "extraFrames", "horizonFrames")  # the curriculum's part in a success
+_JUDGED = ("mode", "lagFrames", "extraFrames", "horizonFrames")  # what a success depends on
 # What must be the same for a checkpoint to be of use; all else may change between two lives.
 _FIXED = (
     "seed",
@@ -78,16 +78,15 @@ def other_goal(state: dict[str, Any], spec: RunSpec) -> bool:
 
 def other_rules(state: dict[str, Any], spec: RunSpec) -> bool:
     """Whether a checkpoint's episodes were others: with other noise, or judged otherwise."""
-    wanted = spec.curriculum.model_dump(mode="json", by_alias=True)
-    theirs, ours = _judged(state["spec"]["curriculum"]), _judged(wanted)
-    return theirs != ours or _differs(state, spec, "environment")
+    told = state["spec"]["curriculum"]
+    theirs = CurriculumSpec.model_validate({key: told[key] for key in _JUDGED if key in told})
+    return _judged(theirs) != _judged(spec.curriculum) or _differs(state, spec, "environment")
 
 
-def _judged(curriculum: dict[str, Any]) -> tuple[int | None, ...]:
+def _judged(curriculum: CurriculumSpec) -> tuple[int | None, ...]:
     """By what a curriculum has episodes judged, whether it says so or leaves it to its mode."""
-    told = {key: curriculum[key] for key in JUDGED if key in curriculum}
-    spec = CurriculumSpec.model_validate(told)
-    return spec.in_force.lag_frames, spec.in_force.extra_frames, spec.horizon_frames
+    in_force = curriculum.in_force
+    return in_force.lag_frames, in_force.extra_frames, curriculum.horizon_frames
 
 
 def going_on(checkpoints: Path, snapshot: "Snapshot", spec: RunSpec) -> str:
@@ -134,13 +133,8 @@ def set_aside(folder: Path) -> Path | None:
         raise UserError(
             f"--fresh: {folder} has no name that could be changed; say --dir from outside of it"
         )
-    number = 1
     try:
-        if not folder.exists():
-            return None
-        while (old := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
-        return folder.rename(old)
+        return folder.rename(free_name(folder)) if folder.exists() else None
     except OSError as error:
         raise fault(error)(
             f"--fresh: {folder} cannot be renamed: {error.strerror}; choose another --dir"

@@ -4,7 +4,6 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Self
 
 SAVED_FIRST = "this update is finished, then a checkpoint is written"
@@ -56,8 +55,7 @@ class Signals:
 
     def _acknowledge(self, note: Callable[[str], None]) -> None:
         number = self._first.get()
-        with suppress(OSError):
-            if number == signal.SIGINT:
-                note(f"Ctrl-C: {SAVED_FIRST}; {AT_ONCE}")
-            elif number is not None:
-                note(f"{signal.Signals(number).name}: {SAVED_FIRST}")
+        if number == signal.SIGINT:
+            note(f"Ctrl-C: {SAVED_FIRST}; {AT_ONCE}")
+        elif number is not None:
+            note(f"{signal.Signals(number).name}: {SAVED_FIRST}")
