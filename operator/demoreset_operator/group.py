@@ -79,7 +79,7 @@ def change(
 
 
 def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, now: datetime) -> Changes:
-    """One coordinator, made as the run says now; the old one goes when the new one listens."""
+    """One coordinator, made as the run says now; the old one goes when the new one runs."""
     if (until := coordinator_due(seen)) is not None and now < until:
         return Changes()
     live = [pod for pod in seen.coordinators if pod.live]

@@ -280,14 +280,11 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
         "name": "coordinator",
         "args": ["coordinator", "--min", str(least)],
         "ports": [{"name": "coordinator", "containerPort": COORDINATOR_PORT}],
-        "startupProbe": {
-            "httpGet": {"path": "/status", "port": "coordinator"},
-            "periodSeconds": 1,
-            "failureThreshold": 60,  # a busy node gives it little of a core
-        },
-        # One that is stopped and not dead would keep all of the group waiting, for ever.
+        # One that is stopped and not dead would keep all of the group waiting, for ever. There is
+        # no probe of its start: until it passed, a second later, the Service would lead nowhere.
         "livenessProbe": {
             "httpGet": {"path": "/status", "port": "coordinator"},
+            "initialDelaySeconds": 60,  # a busy node gives it little of a core
             "periodSeconds": 5,
             "timeoutSeconds": 3,
         },

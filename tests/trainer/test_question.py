@@ -24,7 +24,7 @@ from demoreset_trainer import elastic
 from demoreset_trainer.elastic import Elastic
 from demoreset_trainer.group import Quorum
 from demoreset_trainer.links import KEY
-from demoreset_trainer.question import BROKEN
+from demoreset_trainer.question import BROKEN, KNOWN
 
 PATIENCE = 30.0  # seconds for anything; never what is measured
 SOON = 3.0  # seconds; a group with who does not come costs 5
@@ -112,6 +112,28 @@ def test_a_question_outlives_a_frozen_coordinator(
     os.kill(pid, signal.SIGCONT)
     assert together(first, threads.submit(other.quorum, 1)) < SOON
     assert one._heart.name == "one"  # nothing was given up
+
+
+def test_who_waits_for_the_coordinator_asks_when_it_is_back_and_not_when_its_pause_is_over(
+    coordinator: tuple[int, int], member: Make, threads: ThreadPoolExecutor
+) -> None:
+    pid, _ = coordinator
+    one = member("one")
+    one._heart.start()
+    while not one._heart.heard:
+        one.alive()
+    os.kill(pid, signal.SIGSTOP)
+    while not one._heart.unheard:
+        one.alive()
+    waits = threads.submit(one._question._pause, 2 * PATIENCE)
+    time.sleep(1)
+    assert not waits.done()
+    os.kill(pid, signal.SIGCONT)
+    waits.result(PATIENCE)
+    assert one._heart.heard > KNOWN  # the others have beaten, too: it is not grouped alone
+    begun = time.monotonic()
+    one._question._pause(1.0)  # the coordinator answers beats, and no questions: it goes slowly
+    assert time.monotonic() - begun >= 1.0
 
 
 def test_nobody_is_grouped_with_who_has_given_its_question_up(

@@ -32,6 +32,7 @@ class Heart:
         self._moved = self._excused = time.monotonic()
         self._gaps: deque[float] = deque([0.0], maxlen=200)
         self._failing: float | None = None  # since when beats fail
+        self._answering: float | None = None  # since when they are answered
         self._back = float("-inf")  # when they were answered again after it was cut off
         self.connects = True  # the coordinator's machine takes connections, as far as is known
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -48,7 +49,8 @@ class Heart:
         """Be counted as a member from now on."""
         self._started.set()
         if self._stopped.is_set():
-            self._stopped, self._failing = threading.Event(), None
+            self._stopped = threading.Event()
+            self._failing = self._answering = None
             run = partial(self._run, self._stopped)
             threading.Thread(target=run, daemon=True, name="heart").start()
 
@@ -67,6 +69,12 @@ class Heart:
     def unheard(self) -> float:
         """Seconds for which the coordinator has answered no beat; 0 where it answers."""
         since = self._failing
+        return time.monotonic() - since if since is not None else 0.0
+
+    @property
+    def heard(self) -> float:
+        """Seconds for which the coordinator has answered every beat; 0 where it does not."""
+        since = self._answering
         return time.monotonic() - since if since is not None else 0.0
 
     @property
@@ -89,11 +97,12 @@ class Heart:
                 if answered - before > CUT_OFF:
                     self._back = answered
                 self._failing, self.connects = None, True
+                self._answering = self._answering or answered
             except (RuntimeError, OSError) as error:
                 # Silence on a connection is a frozen coordinator, unless no other can be made.
                 self.connects = isinstance(error, TimeoutError)
                 client = None  # the question for a quorum says so
-                self._failing = self._failing or begun
+                self._failing, self._answering = self._failing or begun, None
 
     def _tell(self) -> None:
         self._started.wait()  # what comes before is not of the loop, and may take its time

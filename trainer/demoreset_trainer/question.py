@@ -13,11 +13,12 @@ from typing import Any
 from torchft.coordination import LighthouseClient
 
 from demoreset_trainer.group import first_line
-from demoreset_trainer.heart import ANSWERED, Heart
-from demoreset_trainer.waits import Waits
+from demoreset_trainer.heart import ANSWERED, EVERY, Heart
+from demoreset_trainer.waits import POLL, Waits
 
 SLICE = 20.0  # seconds of one question; then it is asked again
 BROKEN = 2.0  # seconds without an answered beat, after which no question is asked
+KNOWN = 3 * EVERY  # seconds of answered beats, after which all who live have beaten as well
 SILENT = "no beat is answered"
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 
@@ -87,7 +88,7 @@ class Question:
                 self._give_up()
                 self._answered = None
                 self._unanswered(first_line(error))
-                self._waits.sleep(pause * (0.5 + random.random()))
+                self._pause(pause * (0.5 + random.random()))
                 pause = min(2 * pause, 1.0)
                 continue
             if self._heart.name not in {member.replica_id for member in answer.participants}:
@@ -114,6 +115,19 @@ class Question:
         """
         if self._heart.unheard > BROKEN:
             raise ConnectionError(SILENT)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for so long; less where beats tell that the coordinator has come back.
+
+        It waits for those who beat, so whoever asks last costs all of them the rest of its pause;
+        and who asked before the others have beaten would be grouped alone.
+        """
+        ends, away = time.monotonic() + seconds, False
+        while (left := ends - time.monotonic()) > 0:
+            away = away or self._heart.unheard > 0
+            if away and self._heart.heard > KNOWN:
+                return
+            self._waits.sleep(min(left, POLL))
 
     def _give_up(self) -> None:
         """Nobody will hear its answer, so it must not count as this member's.
