@@ -29,7 +29,7 @@ from typing import Any
 from kubernetes.aio import client, config, watch
 
 from demoreset_api.names import API_VERSION, GROUP, KIND, LABEL_RUN, LABEL_WORKER, PLURAL, VERSION
-from demoreset_operator import render
+from demoreset_operator import pods, render
 from demoreset_operator.api import Api
 from demoreset_operator.observation import parse_run
 from demoreset_operator.render import Settings
@@ -137,8 +137,8 @@ def objects(number: int) -> list[Json]:
     its, settings = parse_run(body), Settings("none", None, "default")
     made = [
         *render.children(its, settings),
-        render.coordinator(its, settings, 1),
-        *(render.worker(its, settings, index, 1) for index in range(WORKERS)),
+        pods.coordinator(its, settings, 1),
+        *(pods.worker(its, settings, index, 1) for index in range(WORKERS)),
     ]
     for one in made:
         del one["metadata"]["ownerReferences"]

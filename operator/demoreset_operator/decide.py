@@ -12,15 +12,16 @@ from datetime import datetime, timedelta
 from demoreset_api.names import ANNOTATION_HASH
 from demoreset_api.spec import After
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
-from demoreset_operator import render, story
+from demoreset_operator import pods, render, story
 from demoreset_operator.causes import FINAL_CAUSES
 from demoreset_operator.ending import ANEW, Ending, confirmed, deadlines, ending, go_on
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
 from demoreset_operator.ledger import Loss, record, regained
 from demoreset_operator.observation import Json, Observation, Run
+from demoreset_operator.pods import Wanted
 from demoreset_operator.reasons import Happened, Reason
-from demoreset_operator.render import Settings, Wanted
+from demoreset_operator.render import Settings
 
 WARNINGS = (ConditionType.FAILED, ConditionType.STALLED)
 FAREWELL = timedelta(seconds=30)  # for workers of a complete run to end by themselves
@@ -62,7 +63,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         return Plan()
     if story.over(run.status):
         return _after(seen, now)
-    wanted = render.wanted(run, settings)
+    wanted = pods.wanted(run, settings)
     leaves = {pod.name for pod in outdated(seen, wanted)}
     leaving = run.spec.suspend or any(
         pod.live and pod.config != wanted.config for pod in seen.workers

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from demoreset_api.status import Place, RunStatus
-from demoreset_operator import render
+from demoreset_operator import pods, render
 from demoreset_operator.ending import NO_ROOM
 from demoreset_operator.hang import late
 from demoreset_operator.observation import HOPELESS_REASONS, Json, Observation, Pod
-from demoreset_operator.render import Settings, Wanted
+from demoreset_operator.pods import Wanted
+from demoreset_operator.render import Settings
 
 COORDINATOR_REST = timedelta(seconds=10)  # at least, from one that ends to the next
 
@@ -73,7 +74,7 @@ def change(
         if waits and (latest is None or latest.hash == wanted.worker):  # else it was corrected
             continue
         attempt = 1 + max(one.attempt if one is not None else 0 for one in (place, latest))
-        changes.create.append(render.worker(run, settings, index, attempt, together=together))
+        changes.create.append(pods.worker(run, settings, index, attempt, together=together))
     changes.delete += _surplus(seen)
     return changes
 
@@ -93,7 +94,7 @@ def _coordinate(seen: Observation, settings: Settings, wanted: Wanted, now: date
     if right is not None:
         return Changes(delete=delete)
     attempt = max(map(_attempt, seen.coordinators), default=0) + 1
-    return Changes([render.coordinator(seen.run, settings, attempt)], delete)
+    return Changes([pods.coordinator(seen.run, settings, attempt)], delete)
 
 
 def _latest(seen: Observation, index: int) -> Pod | None:

@@ -22,7 +22,7 @@ from demoreset_api.status import (
 )
 from demoreset_operator.causes import FINAL_CAUSES, NO_LOSS, OWN_CAUSES, Verdict, verdict
 from demoreset_operator.observation import LOAD, Observation, Pod
-from demoreset_operator.render import worker_name
+from demoreset_operator.pods import worker_name
 from demoreset_operator.worker_status import Answer
 
 BACK_OFF_RESET = timedelta(seconds=60)  # who ran for so long was not in vain: nobody need wait

@@ -22,7 +22,8 @@ from demoreset_api.spec import AccessMode, ApiModel, RunSpec
 from demoreset_api.status import Phase
 from demoreset_operator.kubectl import RESOURCE, Kubectl, runs
 from demoreset_operator.observation import Json, Run
-from demoreset_operator.render import DATA, QUEUE, claim_name, selector
+from demoreset_operator.pods import QUEUE
+from demoreset_operator.render import DATA, claim_name, selector
 from demoreset_operator.volume_reader import VolumeReader
 from demoreset_operator.why import stale, why
 

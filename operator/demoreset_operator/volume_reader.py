@@ -8,9 +8,9 @@ import time
 
 from demoreset_api.errors import UserError
 from demoreset_api.names import COMPONENT_WORKER, LABEL_COMPONENT, LABEL_RUN_UID
-from demoreset_operator import render
 from demoreset_operator.kubectl import Kubectl, runs
 from demoreset_operator.observation import Json, Run, trouble
+from demoreset_operator.pods import worker
 from demoreset_operator.render import DATA, Settings, claim_name
 from demoreset_operator.why import missing_claim
 
@@ -48,7 +48,7 @@ class VolumeReader:
                 return self
         image = self._image or self._run.spec.workers.image
         if image is not None and (self._image or not pods):
-            pods = [render.worker(self._run, Settings(image), 0, 0)]
+            pods = [worker(self._run, Settings(image), 0, 0)]
             pods[0]["spec"]["containers"][0]["image"] = image  # also of a run that names its own
         if not pods:
             raise UserError(

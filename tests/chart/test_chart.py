@@ -333,14 +333,14 @@ def test_what_needs_another_operator_is_off(render: Render) -> None:
 
 
 def test_workers_are_scraped_on_the_port_that_they_have(render: Render) -> None:
-    from demoreset_operator import render as objects
+    from demoreset_operator import pods
 
     operator, runs = of_kind(render("podMonitor.enabled=true"), "PodMonitor")
     (endpoint,) = operator["spec"]["podMetricsEndpoints"]
     assert endpoint["honorLabels"] is True
     assert endpoint["port"] == container(render())["ports"][0]["name"]
     (endpoint,) = runs["spec"]["podMetricsEndpoints"]
-    source = Path(objects.__file__).read_text()
+    source = Path(pods.__file__).read_text()
     assert f'{{"name": "{endpoint["port"]}", "containerPort": METRICS_PORT}}' in source
     assert runs["spec"]["namespaceSelector"] == {"any": True}
     selector = runs["spec"]["selector"]

@@ -22,7 +22,7 @@ from apiserver import Server, key
 from demoreset_api.names import KIND
 from demoreset_api.status import Cause, Phase, RunStatus
 from demoreset_operator import controller as controllers
-from demoreset_operator import render
+from demoreset_operator import pods, render
 from demoreset_operator.api import ApiError
 from demoreset_operator.cache import Cache
 from demoreset_operator.controller import Controller, Queue
@@ -340,7 +340,7 @@ class Anything(RuleBasedStateMachine):
         assert len(world.coordinators()) == 1
         ended = {place.worker: place.ended for place in world.status.places}
         assert all(pod.attempt > ended.get(pod.index, 0) for pod in world.workers() if pod.live)
-        wanted = render.wanted(world.run, SETTINGS)
+        wanted = pods.wanted(world.run, SETTINGS)
         assert {pod.hash for pod in world.workers() if pod.live} == {wanted.worker}
         right = {key(body)[::2] for body in render.children(world.run, SETTINGS)}
         assert set(world.children) == right

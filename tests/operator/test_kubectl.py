@@ -15,7 +15,7 @@ import pytest
 
 from demoreset_api.errors import UserError
 from demoreset_api.names import LABEL_RUN_UID
-from demoreset_operator import plugin, render, volume_reader
+from demoreset_operator import plugin, pods, volume_reader
 from demoreset_operator.kubectl import Kubectl
 from demoreset_operator.volume_reader import VolumeReader
 from world import SETTINGS, World, training
@@ -44,7 +44,7 @@ def read(world: World, image: str | None = None) -> None:
 
 def running(world: World, name: str, claim: str | None = None) -> Json:
     """A worker's pod that runs, with its run's volume, or another one."""
-    pod = render.worker(world.run, SETTINGS, 0, 1)
+    pod = pods.worker(world.run, SETTINGS, 0, 1)
     pod["metadata"]["name"] = name
     for volume in pod["spec"]["volumes"]:
         if claim is not None and volume["name"] == "data":

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from demoreset_api.names import ANNOTATION_HASH, LABEL_RUN_UID, LABEL_VERSION
 from demoreset_api.spec import DemoResetRun
-from demoreset_operator import render
+from demoreset_operator import pods, render
 from demoreset_operator.observation import Run
 from world import SETTINGS, World
 
@@ -22,7 +22,7 @@ def run(labels: dict[str, str] | None = None, **spec: Any) -> Run:
 
 
 def worker(labels: dict[str, str] | None = None, **spec: Any) -> Json:
-    return render.worker(run(labels, **spec), SETTINGS, 0, 1)
+    return pods.worker(run(labels, **spec), SETTINGS, 0, 1)
 
 
 def child(kind: str, **spec: Any) -> Json:
@@ -66,8 +66,8 @@ def test_a_demo_on_the_volume_is_found_there() -> None:
     ],
 )
 def test_what_a_change_replaces(change: Json, which: str) -> None:
-    before = render.wanted(run(), SETTINGS)
-    after = render.wanted(run(**change), SETTINGS)
+    before = pods.wanted(run(), SETTINGS)
+    after = pods.wanted(run(**change), SETTINGS)
     changed = {
         name
         for name in ("worker", "coordinator", "config")
@@ -77,13 +77,13 @@ def test_what_a_change_replaces(change: Json, which: str) -> None:
 
 
 def test_all_workers_of_a_run_are_made_alike() -> None:
-    one, other = (render.worker(run(), SETTINGS, index, index + 3) for index in (0, 1))
+    one, other = (pods.worker(run(), SETTINGS, index, index + 3) for index in (0, 1))
     assert one["spec"] == other["spec"]
     assert one["metadata"]["name"] != other["metadata"]["name"]
 
 
 def test_pods_satisfy_pod_security_restricted_and_have_no_token() -> None:
-    for pod in (worker(), render.coordinator(run(), SETTINGS, 1)):
+    for pod in (worker(), pods.coordinator(run(), SETTINGS, 1)):
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
@@ -173,7 +173,7 @@ def test_gpus_and_placement_pass_through() -> None:
 def test_a_lost_node_is_left_within_seconds_unless_the_user_says_otherwise() -> None:
     key = "node.kubernetes.io/unreachable"
     by_default = {one["key"]: one for one in worker()["spec"]["tolerations"]}
-    assert by_default[key]["tolerationSeconds"] == render.LOST_NODE_SECONDS
+    assert by_default[key]["tolerationSeconds"] == pods.LOST_NODE_SECONDS
     theirs = {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 600}
     tolerations = worker(workers={"tolerations": [theirs]})["spec"]["tolerations"]
     assert [one for one in tolerations if one["key"] == key] == [theirs]
@@ -181,12 +181,12 @@ def test_a_lost_node_is_left_within_seconds_unless_the_user_says_otherwise() -> 
 
 def test_the_group_trains_with_the_least_of_its_members() -> None:
     wanted = run(workers={"min": 2, "max": 4, "gpus": 2})
-    container = render.coordinator(wanted, SETTINGS, 1)["spec"]["containers"][0]
+    container = pods.coordinator(wanted, SETTINGS, 1)["spec"]["containers"][0]
     assert container["args"] == ["coordinator", "--min", "4"]
 
 
 def test_a_coordinator_fits_a_quota_and_one_that_was_made_without_a_limit_stays() -> None:
-    made = render.coordinator(run(), SETTINGS, 1)
+    made = pods.coordinator(run(), SETTINGS, 1)
     resources = made["spec"]["containers"][0]["resources"]
     assert all(resources[kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
     del resources["limits"]["cpu"]
@@ -203,14 +203,14 @@ def test_the_coordinator_is_not_kept_from_nodes_that_have_workers() -> None:
             "priorityClassName": "high",
         }
     )
-    spec = render.coordinator(wanted, SETTINGS, 1)["spec"]
+    spec = pods.coordinator(wanted, SETTINGS, 1)["spec"]
     assert spec["containers"][0]["livenessProbe"]["httpGet"]["port"] == "coordinator"
     assert spec["affinity"] == {"nodeAffinity": nodes}
     assert spec["priorityClassName"] == "high"
     assert "topologySpreadConstraints" not in spec
     apart = run(workers={"max": 2, "affinity": {"podAntiAffinity": {"a": 1}}})
-    assert "affinity" not in render.coordinator(apart, SETTINGS, 1)["spec"]
-    assert "podAntiAffinity" in render.worker(apart, SETTINGS, 0, 1)["spec"]["affinity"]
+    assert "affinity" not in pods.coordinator(apart, SETTINGS, 1)["spec"]
+    assert "podAntiAffinity" in pods.worker(apart, SETTINGS, 0, 1)["spec"]["affinity"]
 
 
 def test_a_volume_is_made_unless_there_is_one() -> None:
@@ -223,7 +223,7 @@ def test_a_volume_is_made_unless_there_is_one() -> None:
     given = run(checkpoint={"volume": {"claim": "mine"}})
     kinds = {one["kind"] for one in render.children(given, SETTINGS)}
     assert "PersistentVolumeClaim" not in kinds
-    volumes = render.worker(given, SETTINGS, 0, 1)["spec"]["volumes"]
+    volumes = pods.worker(given, SETTINGS, 0, 1)["spec"]["volumes"]
     assert {"claimName": "mine"} in [one.get("persistentVolumeClaim") for one in volumes]
 
 
@@ -272,7 +272,7 @@ def test_a_claim_that_nobody_owns_has_no_mark_by_which_a_tool_takes_it_for_its_o
 
 
 def test_a_wish_of_ours_replaces_no_pod() -> None:
-    near = render.worker(run(), SETTINGS, 0, 1, together=True)
+    near = pods.worker(run(), SETTINGS, 0, 1, together=True)
     assert near["metadata"]["annotations"] == worker()["metadata"]["annotations"]
 
 
@@ -284,9 +284,11 @@ def test_workers_may_go_anywhere_where_the_volume_does() -> None:
 
 def objects(wanted: Run) -> list[Json]:
     """All objects of a run."""
-    made = render.children(wanted, SETTINGS)
-    pods = [render.worker(wanted, SETTINGS, 0, 1), render.coordinator(wanted, SETTINGS, 1)]
-    return [*made, *pods]
+    return [
+        *render.children(wanted, SETTINGS),
+        pods.worker(wanted, SETTINGS, 0, 1),
+        pods.coordinator(wanted, SETTINGS, 1),
+    ]
 
 
 def test_every_object_says_which_operator_made_it_and_another_makes_none_anew(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from demoreset_api.status import Attempt, Cause, Phase
-from demoreset_operator import render
+from demoreset_operator import pods
 from demoreset_operator.render import Settings
 from world import SETTINGS, World, training
 
@@ -395,7 +395,7 @@ def test_a_template_is_rolled_though_the_room_goes_to_another() -> None:
         world.tick(10)
         world.train(update)
         assert len(pending(world)) == 1, "one at a time"
-    wanted = render.wanted(world.run, SETTINGS).worker
+    wanted = pods.wanted(world.run, SETTINGS).worker
     assert {pod.hash for pod in world.workers() if pod.live} == {wanted}
 
 
