@@ -107,6 +107,10 @@ def command(*arguments: object) -> list[str]:
         ((), "--coordinator: missing"),
         (("--coordinator", "127.0.0.1:1", "--set", "spec.seed=-1"), "spec.seed: received -1"),
         (("--coordinator", "127.0.0.1:1", "--members", "0"), "--members: received 0"),
+        (
+            ("--coordinator", "127.0.0.1:1", "--address", "203.0.113.7"),
+            "--address (or DEMORESET_ADDRESS) 203.0.113.7: cannot listen there",
+        ),
     ],
 )
 def test_a_users_mistake_is_told_in_a_line_and_to_the_kubelet(
@@ -410,6 +414,33 @@ def test_a_run_whose_end_could_not_be_saved_is_not_over(
     first = summary.saved(folder / "checkpoints")
     says = f"NOT saved: the checkpoint is of update {first}. Go on with: demoreset run"
     assert says in run.said()
+
+
+def test_a_group_begins_with_all_of_its_members(
+    tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """Its first updates are else those of whoever came first, another time of another."""
+    words = ["--set", "spec.budget.frames=2000", "--members", 3]
+    run = start("run", "-f", CROSSING, "--dir", tmp_path / "run", *SMALL, *words)
+    assert run.process.wait(timeout=PATIENCE) == 2, run.said()
+    lines = metrics.read(tmp_path / "run" / metrics.NAME)
+    assert (lines[0]["generation"], lines[0]["members"]) == (1, 3)
+    assert json.loads((tmp_path / "run" / summary.NAME).read_text())["recoveries"] == 0
+
+
+def test_ctrl_c_twice_leaves_word_of_how_a_group_ended(
+    tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    words = ["--port", 0, "--members", 2]
+    run = start("run", "-f", CROSSING, "--dir", tmp_path / "run", *SMALL, *words)
+    update = run.train(2)["update"]
+    for _ in range(2):
+        run.send(signal.SIGINT)
+        time.sleep(0.01)
+    assert run.process.wait(timeout=PATIENCE) == 130, run.said()
+    found = json.loads((tmp_path / "run" / summary.NAME).read_text())
+    assert (found["exitCode"], found["members"], found["interrupted"]) == (130, 2, True)
+    assert found["updates"] >= update
 
 
 def test_two_commands_do_not_train_in_one_folder(

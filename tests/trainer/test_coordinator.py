@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,6 +128,10 @@ def test_it_ends_with_its_parent_where_it_was_told_so(image: Path) -> None:
         text=True,
     )
     port_of(parent)
+    (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)  # as `timeout` does it to all of a group of processes
+    time.sleep(0.5)
+    assert parent.poll() is None
     parent.kill()
     _, said = parent.communicate(timeout=10)  # returns when the coordinator, too, has hung up
     assert said == ""

@@ -28,7 +28,7 @@ from demoreset_trainer.question import BROKEN, KNOWN
 
 PATIENCE = 30.0  # seconds for anything; never what is measured
 SOON = 3.0  # seconds; a group with who does not come costs 5
-Make = Callable[[str], Elastic]
+Make = Callable[..., Elastic]
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def member(coordinator: tuple[int, int]) -> Iterator[Make]:
     members = []
 
-    def make(id: str) -> Elastic:
-        members.append(_member(id, coordinator[1]))
+    def make(id: str, together: int = 1) -> Elastic:
+        members.append(_member(id, coordinator[1], together))
         return members[-1]
 
     yield make
@@ -66,9 +66,10 @@ def member(coordinator: tuple[int, int]) -> Iterator[Make]:
         time.sleep(0.05)  # a thread in torchft's own code must not outlive the tests
 
 
-def _member(id: str, port: int) -> Elastic:
+def _member(id: str, port: int, together: int = 1) -> Elastic:
     return Elastic(
         f"127.0.0.1:{port}",
+        together=together,
         id=id,
         host="127.0.0.1",
         stopping=lambda: False,
@@ -114,7 +115,20 @@ def test_a_question_outlives_a_frozen_coordinator(
     assert one._heart.name == "one"  # nothing was given up
 
 
-def test_who_waits_for_the_coordinator_asks_when_it_is_back_and_not_when_its_pause_is_over(
+def test_those_that_were_started_together_begin_together_and_do_not_wait_for_ever(
+    member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = member("one", together=2), member("other", together=2)
+    first = threads.submit(one.quorum, 0)
+    time.sleep(1)
+    assert not first.done()
+    together(first, threads.submit(other.quorum, 0))
+    monkeypatch.setattr(elastic, "GATHER", 0.0)
+    other.close()  # as one that died before it came
+    assert one.quorum(0).members == ("one",)
+
+
+def test_a_coordinator_that_was_away_is_asked_when_all_have_beaten(
     coordinator: tuple[int, int], member: Make, threads: ThreadPoolExecutor
 ) -> None:
     pid, _ = coordinator
@@ -125,14 +139,14 @@ def test_who_waits_for_the_coordinator_asks_when_it_is_back_and_not_when_its_pau
     os.kill(pid, signal.SIGSTOP)
     while not one._heart.unheard:
         one.alive()
-    waits = threads.submit(one._question._pause, 2 * PATIENCE)
+    waits = threads.submit(one._question._pause, 0.1, "no answer")
     time.sleep(1)
     assert not waits.done()
     os.kill(pid, signal.SIGCONT)
     waits.result(PATIENCE)
     assert one._heart.heard > KNOWN  # the others have beaten, too: it is not grouped alone
     begun = time.monotonic()
-    one._question._pause(1.0)  # the coordinator answers beats, and no questions: it goes slowly
+    one._question._pause(1.0, "no answer")  # it answers beats, and no questions: it goes slowly
     assert time.monotonic() - begun >= 1.0
 
 

@@ -199,6 +199,26 @@ def test_status_is_json_from_the_first_moment(served: Report) -> None:
     assert status["worldSize"] == 1
 
 
+def test_of_members_that_are_not_heard_nothing_is_said(
+    served: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> dict[str, str]:
+        members = json.loads(get(served, "/status")[1])["members"]
+        return {member["id"]: member["state"] for member in members}
+
+    roster = [{"id": id, "pid": 1, "host": "h", "update": 7} for id in ("ours", "theirs")]
+    served.update(replace(PROGRESS, roster=roster))
+    served.states({"ours": "training", "hung": "training", "new": "starting"})
+    served.phase("quorum")
+    assert told() == {"ours": "training", "theirs": "training", "hung": "out", "new": "starting"}
+    monkeypatch.setattr(report, "WAITS_AFTER", -1.0)
+    served.phase("quorum")
+    assert told()["ours"] == "waiting"
+    assert told()["theirs"] == "unknown"
+    served.phase("rollout")
+    assert told()["theirs"] == "training"
+
+
 def test_health_is_lost_when_the_loop_is_silent(
     served: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,25 @@ def test_a_disk_without_room_for_the_last_lines_makes_no_wrong_words(tmp_path: P
     assert "; saved." in summary.finish(tmp_path, spec, ExitCode.DRAINED, options(), latest=last)
 
 
+def test_a_command_that_did_no_update_speaks_of_its_checkpoint(tmp_path: Path) -> None:
+    """Metrics of the command before may be behind it, or ahead: of updates that it has lost."""
+    (tmp_path / "checkpoints" / "ckpt-l000001-u0000000008").mkdir(parents=True)
+    spec = RunSpec.model_validate({"demo": {"name": "x"}})
+    for updates, stands in (([6, 7], 7), ([7, 8, 9], 8)):
+        lines = [json.dumps(asdict(replace(PROGRESS, update=update))) for update in updates]
+        (tmp_path / metrics.NAME).write_text("\n".join(lines) + "\n")
+        said = summary.finish(tmp_path, spec, ExitCode.DRAINED, options(), idle=True)
+        assert "; saved. " in said
+        found = json.loads((tmp_path / summary.NAME).read_text())
+        assert (found["updates"], found["savedUpdate"]) == (stands, 8)
+
+
+def test_who_joins_is_no_loss(tmp_path: Path) -> None:
+    changes = {"joined": 3, "left": 1, "collective": 2, "coordinator": 1}
+    _, found = finish(tmp_path, ExitCode.DONE, "Stop", replace(PROGRESS, recoveries=changes))
+    assert found["recoveries"] == 4
+
+
 def test_every_field_is_explained(tmp_path: Path) -> None:
     _, found = finish(tmp_path, ExitCode.DONE, "Stop", CONFIRMED)
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

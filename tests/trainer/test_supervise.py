@@ -256,6 +256,7 @@ def test_one_that_stands_still_is_killed_and_started_anew(tmp_path: Path, stands
         assert any("most recent call first" in said for said in error.lines), error.lines
         assert list(group.stood) == group.names()[:1]
         assert any("most recent call first" in said for said in group.stood[group.names()[0]])
+        assert not any("most recent call first" in said for said in group.written), "a screenful"
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,11 @@ class _Asked(Exception):
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
+    # One of `run --members` is ended by that alone: who stops a whole group of processes means all
+    # of them, and the members need it until they have stopped.
+    handler = _stop if options.parent is None else signal.SIG_IGN
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+        signal.signal(number, handler)
     try:
         return _serve(options)
     except _Asked as asked:
@@ -79,7 +82,7 @@ def _serve(options: argparse.Namespace) -> NoReturn:
     if options.parent is not None:
         from demoreset_trainer.parent import end_with_parent
 
-        end_with_parent(signal.SIGTERM, options.parent)
+        end_with_parent(signal.SIGKILL, options.parent)
     server = coordinator.serve(
         options.host,
         options.port,

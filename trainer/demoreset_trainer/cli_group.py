@@ -58,12 +58,20 @@ def run_group(
         runfile.frozen(wanted, options.file) as file,
     ):
         signals.acknowledge(watchers.note)
+        if members < spec.workers.min:
+            watchers.note(
+                f"spec.workers.min is {spec.workers.min}: {members} members train all the same"
+            )
         coordinator = LocalCoordinator(min(spec.workers.min, members), watchers.note)
         supervisor = Supervisor(
             "member",
             members,
             member_command(
-                file, folder, coordinator=f"{LOCALHOST}:{coordinator.port}", address=LOCALHOST
+                file,
+                folder,
+                coordinator=f"{LOCALHOST}:{coordinator.port}",
+                address=LOCALHOST,
+                members=members,
             ),
             watchers,
             stopping=signals,
@@ -91,6 +99,7 @@ def run_group(
         updates_lost=supervisor.updates_lost,
         error=error,
         latest=watchers.latest,
+        idle=watchers.latest is None,
     )
     if error is not None:
         to_stderr(f"demoreset: {error}")

@@ -30,6 +30,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--coordinator", required=True, help="host:port")
     parser.add_argument("--address", required=True, help="where other members reach this one")
     parser.add_argument("--id", required=True)
+    parser.add_argument("--together", type=int, default=1, help="members that begin with this one")
     parser.set_defaults(func=run)
     parser = commands.add_parser("members", description="Start members when asked to.")
     parser.add_argument("--link", type=int, required=True, help="socket of the supervisor")
@@ -116,6 +117,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         beat=wire.beat,
         phase=wire.phase,
         nccl=spec.workers.collectives is Collectives.NCCL,
+        together=options.together,
     )
     loop = assemble(spec, demo, group=group, watch=wire, saver=writer, find=find)
     try:

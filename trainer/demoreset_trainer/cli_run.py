@@ -24,9 +24,9 @@ HELP = """Train from a run file.
 The run lives in a folder (--dir; default runs/NAME): checkpoints, metrics, a summary. The same
 command goes on from the newest valid checkpoint there. It stops by itself when the goal is met
 (exit code 0) or the frame budget is spent (2). Ctrl-C saves a checkpoint and stops (130), as
-SIGTERM does (143). 64: the file or the folder is wrong, and it says where; 65: no checkpoint is
-whole; 66: the same update failed again and again; 75: the disk was away, full or read-only, try the
-same again when it is not.
+SIGTERM and a closed terminal do (143). 64: the file or the folder is wrong, and it says where; 65:
+no checkpoint is whole; 66: the same update failed again and again; 75: the disk was away, full or
+read-only, try the same again when it is not.
 
   demoreset run -f demos/freeway-crossing.yaml
   demoreset run -f demos/freeway-crossing.yaml --set spec.seed=1 --dir runs/seed-1
@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
         if members > 1:
             from demoreset_trainer.cli_group import run_group
 
-            return run_group(options, wanted, demo, folder, members, signals)
+            with _failure_told(folder, wanted.spec, options, members):
+                return run_group(options, wanted, demo, folder, members, signals)
         return _train(options, wanted, demo, folder, signals)
 
 
@@ -176,7 +177,9 @@ def _train(
 
 
 @contextmanager
-def _failure_told(folder: Path, spec: "RunSpec", options: argparse.Namespace) -> Iterator[None]:
+def _failure_told(
+    folder: Path, spec: "RunSpec", options: argparse.Namespace, members: int = 1
+) -> Iterator[None]:
     """Who reads the summary of a run that failed must not find that of an earlier command."""
     from demoreset_trainer import summary
     from demoreset_trainer.checkpoint import TakenOver
@@ -187,11 +190,13 @@ def _failure_told(folder: Path, spec: "RunSpec", options: argparse.Namespace) ->
     except (TakenOver, UserError):  # the folder is another's; or it is another command's run
         raise
     except KeyboardInterrupt:  # the second one: nothing was waited for
-        tell(summary.finish(folder, spec, ExitCode.INTERRUPTED, options), options.log)
+        words = summary.finish(folder, spec, ExitCode.INTERRUPTED, options, members=members)
+        tell(words, options.log)
         raise
     except Exception as error:
         code = error.exit_code if isinstance(error, DemoResetError) else ExitCode.CRASH
-        summary.finish(folder, spec, code, options, error=str(error) or type(error).__name__)
+        why = str(error) or type(error).__name__
+        summary.finish(folder, spec, code, options, members=members, error=why)
         raise
 
 

@@ -23,7 +23,7 @@ from demoreset_api.names import (
 )
 from demoreset_trainer import restart
 from demoreset_trainer.flags import PORT, place
-from demoreset_trainer.network import LOCALHOST
+from demoreset_trainer.network import LOCALHOST, listen
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import LastError
@@ -114,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
+    listen(address).close()  # a mistake is told once, and first
     from demoreset_trainer import hangs, run_folder, runfile, tensorboard
     from demoreset_trainer.cli_group import GOOD, all_kept, goal_met_on_disk, to_stderr
     from demoreset_trainer.member_process import member_command
@@ -141,7 +142,9 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         supervisor = Supervisor(
             options.id or os.environ.get(ENV_ID) or "worker",
             members,
-            member_command(file, folder, coordinator=coordinator, address=address),
+            member_command(
+                file, folder, coordinator=coordinator, address=address, members=members
+            ),
             watchers,
             stopping=signals,
             say=watchers.note if live(options.log, sys.stdout) else to_stderr,

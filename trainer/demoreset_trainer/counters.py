@@ -1,7 +1,7 @@
 """What a run has done, over all its lives: part of its state, the same for all members."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
@@ -14,6 +14,11 @@ class Cause(StrEnum):
     LEFT = "left"  # one was gone at the quorum
     JOINED = "joined"  # one came
     COORDINATOR = "coordinator"  # it was away
+
+
+def losses(recoveries: Mapping[str, int]) -> int:
+    """How many of a group's changes (by `Cause`) were losses: who joins is none."""
+    return sum(count for cause, count in recoveries.items() if cause != Cause.JOINED)
 
 
 @dataclass

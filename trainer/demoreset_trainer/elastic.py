@@ -32,6 +32,7 @@ from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, first_line, update_of
 from demoreset_trainer.heart import Heart
 from demoreset_trainer.links import GIVEN_UP, KEY, OLDEST, Links, fetch, outcast, quick, slow
+from demoreset_trainer.network import listen
 from demoreset_trainer.question import Question
 from demoreset_trainer.waits import POLL, Waits
 
@@ -40,6 +41,7 @@ STATE_TIMEOUT = 60.0  # seconds until a state that is handed over begins to come
 PIECE, PIECE_TIMEOUT = 4 << 20, 10.0  # bytes of it that go over at once, and their seconds
 ABORT_TIMEOUT = 5.0  # seconds that the end of a process group is waited for
 SETTLE = 3.0  # seconds that new members wait for one that has the run's state to come back
+GATHER = 10.0  # seconds that they wait for those that were started with them
 MIN_REST, MAX_REST = 5.0, 300.0  # seconds of sitting out; longer each time
 MAX_FAILURES = 3  # to form the group, in a row, before a person is told
 
@@ -50,7 +52,7 @@ class Elastic:
     Args:
         coordinator: host:port of the Lighthouse.
         id: Of this member: another one for every life of its process.
-        host: Where other members reach this one.
+        host: Where other members reach this one; it listens nowhere else.
         stopping: Whether this member is to leave.
         hurry: Seconds from then on after which it leaves in the middle of an update.
         begun: Whether the run has begun, so that others may have its state.
@@ -58,6 +60,12 @@ class Elastic:
         beat: Called a few times a second while the loop moves.
         phase: Told when the loop is in another phase: while this member sits out.
         nccl: Whether tensors are summed by NCCL, on the GPU.
+        together: So many members were started together: a run begins with all of them, as its
+            first updates are another's where one comes later.
+
+    Raises:
+        UserError: `host` is no address of this machine.
+        TryAgain: its name cannot be looked up for now.
     """
 
     def __init__(
@@ -73,14 +81,20 @@ class Elastic:
         beat: Callable[[], None],
         phase: Callable[[str], None],
         nccl: bool = False,
+        together: int = 1,
     ) -> None:
+        self._together = together
         self._id, self._host, self._begun, self._note, self._phase = id, host, begun, note, phase
         self._events = Events(id)
         url = f"http://{coordinator}"
         self._heart = Heart(url, id, beat)
         self._waits = Waits(self._heart, stopping, hurry)
         self._question = Question(url, self._heart, self._waits, note)
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        with listen(host) as place:  # else it listens everywhere, and tries its host for minutes
+            port = place.getsockname()[1]
+            self._store = TCPStore(
+                host, port, is_master=True, wait_for_workers=False, master_listen_fd=place.detach()
+            )
         self._links = Links(self._store)
         self._stores: dict[str, str] = {}  # of the members of the latest quorum
         self._rest = 0.0  # seconds that it sits out next time, before it looks at its links
@@ -134,7 +148,8 @@ class Elastic:
             best = max(steps)
             # A coordinator that was away knows first who asks first: perhaps a member that has just
             # been started, while those that have the run's state still try to reach it.
-            if not best and max(fact["waited"] for fact in facts) < SETTLE:
+            new = not best and max(fact["waited"] for fact in facts) < SETTLE
+            if new or (not best and len(ids) < max(fact.get("together", 1) for fact in facts)):
                 self._waits.sleep(POLL)
                 continue
             if ids != self._members or formed != {self._formed} or not self._formed:
@@ -181,6 +196,7 @@ class Elastic:
             "generation": self._generation,
             "joined": self._joined,
             "waited": SETTLE if nobody else self._question.answered,
+            "together": self._together if self._question.answered < GATHER else 1,
             "back": self._heart.back < OLDEST,
             "links": self._links.seconds,
             "pace": max(self._gaps, default=0.0),

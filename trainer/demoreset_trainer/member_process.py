@@ -36,12 +36,12 @@ DEMORESET = (sys.executable, "-P", "-m", "demoreset_trainer.cli")
 
 
 def member_command(
-    file: Path, folder: Path, *, coordinator: str, address: str
+    file: Path, folder: Path, *, coordinator: str, address: str, members: int
 ) -> Callable[[int, str], list[str]]:
-    """What runs a member, by its place and id: `demoreset member` with this Python."""
+    """What runs one of so many members, by its place and id: `demoreset member`, this Python."""
     words = [*DEMORESET, "member", "-f", str(file), "--dir", str(folder)]
-    words += ["--coordinator", coordinator, "--address", address, "--id"]
-    return lambda index, name: [*words, name]
+    words += ["--coordinator", coordinator, "--address", address, "--together", str(members)]
+    return lambda index, name: [*words, "--id", name]
 
 
 class Process(Protocol):

@@ -5,8 +5,30 @@ import socket
 import struct
 from contextlib import suppress
 
+from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.names import ENV_ADDRESS
+
 LOCALHOST = "127.0.0.1"
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
+
+
+def listen(address: str) -> socket.socket:
+    """Listen on this address of the machine, at a free port.
+
+    Raises:
+        UserError: it is not one of the machine's, nor a name of one.
+        TryAgain: the name service does not answer.
+    """
+    try:
+        (family, *_, place), *_ = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
+        return socket.create_server(place, family=family, backlog=socket.SOMAXCONN)
+    except OSError as error:
+        why = f"--address (or {ENV_ADDRESS}) {address}: cannot listen there ({error.strerror})"
+        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            raise TryAgain(why) from error
+        raise UserError(
+            f"{why}; it is the address of this machine, or pod, by which the others reach it"
+        ) from error
 
 
 def bind_gloo_to(address: str) -> None:

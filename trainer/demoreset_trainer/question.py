@@ -87,8 +87,7 @@ class Question:
             except (RuntimeError, OSError) as error:
                 self._give_up()
                 self._answered = None
-                self._unanswered(first_line(error))
-                self._pause(pause * (0.5 + random.random()))
+                self._pause(pause * (0.5 + random.random()), first_line(error))
                 pause = min(2 * pause, 1.0)
                 continue
             if self._heart.name not in {member.replica_id for member in answer.participants}:
@@ -116,18 +115,19 @@ class Question:
         if self._heart.unheard > BROKEN:
             raise ConnectionError(SILENT)
 
-    def _pause(self, seconds: float) -> None:
-        """Wait for so long; less where beats tell that the coordinator has come back.
+    def _pause(self, seconds: float, why: str) -> None:
+        """Wait before it is asked again: for so long, or until a coordinator that was away is back.
 
-        It waits for those who beat, so whoever asks last costs all of them the rest of its pause;
-        and who asked before the others have beaten would be grouped alone.
+        That one knows only who has beaten, and waits for no other: who asked at once would be
+        grouped alone.
         """
         ends, away = time.monotonic() + seconds, False
-        while (left := ends - time.monotonic()) > 0:
-            away = away or self._heart.unheard > 0
+        while away or time.monotonic() < ends:
+            self._unanswered(why)
+            away = away or not self._heart.heard
             if away and self._heart.heard > KNOWN:
                 return
-            self._waits.sleep(min(left, POLL))
+            self._waits.sleep(POLL)
 
     def _give_up(self) -> None:
         """Nobody will hear its answer, so it must not count as this member's.

@@ -17,11 +17,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from demoreset_api.errors import UserError
-from demoreset_api.names import ASIDE, STARTING
+from demoreset_api.names import ASIDE, QUORUM, STARTING
 from demoreset_trainer.coordinator import has_ipv6
-from demoreset_trainer.counters import Cause
+from demoreset_trainer.counters import Cause, losses
 from demoreset_trainer.progress import Progress
 
+WAITS_AFTER = 10.0  # seconds at the quorum until it counts as waiting: others are gone, or slow
 HUNG_AFTER = 300.0  # seconds without a phase or update until the process counts as hung
 PREFIX = "demoreset_"
 
@@ -120,7 +121,7 @@ class Report(Collector):
     def __init__(self, port: int, host: str = "") -> None:
         self._lock = threading.Lock()
         self._progress: Progress | None = None
-        self._phase = STARTING
+        self._phase, self._entered = STARTING, time.monotonic()
         self._heartbeat = time.time()
         self._told = time.monotonic()
         self._episodes: dict[str, float] = {}  # by outcome
@@ -161,8 +162,10 @@ class Report(Collector):
         threading.Thread(target=self._server.serve_forever, name="report", daemon=True).start()
 
     def phase(self, name: str) -> None:
-        """The loop has entered a phase."""
-        self._phase, self._heartbeat = name, time.time()
+        """The loop has entered a phase, or is still in it."""
+        if name != self._phase:
+            self._phase, self._entered = name, time.monotonic()
+        self._heartbeat = time.time()
 
     def states(self, states: Mapping[str, str]) -> None:
         """How the members of this supervisor are, by their ids."""
@@ -240,6 +243,10 @@ class Report(Collector):
             case _:
                 return 404, "text/plain", b"there are /metrics, /status, /healthz and /readyz\n"
 
+    @property
+    def _waiting(self) -> bool:
+        return self._phase == QUORUM and time.monotonic() - self._entered > WAITS_AFTER
+
     def status(self) -> dict[str, Any]:
         """What the operator reads (design: the worker's /status)."""
         with self._lock:
@@ -247,12 +254,11 @@ class Report(Collector):
         status: dict[str, Any] = {
             "phase": self._phase,
             "lastHeartbeat": self._heartbeat,
-            "members": _members(p.roster if p else [], states),
+            "members": _members(p.roster if p else [], states, waiting=self._waiting),
         }
         if p is None:
             return status | {"generation": 0, "worldSize": 1, "rank": 0, "recoveries": 0}
-        recoveries = sum(p.recoveries.values())
-        return status | {"recoveries": recoveries} | standing(p)
+        return status | {"recoveries": losses(p.recoveries)} | standing(p)
 
     def close(self) -> None:
         """Stop serving."""
@@ -303,15 +309,27 @@ def standing(p: Progress) -> dict[str, Any]:
     }
 
 
-def _members(roster: list[dict[str, Any]], states: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The group's members; and those of this supervisor that are not in it, or not yet."""
+# A state of who is not in the group, where it is another one there: it hangs, or was cut off.
+_OUTSIDE = {"training": "out"}
+
+
+def _members(
+    roster: list[dict[str, Any]], states: Mapping[str, str], *, waiting: bool
+) -> list[dict[str, Any]]:
+    """The latest group's members; and those of this supervisor that are not in it: new, or hung.
+
+    While ours wait for others, nothing is known of those.
+    """
+    if waiting:
+        states = {id: "waiting" if state == "training" else state for id, state in states.items()}
     members = [
         {key: member.get(key) for key in ("id", "pid", "host", "update")}
-        | {"state": states.get(member["id"], "training")}
+        | {"state": states.get(member["id"], "unknown" if waiting else "training")}
         for member in roster
     ]
-    outside = states.keys() - {member["id"] for member in roster}
+    inside = {member["id"] for member in roster}
+    outside = {name: state for name, state in states.items() if name not in inside}
     return members + [
-        {"id": name, "pid": None, "host": None, "update": None, "state": states[name]}
-        for name in sorted(outside)
+        {"id": name, "pid": None, "host": None, "update": None, "state": _OUTSIDE.get(state, state)}
+        for name, state in sorted(outside.items())
     ]

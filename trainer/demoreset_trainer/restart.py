@@ -133,7 +133,7 @@ class Ending:
 def stopped(ending: Ending | None, number: int, now: float, limits: Limits) -> Ending:
     """Somebody wants the supervisor to stop; what was decided before stays so, but hurries."""
     if ending is None:
-        return Ending(128 + number, now, now + limits.grace)
+        return Ending(ExitCode.stopped_by(number), now, now + limits.grace)
     if ending.ask_at <= now:
         return ending
     return replace(ending, ask_at=now, kill_at=now + limits.grace)

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from demoreset_trainer.counters import losses
 from demoreset_trainer.progress import Progress
 
 PLAIN_EVERY, LIVE_EVERY = 5.0, 0.25  # seconds
@@ -211,7 +212,7 @@ def render(progress: Progress) -> RenderableType:
     ]
     grouped = p.members > 1 or p.generation > 1
     if grouped:
-        recovered = f"{sum(p.recoveries.values()):,}, goodput {p.goodput:.1%}"
+        recovered = f"{losses(p.recoveries):,}, goodput {p.goodput:.1%}"
         generation = f"{p.members}, generation {p.generation:,}"
         rows.append(("members", generation, "recoveries", recovered))
     for row in rows:

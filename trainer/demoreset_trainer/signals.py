@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, and what is said to whoever pressed the keys."""
+"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop; what is said to who pressed keys."""
 
 import queue
 import signal
@@ -11,7 +11,9 @@ AT_ONCE = "press it once more to end at once, with the checkpoint that is there"
 
 
 class Signals:
-    """Turns Ctrl-C and SIGTERM into a wish to stop; a second Ctrl-C ends everything at once.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a wish to stop; a second Ctrl-C ends all at once.
+
+    Under nohup a closed terminal stops nothing.
 
     To be made before anything that takes time. As a context it gives the signals back at its end.
     """
@@ -22,7 +24,8 @@ class Signals:
         self._first: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._before = {
             number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP
         }
 
     def __enter__(self) -> Self:

@@ -13,6 +13,7 @@ from typing import Any
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_api.spec import After, RunSpec
 from demoreset_trainer import metrics, run_folder, runfile
+from demoreset_trainer.counters import losses
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.progress import Progress
 
@@ -32,6 +33,7 @@ def finish(
     updates_lost: int = 0,
     error: str | None = None,
     latest: Progress | None = None,
+    idle: bool = False,
 ) -> str:
     """Write the summary of a run into its folder; the last words to a person.
 
@@ -44,7 +46,9 @@ def finish(
         updates_lost: Done, and lost with all members that knew of them.
         error: Why it failed, where it did.
         latest: Its last update, as far as it is known: a full disk has no room for its line.
+        idle: This command has done no update: the run stands where its newest checkpoint is.
     """
+    at = saved(folder / "checkpoints")
     try:
         told = metrics.read(folder / metrics.NAME)
     except UserError as away:  # the disk is; how the run ended is not its business
@@ -53,10 +57,12 @@ def finish(
         told = []
     if latest is not None and (not told or told[-1]["update"] != latest.update):
         told = [*told, asdict(latest)]
+    if idle and at is not None:
+        told = [line for line in told if line["update"] <= at] or told
     if not told:
         return f"Stopped before the first update. Go on with: {again(options)}"
     found = summarise(told, spec, code, members=members, updates_lost=updates_lost)
-    found |= {"savedUpdate": saved(folder / "checkpoints"), "exitCode": code, "error": error}
+    found |= {"savedUpdate": at, "exitCode": code, "error": error}
     words = last_words(found, spec, code, folder, options)
     try:
         run_folder.write_json(folder / NAME, found)
@@ -92,7 +98,7 @@ def summarise(
         "rejectedUpdates": latest["rejected_updates"],
         "guide": spec.curriculum.in_force.guide,
         "members": members,
-        "recoveries": sum(latest["recoveries"].values()),
+        "recoveries": losses(latest["recoveries"]),
         "updatesLost": updates_lost,
         "goodput": round(latest["goodput"], 4),
         "seed": spec.seed,
@@ -193,9 +199,11 @@ def last_words(
             f"Go on with more: {again(options, more)}"
         )
     at = summary["savedUpdate"]
-    kept = "saved" if at == summary["updates"] else f"NOT saved: the checkpoint is of update {at}"
+    kept = f"NOT saved: the checkpoint is of update {at}"
     if at is None:
         kept = "NOT saved: there is no checkpoint"
+    elif at >= summary["updates"]:  # ahead of the metrics of a command that was killed
+        kept = "saved"
     if summary["goalMet"]:
         where += f", the goal met at update {summary['evaluation']['update']} ({met})"
     return f"Stopped after {spent}, the start at {where}; {kept}. Go on with: {again(options)}"

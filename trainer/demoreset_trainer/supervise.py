@@ -161,8 +161,10 @@ class Supervisor:
     # Listening
 
     def _hear(self, member: MemberProcess, now: float) -> None:
-        for text in member.said():
-            self._say(f"[{member.name}] {text}")
+        lines = member.said()
+        if member.hung is None or self._keep is None:  # else they are kept, and would fill a screen
+            for text in lines:
+                self._say(f"[{member.name}] {text}")
         for message in member.listen(now):
             match message:
                 case Beat():
@@ -200,8 +202,9 @@ class Supervisor:
             # Read from the disk anew: all that knew the run's state were lost.
             if (lost := before.update - progress.update + 1) > 0:
                 self.updates_lost += lost
+                were = "was" if lost == 1 else "were"
                 self._watch.note(
-                    f"back at update {progress.update - 1}: {lost} were lost with all members"
+                    f"back at update {progress.update - 1}: {lost} {were} lost with all members"
                 )
             self._generation, latest = None, None
         elif before is not None and progress.life < before.life:
@@ -279,8 +282,9 @@ class Supervisor:
             place.start_at = now + place.record.wait
             wait = place.record.wait
             then = f"starting it again in {wait:g} s" if wait else "starting it again"
-        code_said, why = restart.words(code), str(error)
-        how = member.hung or (why if code <= 0 or why == code_said else f"{code_said} ({why})")
+        said, why = restart.words(code), str(error)
+        told = code > 0 and error.message != said  # it has said why itself
+        how = member.hung or (f"{said} ({why})" if told else why if code <= 0 else said)
         self._watch.note(
             f"lost member {member.name} (pid {member.pid}) at update {update}: {how}; {then}"
         )
