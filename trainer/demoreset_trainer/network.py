@@ -23,8 +23,10 @@ def listen(address: str) -> socket.socket:
         (family, *_, place), *_ = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
         return socket.create_server(place, family=family, backlog=socket.SOMAXCONN)
     except OSError as error:
-        why = f"--address (or {ENV_ADDRESS}) {address}: cannot listen there ({error.strerror})"
-        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        unknown = isinstance(error, socket.gaierror)
+        reason = error.strerror if unknown else os.strerror(error.errno or 0)
+        why = f"--address (or {ENV_ADDRESS}) {address}: cannot listen there ({reason})"
+        if unknown and error.errno == socket.EAI_AGAIN:
             raise TryAgain(why) from error
         raise UserError(
             f"{why}; it is the address of this machine, or pod, by which the others reach it"
