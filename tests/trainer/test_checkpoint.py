@@ -154,6 +154,18 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, value: float,
     assert names(tmp_path) == []
 
 
+def test_a_whole_checkpoint_of_values_that_are_not_finite_does_not_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = snapshot(2)
+    bad.model["bias"][0] = torch.nan
+    with monkeypatch.context() as careless:
+        careless.setattr(checkpoint, "check_finite", lambda tensors: None)
+        path = checkpoint.write(tmp_path, bad)
+    with pytest.raises(UserError, match=r"damaged checkpoint \(bias has values that are not fin"):
+        checkpoint.read(path)
+
+
 @pytest.mark.parametrize("tear", TEARS, ids=lambda tear: tear.__name__)
 @pytest.mark.parametrize("file", FILES)
 def test_a_torn_checkpoint_is_set_aside_for_the_one_before(

@@ -4,7 +4,7 @@ import json
 import re
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +125,15 @@ def test_what_is_no_policy_is_one_line(tmp_path: Path, content: bytes) -> None:
         policy_file.load(str(path))
 
 
+def test_a_policy_with_a_weight_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.policy.safetensors"
+    weights = load_file(BUNDLED)
+    weights["actor.bias"][0] = torch.nan
+    save_file(weights, path, metadata={"card": json.dumps(card())})
+    with pytest.raises(UserError, match=r"damaged \(actor.bias has values that are not finite\)$"):
+        policy_file.load(str(path))
+
+
 def test_a_torn_policy_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.policy.safetensors"
     path.write_bytes(BUNDLED.read_bytes()[:-1000])
@@ -208,6 +217,7 @@ def run(freeway: Demo, tmp_path: Path) -> Path:
     spec = RunSpec.model_validate(wanted)
     state = {
         "spec": spec.model_dump(mode="json", by_alias=True),
+        "demo": {"game": freeway.game, "sha256": freeway.sha256},
         "counters": {"seconds": 1.0},
         "goal": {"met": False},
     }
@@ -259,12 +269,32 @@ def test_what_onnx_needs_is_asked_for_before_anything_is_written(
     assert not out.exists()
 
 
-def test_a_checkpoint_with_a_spec_of_another_version_is_one_line(run: Path) -> None:
-    path = run / "checkpoints" / SECOND
+def change(path: Path, make: Callable[[Snapshot], object]) -> None:
+    """Make a checkpoint another one, which verifies."""
     snapshot = checkpoint.read(path)
-    snapshot.state["spec"]["ppo"]["clop"] = 1
+    make(snapshot)
     shutil.rmtree(path)
     checkpoint.write(path.parent, snapshot)
+
+
+def test_a_checkpoint_of_another_demo_is_one_line(run: Path) -> None:
+    path = run / "checkpoints" / SECOND
+    change(path, lambda it: it.state["demo"].update(game="pong", sha256="0" * 64))
+    for policy in (run, path):
+        with pytest.raises(
+            UserError, match=rf"^{path} belongs to another demo: .* pong \(0{{12}}\), .* freeway "
+        ):
+            policy_file.load(str(policy))
+
+
+def test_a_checkpoint_with_a_network_of_another_version_is_one_line(run: Path) -> None:
+    change(run / "checkpoints" / SECOND, lambda it: it.model.pop("actor.bias"))
+    with pytest.raises(UserError, match=rf"{SECOND}: its network is not one of this version[^\n]*$"):
+        policy_file.load(str(run))
+
+
+def test_a_checkpoint_with_a_spec_of_another_version_is_one_line(run: Path) -> None:
+    change(run / "checkpoints" / SECOND, lambda it: it.state["spec"]["ppo"].update(clop=1))
     with pytest.raises(
         UserError, match=rf"{SECOND}: its spec .*ppo.clop: .* mean clip\?.* use the"
     ):

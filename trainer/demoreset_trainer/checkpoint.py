@@ -99,9 +99,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
             there, and nothing may follow from it.
         OSError: the disk is full, read-only, or away; what was there before is as it was.
     """
-    for name, tensor in (snapshot.model | snapshot.optimizer).items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} has values that are not finite")
+    check_finite(snapshot.model | snapshot.optimizer)
     _check_life(folder, snapshot.life)
     target = folder / snapshot.name
     if target.exists():  # the same update of the same life is the same state
@@ -135,6 +133,17 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         raise
     _check_life(folder, snapshot.life)  # this process may have been frozen for long
     return target
+
+
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """Refuse what nothing can be learned from, nor played by.
+
+    Raises:
+        ValueError: names a tensor that has a NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def pack(snapshot: Snapshot, extra: dict[str, Any]) -> bytes:
@@ -197,7 +206,7 @@ def _read(path: Path) -> Snapshot:
     manifest = _manifest(path)
     try:
         contents = {name: _verified(path / name, manifest["files"][name]) for name in _FILES}
-        return Snapshot(
+        snapshot = Snapshot(
             life=int(manifest["life"]),
             update=int(manifest["update"]),
             frames=int(manifest["frames"]),
@@ -206,6 +215,8 @@ def _read(path: Path) -> Snapshot:
             optimizer=load_tensors(contents[OPTIMIZER]),
             state=json.loads(contents[STATE]),
         )
+        check_finite(snapshot.model | snapshot.optimizer)
+        return snapshot
     except (*DAMAGE, SafetensorError) as error:
         raise Damaged(f"damaged checkpoint ({error})") from error
 

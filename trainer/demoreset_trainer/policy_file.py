@@ -107,6 +107,8 @@ def _load_checkpoint(path: Path) -> Trained:
     folder = _run_of(place)
     demo = demos.load(folder / run_folder.DEMO)
     state = snapshot.state
+    advice = "give another checkpoint, or that one in its own run's folder"
+    run_folder.check_same_demo(state, demo, place, advice)
     try:
         spec = RunSpec.model_validate(state["spec"])
     except ValidationError as error:
@@ -143,7 +145,13 @@ def _load_checkpoint(path: Path) -> Trained:
         "version": version("demoreset"),
     }
     policy = Policy(shape, len(codes))
-    policy.load_state_dict(snapshot.model)
+    try:
+        policy.load_state_dict(snapshot.model)
+    except RuntimeError as error:
+        raise UserError(
+            f"{place}: its network is not one of this version of demoreset; use the version that "
+            "wrote it"
+        ) from error
     return Trained(policy, codes, card, demo, folder)
 
 
@@ -174,6 +182,7 @@ def _load_file(path: Path) -> Trained:
         )
         policy = Policy(shape, len(card["actions"]))
         policy.load_state_dict(tensors)
+        checkpoint.check_finite(tensors)
         game, rom, sha256 = str(card["game"]), card["rom"], card["demo"]["sha256"]
         # What is asked for later must not be found missing then.
         int(card["frameSkip"]), int(card["demo"]["score"])

@@ -41,13 +41,7 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
         "choose another --dir, or --fresh to begin anew (the old folder is kept); on a cluster, "
         "another name"
     )
-    if state["demo"]["sha256"] != demo.sha256:
-        theirs = state["demo"]
-        raise UserError(
-            f"{folder} belongs to another demo: its checkpoints are of {theirs['game']} "
-            f"({theirs['sha256'][:12]}), the run file's demo is {demo.game} "
-            f"({demo.sha256[:12]}); {advice}"
-        )
+    check_same_demo(state, demo, folder, advice)
     wanted = spec.model_dump(mode="json", by_alias=True)
     for field in _FIXED:
         before, now = _lookup(state["spec"], field), _lookup(wanted, field)
@@ -62,6 +56,21 @@ def check_same_run(state: dict[str, Any], spec: RunSpec, demo: Demo, folder: Pat
             f"{folder}: its checkpoints are of a policy with{'out' * spec.policy.memory} memory, "
             f"the run file's is one with{'out' * (not spec.policy.memory)} "
             f"(spec.policy.recurrent); {advice}"
+        )
+
+
+def check_same_demo(state: dict[str, Any], demo: Demo, place: Path, advice: str) -> None:
+    """Refuse a checkpoint that was learned from another demo than the run's.
+
+    Raises:
+        UserError: names both demos.
+    """
+    theirs = state["demo"]
+    if theirs["sha256"] != demo.sha256:
+        raise UserError(
+            f"{place} belongs to another demo: what was learned there is of {theirs['game']} "
+            f"({theirs['sha256'][:12]}), the run's demo is of {demo.game} ({demo.sha256[:12]}); "
+            f"{advice}"
         )
 
 
