@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from demoreset_api.errors import NoValidCheckpoint, TryAgain, UserError
-from demoreset_trainer import checkpoint, demo
+from demoreset_trainer import checkpoint, demo, run_folder
 from demoreset_trainer.checkpoint import MANIFEST, MODEL, STATE, Snapshot
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
 from demoreset_trainer.disk import write_all
@@ -88,6 +88,20 @@ def test_a_folder_that_cannot_be_written_is_tried_again(tmp_path: Path) -> None:
         checkpoint.next_life(tmp_path / "away")
 
 
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.ENOSPC, "make room there"), (errno.EROFS, "put its disk right")]
+)
+def test_who_runs_out_of_disk_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, says: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder, "write_whole", full)
+    with pytest.raises(TryAgain, match=f"run.json: cannot be written now: .*; {says}, or choose a"):
+        run_folder.write_json(tmp_path / run_folder.SPEC, {})
+
+
 def test_of_several_files_none_gets_its_name_before_all_are_written(tmp_path: Path) -> None:
     one = tmp_path / "one"
     one.write_bytes(b"before")
@@ -101,7 +115,7 @@ FLUSHES = """
 import sys
 from pathlib import Path
 import torch
-from demoreset_trainer import checkpoint, demo
+from demoreset_trainer import checkpoint, demo, run_folder
 
 folder = Path(sys.argv[1])
 for update in (1, 2, 3):

@@ -289,7 +289,9 @@ def test_a_checkpoint_of_another_demo_is_one_line(run: Path) -> None:
 
 def test_a_checkpoint_with_a_network_of_another_version_is_one_line(run: Path) -> None:
     change(run / "checkpoints" / SECOND, lambda it: it.model.pop("actor.bias"))
-    with pytest.raises(UserError, match=rf"{SECOND}: its network is not one of this version[^\n]*$"):
+    with pytest.raises(
+        UserError, match=rf"{SECOND}: its network is not one of this version[^\n]*$"
+    ):
         policy_file.load(str(run))
 
 

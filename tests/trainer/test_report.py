@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import re
+import resource
 import socket
 import struct
 import threading
@@ -26,7 +27,7 @@ from rich.console import Console
 
 from demoreset_api.errors import UserError
 from demoreset_api.names import API_VERSION, ASIDE, KIND, STARTING
-from demoreset_trainer import metrics, plot, report, run_folder
+from demoreset_trainer import cli, metrics, plot, report, run_folder
 from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
@@ -432,6 +433,41 @@ def test_the_graph_says_whether_the_guide_was_used(
     monkeypatch.undo()
     for figure in drawn:
         pyplot.close(figure)
+
+
+def test_a_graph_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / metrics.NAME, range(1, 9))
+    graph = tmp_path / "plot.png"
+    graph.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for flags in ([], ["--out", str(tmp_path / "new.png")]):
+            assert cli.main(["plot", str(tmp_path), *flags]) == 64
+            said = "cannot be written: File too large; choose another place with --out\n"
+            assert capsys.readouterr().err.endswith(said)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert graph.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == [metrics.NAME, "plot.png"]
+
+
+def test_a_graph_is_drawn_anew_but_not_over_a_file_that_was_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / metrics.NAME, range(1, 9))
+    for name in ("plot.png", "mine.png"):
+        (tmp_path / name).write_bytes(b"old")
+    named = ["plot", str(tmp_path), "--out", str(tmp_path / "mine.png")]
+    assert cli.main(["plot", str(tmp_path)]) == 0
+    assert cli.main(named) == 64
+    assert "mine.png is there already; --force overwrites it" in capsys.readouterr().err
+    assert (tmp_path / "mine.png").read_bytes() == b"old"
+    assert cli.main([*named, "--force"]) == 0
+    for name in ("plot.png", "mine.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_graph_shows_several_runs(tmp_path: Path) -> None:

@@ -30,7 +30,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
-from demoreset_trainer.disk import DAMAGE, flush_folder, sweep, write_flushed, write_whole
+from demoreset_trainer.disk import (
+    DAMAGE,
+    flush_folder,
+    not_now,
+    sweep,
+    write_flushed,
+    write_whole,
+)
 
 SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
@@ -368,7 +375,7 @@ def next_life(folder: Path) -> int:
     try:
         return _next_life(folder)
     except OSError as error:
-        raise TryAgain(f"{folder}: cannot be written now: {error.strerror}") from error
+        raise not_now(folder, error) from error
 
 
 def _next_life(folder: Path) -> int:

@@ -4,7 +4,6 @@ One checkpoint is in flight at a time; what comes meanwhile is skipped, never qu
 full, read-only or away does not stop the training: it is told, and tried again.
 """
 
-import errno
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +14,11 @@ from typing import Any, Self
 
 from demoreset_trainer import checkpoint
 from demoreset_trainer.checkpoint import Snapshot, TakenOver
+from demoreset_trainer.disk import NO_ROOM
 from demoreset_trainer.reserve import Reserve
 
 MAX_BLOCKED = 0.01  # share of the time that copies may take
 LAST_SAVE = 20.0  # seconds for the last checkpoint
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LATE = 60.0  # seconds, or three times what the latest took: then the disk does not answer
 
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demoreset_api.errors import ExitCode, TryAgain, UserError
+from demoreset_api.errors import ExitCode, UserError
+from demoreset_trainer.disk import not_now
 from demoreset_trainer.flags import free, whole
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _keep(archive: "Archive", place: Path) -> None:
     try:
         explore_file.write(archive, place)
     except OSError as error:
-        raise TryAgain(f"{place}: cannot be written: {error.strerror}") from error
+        raise not_now(place, error) from error
 
 
 def _line(archive: "Archive", decisions: int, seconds: float) -> str:

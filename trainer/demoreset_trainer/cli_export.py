@@ -29,7 +29,12 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("policy", metavar="POLICY", help="a run's folder, or a checkpoint")
     parser.add_argument("--out", type=Path, help="default NAME.policy.safetensors")
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write the network as ONNX, too")
+    parser.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FILE",
+        help="write the network as ONNX, too; needs `pip install -e '.[onnx]'` in the clone",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite")
     parser.set_defaults(func=run)
 
@@ -50,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     for path in policy_file.save(trained, out, _results(trained, options.policy)):
         print(f"written: {path} ({path.stat().st_size:,} bytes)")
     if options.onnx:
-        with writing(options.onnx):
+        with writing(options.onnx, "--onnx"):
             policy_file.export_onnx(trained, options.onnx)
         print(f"written: {options.onnx} ({options.onnx.stat().st_size:,} bytes)")
     return 0

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from demoreset_api.errors import UserError
+from demoreset_trainer.flags import free
 
 HELP = """Draw a run, while it goes on or afterwards; several are drawn into one graph.
 
@@ -24,21 +24,21 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument(
         "--out",
         type=Path,
-        help="a PNG; default RUN/plot.png, of several runs comparison.png in the first one",
+        help="a PNG; default RUN/plot.png, of several runs comparison.png in the first one, which "
+        "are drawn anew each time",
     )
+    parser.add_argument("--force", action="store_true", help="overwrite --out")
     parser.set_defaults(func=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from demoreset_trainer import plot
-    from demoreset_trainer.disk import writing
 
     several = len(options.runs) > 1
     out = options.out or options.runs[0] / ("comparison.png" if several else "plot.png")
-    if out.suffix != ".png":
-        raise UserError(f"--out: received {out}; it must end in .png")
-    with writing(out):
-        plot.plot(options.runs, out)
+    if options.out:
+        free("--out", out, ".png", force=options.force)
+    plot.plot(options.runs, out)
     print(f"written: {out}")
     return 0

@@ -72,7 +72,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="what is shown: a live screen, plain lines, or JSON lines; default: by the terminal",
     )
     parser.add_argument(
-        "--tensorboard", action="store_true", help="write TensorBoard event files, too"
+        "--tensorboard",
+        action="store_true",
+        help="write TensorBoard event files, too; needs `pip install -e '.[tensorboard]'` in the "
+        "clone",
     )
     parser.set_defaults(func=run)
 

@@ -17,6 +17,7 @@ LASTING = (
     *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EXDEV, errno.EFBIG),
     *(errno.ENOSYS, errno.EOPNOTSUPP),
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 ABANDONED = 3600.0  # seconds after which nobody is writing a folder any more
 # What parsing a file that others made may raise, by mistake or by malice.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -27,9 +28,18 @@ def fault(error: OSError) -> type[TryAgain | UserError]:
     return UserError if error.errno in LASTING else TryAgain
 
 
+def not_now(path: Path, error: OSError) -> TryAgain:
+    """What a person is told of a place that takes nothing now, and may later."""
+    see_to_it = "make room there" if error.errno in NO_ROOM else "put its disk right"
+    return TryAgain(
+        f"{path}: cannot be written now: {error.strerror}; {see_to_it}, or choose another place, "
+        "and give the same command again"
+    )
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Write a file that a user named.
+def writing(path: Path, flag: str = "--out") -> Iterator[None]:
+    """Write a file that a user named, by `flag`.
 
     Raises:
         UserError: the place cannot be written to.
@@ -37,7 +47,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; choose another place with {flag}"
+        ) from error
 
 
 def free_name(path: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from demoreset_api.errors import UserError
+from demoreset_trainer.disk import writing
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -52,13 +53,8 @@ def writable(flag: str, path: Path) -> None:
     folder = path.resolve().parent
     if not folder.is_dir():
         raise UserError(f"{flag}: {path}: there is no folder {folder}")
-    try:
-        with TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(1 << 16))  # a full disk has room for a name, but not for this
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror}; choose another place with {flag}"
-        ) from error
+    with writing(path, flag), TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(1 << 16))  # a full disk has room for a name, but not for this
 
 
 def free(flag: str, path: Path, *suffixes: str, force: bool) -> Path:

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.errors import UserError
+from demoreset_trainer.disk import not_now
 from demoreset_trainer.progress import Progress
 
 NAME = "metrics.jsonl"
@@ -45,7 +46,7 @@ class MetricsFile:
             if resume_update is not None:
                 self._cut(resume_update + 1, math.inf)
         except OSError as error:
-            raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error
+            raise not_now(path, error) from error
 
     def append(self, progress: Progress) -> None:
         """Add an update; a disk that is full costs the line, not the run."""

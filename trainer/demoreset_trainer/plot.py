@@ -3,6 +3,7 @@
 Where a group trained there is a strip below: how many members it had, and every recovery.
 """
 
+import io
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import matplotlib
 from demoreset_api.errors import UserError
 from demoreset_trainer import metrics, run_folder, runfile
 from demoreset_trainer.counters import Cause
+from demoreset_trainer.disk import write_whole, writing
 
 matplotlib.use("Agg")
 
@@ -44,10 +46,10 @@ MARKS: dict[str, str] = {
 
 
 def plot(folders: Sequence[Path], out: Path) -> None:
-    """Draw the runs in `folders`, one colour each, into a PNG.
+    """Draw the runs in `folders`, one colour each, into a PNG: whole, or as it was before.
 
     Raises:
-        UserError: a folder has no metrics, or none yet.
+        UserError: a folder has no metrics, or none yet; or the PNG cannot be written.
     """
     runs = [(_name(folder), metrics.read(folder / metrics.NAME)) for folder in folders]
     for folder, (_, lines) in zip(folders, runs, strict=True):
@@ -79,8 +81,11 @@ def plot(folders: Sequence[Path], out: Path) -> None:
         axes[0, 0].legend(fontsize=8)
     else:
         figure.suptitle(runs[0][0], fontsize=10)
-    figure.savefig(out, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
     plt.close(figure)
+    with writing(out):
+        write_whole(out, content.getvalue())
 
 
 def _name(folder: Path) -> str:

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demoreset_api.errors import TryAgain, UserError
+from demoreset_api.errors import UserError
 from demoreset_api.spec import After, CurriculumSpec, DemoResetRun, PolicySpec, RunSpec
 from demoreset_trainer import demo as demos
 from demoreset_trainer.demo import Demo
-from demoreset_trainer.disk import fault, free_name, write_whole
+from demoreset_trainer.disk import fault, free_name, not_now, write_whole
 
 if TYPE_CHECKING:
     from demoreset_trainer.checkpoint import Snapshot
@@ -178,13 +178,14 @@ def keep(wanted: DemoResetRun, demo: Demo, folder: Path) -> None:
         TryAgain: the disk is full, read-only, or away.
     """
     write_json(folder / SPEC, wanted.model_dump(mode="json", by_alias=True))
+    path, content = folder / DEMO, demo.to_bytes()
     with suppress(OSError):
-        if (folder / DEMO).read_bytes() == demo.to_bytes():
+        if path.read_bytes() == content:
             return
     try:
-        demo.save(folder / DEMO)
-    except UserError as error:
-        raise TryAgain(str(error)) from error
+        write_whole(path, content)
+    except OSError as error:
+        raise not_now(path, error) from error
 
 
 def write_json(path: Path, content: object) -> None:
@@ -201,4 +202,4 @@ def write_json(path: Path, content: object) -> None:
             return
         write_whole(path, f"{text}\n".encode())
     except OSError as error:
-        raise TryAgain(f"{path}: cannot be written now: {error.strerror}") from error
+        raise not_now(path, error) from error
