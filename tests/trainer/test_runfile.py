@@ -94,6 +94,8 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
             GOOD + "  workers: {tolerations: {'0': {key: a}}}\n",
             ["spec.workers.tolerations: received {'0': {'key': 'a'}}; it is a list, which --set"],
         ),
+        (GOOD + "  seed: 1\n  seed: 1\n", ["seed: said twice, in line 7 and in line 8; say it on"]),
+        (GOOD + "  ppo: {clip: 0.1, clip: 0.2}\n", ["clip: said twice, in line 7 and in line 7"]),
         ("kind: x", ["apiVersion: missing; it is always demoreset.dev/v1alpha1"]),
         ("a: [", ["not YAML"]),
         ("a: 2024-13-45", ["not YAML: month must be in 1..12"]),
@@ -135,6 +137,12 @@ def test_a_change_of_what_is_no_field_says_what_it_is(
     with pytest.raises(UserError) as error:
         runfile.read(path, [change])
     assert str(error.value) == f"--set: received {change!r}; {says}"
+
+
+def test_what_is_merged_may_be_said_otherwise(tmp_path: Path) -> None:
+    merged = "  environment: {<<: {slots: 8, frameSkip: 8}, frameSkip: 2}\n"
+    spec = runfile.read(write(tmp_path, GOOD + merged)).spec
+    assert (spec.environment.slots, spec.environment.frame_skip) == (8, 2)
 
 
 def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:

@@ -35,6 +35,27 @@ RIGHT = {  # what would be right, where pydantic speaks of its own things
 }
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no mapping says a key twice: of two values the first would be lost silently.
+
+    Raises:
+        UserError: names the file, the key and its lines.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            same, line = (key.tag, key.value), key.start_mark.line + 1
+            if same in lines:
+                raise UserError(
+                    f"{self.name}: {key.value}: said twice, in line {lines[same]} and in line "
+                    f"{line}; say it once"
+                )
+            lines[same] = line
+        return node
+
+
 def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
     """Read a run file (YAML or JSON), with `spec.a.b=value` changes applied.
 
@@ -44,7 +65,8 @@ def read(path: Path, changes: Sequence[str] = ()) -> DemoResetRun:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: too large for a run file (most: {MAX_BYTES} bytes)")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
