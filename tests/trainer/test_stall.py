@@ -109,8 +109,9 @@ def test_each_rung_multiplies_both_coefficients() -> None:
 def test_all_remedies_can_be_taken_back() -> None:
     watched = ladder(rungs=1)
     for step in range(3):
-        watched.watch(frames=step * PATIENCE, start=50, goal_rate=None)
+        said = watched.watch(frames=step * PATIENCE, start=50, goal_rate=None)
     assert watched.stalled
+    assert "no progress after 1 remedy, the last" in str(said)
     watched.relieve()
     assert (watched.stalled, watched.remedy) == (False, Remedy())
 

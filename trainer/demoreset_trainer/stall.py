@@ -72,9 +72,10 @@ class Ladder:
         state.since = frames
         if state.rung >= spec.rungs:
             state.stalled = True
+            tried = "1 remedy" if spec.rungs == 1 else f"{spec.rungs} remedies"
             return (
-                f"stalled at frame {start}: no progress after {spec.rungs} remedies, the last of "
-                f"{waited:,} frames; `demoreset video` from a little behind it shows what happens"
+                f"stalled at frame {start}: no progress after {tried}, the last of {waited:,} "
+                "frames; `demoreset video` from a little behind it shows what happens"
             )
         state.rung += 1
         return (
