@@ -112,7 +112,7 @@ class DemoRef(ApiModel):
     sha256: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{64}$",
-        description="The file's SHA-256; another file is refused.",
+        description="The demo's SHA-256, as `demoreset demo info` shows it; another is refused.",
     )
     end_frame: int | None = Field(
         default=None, ge=1, description="Learn only the demo up to this frame."

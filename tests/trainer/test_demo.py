@@ -53,6 +53,11 @@ def with_header(**changes: object) -> bytes:
     return save_tensors(load_tensors(GOOD), metadata={"demo": changed})
 
 
+def with_metadata(**more: str) -> bytes:
+    """The good demo's file with more beside its header."""
+    return save_tensors(load_tensors(GOOD), metadata={"demo": json.dumps(header(GOOD)), **more})
+
+
 def with_tensors(**changes: npt.NDArray[np.generic]) -> bytes:
     """The good demo's file with other arrays."""
     tensors = {**load_tensors(GOOD), **changes}
@@ -86,7 +91,9 @@ def test_a_demo_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
 def test_the_bundled_demos_are_exact() -> None:
     assert {"freeway-crossing", "montezuma-first-key"} <= set(demos.bundled())
     for name in demos.bundled():
-        assert verify(demos.load(demos.find(name))) is None
+        demo = demos.load(demos.find(name))
+        assert verify(demo) is None
+        assert demo.to_bytes() == demos.find(name).read_bytes()  # its hash is the file's
 
 
 def test_a_header_that_begins_like_a_pickle_is_a_demo() -> None:
@@ -131,6 +138,15 @@ def test_a_header_that_begins_like_a_pickle_is_a_demo() -> None:
         (with_header(frame_skip="9" * 5000), ["damaged"]),
         (with_header(origin="[1]"), ["damaged"]),
         (with_header(origin="[" * 100_000), ["damaged"]),
+        (
+            with_header(more="x"),
+            ["the entry of the header 'more' is none of a demo's (format, game"],
+        ),
+        (
+            with_tensors(more=np.zeros(1)),
+            ["the array 'more' is none of a demo's (actions, rewards"],
+        ),
+        (with_metadata(more="x"), ["the metadata 'more' is none of a demo's (demo)"]),
         (with_tensors(actions=np.full(180, 18, np.uint8)), ["actions hold 18", "0 to 17"]),
         (with_tensors(actions=np.full(180, 2, np.int64)), ["actions", "uint8"]),
         (with_tensors(actions=np.full(180, np.nan)), ["actions", "uint8"]),
@@ -298,6 +314,25 @@ def test_info_and_verify_take_a_name_or_a_file(
         checked = demoreset(capsys, "verify", name)
         for part in ("file", "ROM", "rewards", "lives", "memory", "The replay is exact."):
             assert part in checked
+
+
+def test_a_hash_that_is_not_the_files_own_is_told(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("info", "verify"):
+        saved.write_bytes(GOOD)
+        assert "not of this file" not in demoreset(capsys, command, saved)
+        saved.write_bytes(with_header(frame_skip=4))  # a number, where we write text
+        assert f"{CROSSING.sha256} of the demo as demoreset writes it, not of this file" in (
+            demoreset(capsys, command, saved)
+        )
+
+
+def test_info_is_in_words(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replace(CROSSING, origin={"imported_from": "x"}).save(saved)
+    info = demoreset(capsys, "info", saved)
+    assert "1 in 1 reward\n" in info
+    assert "imported from" in info
 
 
 def test_verify_exits_1_with_the_first_difference(

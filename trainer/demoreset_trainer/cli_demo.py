@@ -90,14 +90,14 @@ def show(options: argparse.Namespace) -> int:
     rows = {
         "game": demo.game,
         "frames": f"{len(demo):,} ({_time(len(demo))} of play)",
-        "score": f"{demo.scores[-1]:,} in {len(paid)} rewards",
+        "score": f"{demo.scores[-1]:,} in {len(paid)} reward{'s' * (len(paid) != 1)}",
         "lives lost": lost,
         "recorded with": f"{demo.frame_skip} frames per action",
         "longest way": f"{gaps.max(initial=0):,} frames to a reward",
         "memory": f"{len(demo.patches):,} bytes put right on the way",
         "ROM": f"MD5 {demo.rom}",
-        "SHA-256": demo.sha256,
-        **{_printable(key): _printable(value) for key, value in demo.origin.items()},
+        "SHA-256": _sha256(options.demo, demo),
+        **{_words(key): _printable(value) for key, value in demo.origin.items()},
     }
     for name, value in rows.items():
         print(f"{name:16} {value}")
@@ -116,7 +116,7 @@ def verify(options: argparse.Namespace) -> int:
     from demoreset_trainer.emulator import emulator_version
 
     demo = _load(options.demo)
-    print(f"file      whole; SHA-256 {demo.sha256}")
+    print(f"file      whole; SHA-256 {_sha256(options.demo, demo)}")
     print(f"ROM       {demo.game}'s of ale-py {emulator_version()}, MD5 {demo.rom}")
     difference = demos.verify(demo)
     if difference is not None:
@@ -140,7 +140,8 @@ def import_(options: argparse.Namespace) -> int:
     demo = demo_import.read(options.source, options.game)
     demo.save(out)
     places = len(set(demo.patches[:, 0].tolist()))
-    repaired = f"{len(demo.patches):,} bytes of memory put right at {places} frames"
+    at = f"{places} frame{'s' * (places != 1)}"
+    repaired = f"{len(demo.patches):,} bytes of memory put right at {at}"
     print(
         f"written: {out}: {demo.game}, {len(demo):,} frames, score {demo.scores[-1]:,}; every "
         f"reward and life as recorded, {repaired if places else 'nothing had to be put right'}"
@@ -247,6 +248,14 @@ def _load(name: str) -> "Demo":
     return resolve(name)
 
 
+def _sha256(name: str, demo: "Demo") -> str:
+    """The hash by which runs know a demo, and whether that is the file's own."""
+    from demoreset_trainer.demo import locate
+
+    own = locate(name).read_bytes() == demo.to_bytes()
+    return demo.sha256 + ("" if own else " of the demo as demoreset writes it, not of this file")
+
+
 def _stem(name: str) -> str:
     from demoreset_trainer.demo import SUFFIX
 
@@ -255,6 +264,11 @@ def _stem(name: str) -> str:
 
 def _time(frames: int) -> str:
     return f"{frames // 3600}:{frames // 60 % 60:02d}"
+
+
+def _words(key: str) -> str:
+    """A field's name in a file, as it is shown."""
+    return _printable(key).replace("_", " ")
 
 
 def _printable(text: str) -> str:

@@ -46,6 +46,9 @@ _ARRAYS = {
 }
 
 
+_HEADER = ("format", "game", "rom", "frame_skip", "origin")
+
+
 @dataclass(frozen=True)
 class Demo:
     """A recorded game of T frames.
@@ -187,6 +190,16 @@ def from_bytes(content: bytes, name: str) -> Demo:
         raise UserError(f"{name}: not a demo, or a damaged one ({reason})") from error
     if kind != FORMAT:
         raise UserError(f"{name}: format {kind[:40]!a} is unknown; this version reads {FORMAT!r}")
+    # What is not read would not be in the hash, by which two files would be the same demo.
+    for kind, found, known in (
+        ("array", tensors, _ARRAYS),
+        ("metadata", metadata, ("demo",)),
+        ("entry of the header", header, _HEADER),
+    ):
+        if strange := sorted(set(found) - set(known)):
+            raise UserError(
+                f"{name}: the {kind} {strange[0][:40]!a} is none of a demo's ({', '.join(known)})"
+            )
     for array, dtype in _ARRAYS.items():
         if array not in tensors or tensors[array].dtype != dtype:
             raise UserError(f"{name}: {array} is missing or not {np.dtype(dtype).name}")
