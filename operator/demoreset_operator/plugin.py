@@ -20,6 +20,7 @@ from demoreset_api import changes
 from demoreset_api.errors import UserError
 from demoreset_api.spec import AccessMode, ApiModel, RunSpec
 from demoreset_api.status import Phase
+from demoreset_api.stdout import lenient
 from demoreset_operator.kubectl import RESOURCE, Kubectl, runs
 from demoreset_operator.observation import Json, Run
 from demoreset_operator.pods import QUEUE
@@ -59,6 +60,7 @@ mv "$1.partial" "$1"
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the plugin."""
+    lenient()
     options = _parser().parse_args(given)
     try:
         options.func(Kubectl(options.namespace, options.context), options)

@@ -66,6 +66,14 @@ def test_a_volume_is_read_through_whoever_has_it_and_the_runs_own_first(
             assert wanted in reader.command("ls")
 
 
+def test_a_character_that_stdout_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="latin-1"))
+    monkeypatch.setattr(Kubectl, "run", lambda *_: "pulling …\n")
+    plugin.main(["list"])
+    assert printed.getvalue() == b"pulling ?\n"
+
+
 def test_a_pod_of_somebody_elses_component_is_not_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

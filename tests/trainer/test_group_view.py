@@ -23,7 +23,7 @@ from demoreset_trainer.counters import Cause
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import Report
-from demoreset_trainer.screen import plain_line, render, short_names
+from demoreset_trainer.screen import Picture, plain_line, short_names
 from demoreset_trainer.watch import Watchers
 from small_progress import PROGRESS
 
@@ -49,9 +49,9 @@ GROUP = replace(
 )
 
 
-def picture(progress: Progress) -> list[str]:
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(render(progress))
+def picture(progress: Progress, width: int = 80) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(Picture(progress))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -90,6 +90,13 @@ def test_of_a_roster_that_is_too_long_the_rest_is_counted() -> None:
     assert shown >= 5
 
 
+def test_a_narrow_screen_names_the_members_of_a_group_without_their_processes() -> None:
+    lines = picture(replace(GROUP, members=64, roster=roster(64)), 40)
+    assert max(map(len, lines)) <= 40
+    assert lines[-3:-1] == ["members        64, generation 5", "recoveries     5, goodput 97.3%"]
+    assert re.fullmatch(r"who {12}0, 1, 2, 3, .*, \d+ more", lines[-1])
+
+
 @pytest.mark.parametrize(
     ("ids", "short"),
     [
@@ -99,7 +106,7 @@ def test_of_a_roster_that_is_too_long_the_rest_is_counted() -> None:
         (["run-worker-0-1", "run-worker-1-0"], ["0-1", "1-0"]),
         (["run-0", "run-0"], ["0", "0"]),
         (["a", "a-1"], ["a", "a-1"]),
-        (["0123456789abcdef"], ["…56789abcdef"]),
+        (["0123456789abcdef"], ["..6789abcdef"]),
     ],
 )
 def test_ids_lose_what_they_share(ids: list[str], short: list[str]) -> None:

@@ -32,7 +32,7 @@ from demoreset_trainer.env import End
 from demoreset_trainer.metrics import MetricsFile
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.report import Report, standing
-from demoreset_trainer.screen import LiveScreen, duration, make_screen, plain_line, render, tell
+from demoreset_trainer.screen import LiveScreen, Picture, duration, make_screen, plain_line, tell
 from small_progress import DISTINCT, PROGRESS
 
 # Of each metric and each word of /status, the field of Progress that it tells.
@@ -270,9 +270,9 @@ def write(path: Path, updates: range) -> None:
             file.append(replace(PROGRESS, update=update, frames=update * 8192))
 
 
-def picture(progress: Progress) -> str:
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(render(progress))
+def picture(progress: Progress, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(Picture(progress))
     return console.export_text()
 
 
@@ -282,6 +282,35 @@ def test_the_screen_fits_80_columns_and_shows_what_matters() -> None:
     for part in ("frame 89 of 356", "25%", "in 2 min 00 s", "1 min 05 s", "2 tied, 1 lost a life"):
         assert part in text
     assert text.splitlines()[0].count("█") == 45  # three quarters of the bar are mastered
+
+
+@pytest.mark.parametrize("width", [40, 60, 79])
+def test_a_narrow_screen_has_every_word_of_a_wide_one(width: int) -> None:
+    progress = replace(PROGRESS, episode_score_mean=1.0, episode_score_max=1.0, budget_frames=4000)
+    bar, *lines = picture(progress, width).splitlines()
+    assert max(map(len, [bar, *lines])) <= width
+    assert len(bar) == min(width, 74)
+    told = dict(re.split(" {2,}", line.strip()) for line in lines)
+    pairs = re.findall(r"(\S+(?: \S+)*) {2,}(\S+(?: \S+)*)", picture(progress, 120))
+    assert told == dict(pairs)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_the_screen_has_characters_that_the_terminal_can_show(encoding: str) -> None:
+    large = replace(PROGRESS, outcomes=dict.fromkeys(("BEHIND", "LIFE_LOST", "SUCCESS"), 12_345))
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    Console(width=80, file=shown).print(Picture(large))
+    shown.seek(0)
+    assert shown.readline().strip() == "game's start " + 15 * "." + 45 * "#"
+    assert shown.read().isascii()
+
+
+def test_a_character_that_stdout_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="latin-1"))
+    monkeypatch.setattr(plot, "plot", lambda *_: None)
+    assert cli.main(["plot", "x", "--out", "█.png"]) == 0
+    assert printed.getvalue() == b"written: ?.png\n"
 
 
 def test_the_screen_keeps_its_height_and_its_words_with_large_numbers() -> None:
@@ -395,6 +424,14 @@ def test_words_that_nobody_can_take_end_nothing(kind: str, full: bool) -> None:
     screen.close()
     with suppress(OSError):
         stream.close()
+
+
+@pytest.mark.parametrize("kind", ["screen", "plain", "json"])
+def test_words_that_an_encoding_lacks_end_nothing(kind: str) -> None:
+    screen = make_screen(kind, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    screen.note("█")
+    screen.show(PROGRESS)
+    screen.close()
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from demoreset_api.errors import DemoResetError, ExitCode, TryAgain
+from demoreset_api.stdout import lenient
 from demoreset_trainer.disk import fault
 from demoreset_trainer.machine import settle
 
@@ -49,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went (`demoreset_api.errors.ExitCode`)."""
     settle()
+    lenient()
     parser = _Parser(
         prog="demoreset",
         description=DESCRIPTION,

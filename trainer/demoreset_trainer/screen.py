@@ -5,10 +5,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,8 +17,11 @@ from demoreset_trainer.counters import losses
 from demoreset_trainer.progress import Progress
 
 PLAIN_EVERY, LIVE_EVERY = 5.0, 0.25  # seconds
-BAR = 60
-ROSTER, NAME = 63, 12  # columns: the list of members, and each one's name
+# Columns: from which on two facts stand side by side, the longest bar, all labels of the left side
+# with the gap after them, a member's name.
+WIDE, BAR, LABEL, NAME = 80, 60, 15, 12
+# A reader that has gone, a full disk, letters that an encoding lacks: no reason to end a run.
+REFUSED = (OSError, UnicodeError)
 
 
 class Screen(Protocol):
@@ -52,8 +55,8 @@ def make_screen(kind: str, stream: TextIO) -> Screen:
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Print a line; a reader that has gone, or a full disk, is no reason to end a run."""
-    with suppress(OSError):
+    """Print a line, if anybody takes it."""
+    with suppress(*REFUSED):
         stream.write(f"{text}\n")  # at once: others say something from threads of their own
         stream.flush()
 
@@ -130,19 +133,19 @@ class LiveScreen:
         self._latest = progress
         if time.monotonic() - self._shown >= LIVE_EVERY:
             self._shown = time.monotonic()
-            with suppress(OSError):
-                self._live.update(render(progress), refresh=True)
+            with suppress(*REFUSED):
+                self._live.update(Picture(progress), refresh=True)
 
     def note(self, text: str) -> None:
         """Print it above."""
-        with suppress(OSError):
+        with suppress(*REFUSED):
             self._console.print(Text(text, style="dim"))
 
     def close(self) -> None:
         """Leave the latest picture and give the terminal back."""
         if self._latest is not None:
-            self._live.update(render(self._latest))  # `stop` draws it
-        with suppress(OSError):
+            self._live.update(Picture(self._latest))  # `stop` draws it
+        with suppress(*REFUSED):
             self._live.stop()
 
 
@@ -182,18 +185,31 @@ def plain_line(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def render(progress: Progress) -> RenderableType:
-    """One update as a picture of 80 columns."""
-    p = progress
-    mastered = round(BAR * p.progress_ratio)
-    bar = Text(" game's start ", style="dim")
-    bar.append("░" * (BAR - mastered), style="dim")
-    bar.append("█" * mastered, style="green")
-    facts = Table.grid(padding=(0, 2))
-    for label in ("learning rate", "game's start"):  # the longest of each column
-        # No cell wraps: a picture whose height changes flickers.
-        facts.add_column(style="dim", no_wrap=True, min_width=len(label))
-        facts.add_column(min_width=22, no_wrap=True)
+@dataclass(frozen=True)
+class Picture:
+    """One update as a picture that fits the terminal: its columns, its characters."""
+
+    progress: Progress
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it anew, whenever the terminal has another width."""
+        p = self.progress
+        yield _bar(p.progress_ratio, options)
+        yield _facts(p, options)
+        if _grouped(p):
+            yield _roster(p.roster, options.max_width)
+
+
+def _bar(mastered: float, options: ConsoleOptions) -> Text:
+    bar = Text(" game's start ", style="dim", no_wrap=True, overflow="crop")
+    length = max(0, min(BAR, options.max_width - len(bar)))
+    full = round(length * mastered)
+    ahead, behind = ".#" if options.ascii_only else "░█"
+    bar.append(ahead * (length - full), style="dim")
+    return bar.append(behind * full, style="green")
+
+
+def _facts(p: Progress, options: ConsoleOptions) -> Table:
     goal = "none yet" if p.goal_rate is None else f"{p.goal_rate:.0%} of {p.goal:.0%} wanted"
     ahead = "reached" if p.start_frame == 0 else "not known yet"
     if p.start_frame and p.eta_seconds is not None:
@@ -210,14 +226,25 @@ def render(progress: Progress) -> RenderableType:
         ("learning rate", _coefficient(p), "entropy", f"{p.entropy:.2f}"),
         ("checkpoint", _checkpoint(p), "episodes", _outcomes(p)),
     ]
-    grouped = p.members > 1 or p.generation > 1
-    if grouped:
+    if _grouped(p):
         recovered = f"{losses(p.recoveries):,}, goodput {p.goodput:.1%}"
         generation = f"{p.members}, generation {p.generation:,}"
         rows.append(("members", generation, "recoveries", recovered))
+    facts = Table.grid(padding=(0, 2))
+    wide = options.max_width >= WIDE
+    cut: OverflowMethod = "crop" if options.ascii_only else "ellipsis"
+    for label in ("learning rate", "game's start")[: 1 + wide]:  # the longest of each column
+        # No cell wraps: a picture whose height changes flickers.
+        facts.add_column(style="dim", no_wrap=True, min_width=len(label))
+        facts.add_column(min_width=22 if wide else None, no_wrap=True, overflow=cut)
     for row in rows:
-        facts.add_row(*row)
-    return Group(bar, facts, _roster(p.roster)) if grouped else Group(bar, facts)
+        for cells in (row,) if wide else (row[:2], row[2:]):
+            facts.add_row(*cells)
+    return facts
+
+
+def _grouped(p: Progress) -> bool:
+    return p.members > 1 or p.generation > 1
 
 
 def _budget(frames: int) -> str:
@@ -227,14 +254,15 @@ def _budget(frames: int) -> str:
     return f"{frames / 1e6:,.2f}".rstrip("0").rstrip(".") + " M"
 
 
-def _roster(roster: Sequence[dict[str, Any]]) -> Text:
+def _roster(roster: Sequence[dict[str, Any]], width: int) -> Text:
     """Who trains, in one line, whatever their number: the first one first."""
-    names = short_names([member["id"] for member in roster])
-    told = [f"{name} ({member['pid']})" for name, member in zip(names, roster, strict=True)]
+    told = short_names([member["id"] for member in roster])
+    if width >= WIDE:
+        told = [f"{name} ({member['pid']})" for name, member in zip(told, roster, strict=True)]
     shown = len(told)
-    while shown and len(_listed(told, shown)) > ROSTER:
+    while shown and len(_listed(told, shown)) > width - LABEL:
         shown -= 1
-    line = Text("who".ljust(15), style="dim", no_wrap=True, overflow="ellipsis")
+    line = Text("who".ljust(LABEL), style="dim", no_wrap=True, overflow="crop")
     return line.append(_listed(told, shown), style="not dim")
 
 
@@ -252,7 +280,7 @@ def short_names(ids: Sequence[str]) -> list[str]:
             break
         common += 1
     names = ["-".join(name[common:]) for name in words]
-    return [name if len(name) <= NAME else "…" + name[1 - NAME :] for name in names]
+    return [name if len(name) <= NAME else ".." + name[2 - NAME :] for name in names]
 
 
 def _coefficient(p: Progress) -> str:
