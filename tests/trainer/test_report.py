@@ -353,6 +353,15 @@ def test_the_screen_tells_of_a_disk_that_is_full() -> None:
     assert "frames/s" in plain_line(replace(PROGRESS, frames_per_second=900.0))
 
 
+@pytest.mark.parametrize(
+    ("frames", "said"), [(4096, "4,096"), (99_999, "99,999"), (123_456, "0.12 M")]
+)
+def test_few_frames_are_said_with_all_their_digits(frames: int, said: str) -> None:
+    progress = replace(PROGRESS, frames=frames)
+    assert f"  {said} frames  " in plain_line(progress)
+    assert f"frames         {said} " in picture(progress)
+
+
 def test_a_speed_that_is_not_known_yet_is_not_said_to_be_0() -> None:
     first = replace(PROGRESS, frames_per_second=0.0)
     assert "frames/s" not in plain_line(first)

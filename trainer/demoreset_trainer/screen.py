@@ -20,6 +20,7 @@ PLAIN_EVERY, LIVE_EVERY = 5.0, 0.25  # seconds
 # Columns: from which on two facts stand side by side, the longest bar, all labels of the left side
 # with the gap after them, a member's name.
 WIDE, BAR, LABEL, NAME = 80, 60, 15, 12
+FEW = 100_000  # frames that are said with all their digits
 # A reader that has gone, a full disk, letters that an encoding lacks: no reason to end a run.
 REFUSED = (OSError, UnicodeError)
 
@@ -164,7 +165,7 @@ def plain_line(progress: Progress) -> str:
     p = progress
     parts = [
         duration(p.seconds),
-        f"{p.frames / 1e6:.2f} M frames",
+        f"{_count(p.frames)} frames",
         f"start {p.start_frame} of {p.demo_frames}",
         f"success there {p.success_rate:.0%}",
     ]
@@ -221,7 +222,7 @@ def _facts(p: Progress, options: ConsoleOptions) -> Table:
     rows = [
         ("start", f"frame {p.start_frame} of {p.demo_frames}", "game's start", ahead),
         ("success there", f"{p.success_rate:.0%}", "from there", goal),
-        ("frames", f"{p.frames / 1e6:.2f} M{of}", "frames/s", speed),
+        ("frames", f"{_count(p.frames)}{of}", "frames/s", speed),
         ("time", duration(p.seconds), "scores", scores),
         ("learning rate", _coefficient(p), "entropy", f"{p.entropy:.2f}"),
         ("checkpoint", _checkpoint(p), "episodes", _outcomes(p)),
@@ -247,9 +248,13 @@ def _grouped(p: Progress) -> bool:
     return p.members > 1 or p.generation > 1
 
 
+def _count(frames: int) -> str:
+    return f"{frames:,}" if frames < FEW else f"{frames / 1e6:.2f} M"
+
+
 def _budget(frames: int) -> str:
     """A budget as it was meant: 1,000 M, 2.5 M, or all digits where they are few."""
-    if frames < 100_000:
+    if frames < FEW:
         return f"{frames:,}"
     return f"{frames / 1e6:,.2f}".rstrip("0").rstrip(".") + " M"
 
