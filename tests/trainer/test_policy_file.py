@@ -1,5 +1,6 @@
 """Policies as files: whole, self-describing, and nothing but numbers."""
 
+import io
 import json
 import re
 import resource
@@ -12,16 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from demoreset_api.errors import UserError
 from demoreset_api.spec import RunSpec
-from demoreset_trainer import checkpoint, cli, disk, evaluate, policy_file, run_folder
+from demoreset_trainer import (
+    checkpoint,
+    cli,
+    disk,
+    evaluate,
+    evaluation_table,
+    policy_file,
+    run_folder,
+)
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
 from demoreset_trainer.evaluate import Cell, demo_or_blank, interval, iqm, summarise
-from demoreset_trainer.play import Played
+from demoreset_trainer.play import Act, Played
 from demoreset_trainer.policy import Policy, architecture
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +161,33 @@ def played(score: int, highest: int | None = None) -> Played:
 def test_a_score_that_was_lost_again_ties_all_the_same() -> None:
     cell = summarise("none", "sampled", [played(-50, highest=2), played(-50, highest=1)], 2)
     assert (cell.ties, cell.mean, cell.max) == (0.5, -50, -50)
+
+
+@pytest.mark.parametrize(
+    ("width", "scores", "left_out"),
+    [
+        (120, (2450, 2500), []),
+        (80, (2450, 2500), []),
+        (80, (24_500, 25_000), []),
+        (60, (0, 100), []),
+        (60, (2450, 2500), ["frames", "median"]),
+        (40, (2450, 2500), ["frames", "median", "IQM (95 %)"]),
+    ],
+)
+def test_a_table_leaves_out_what_a_terminal_has_no_room_for(
+    width: int, scores: tuple[int, int], left_out: list[str]
+) -> None:
+    results = [played(score) for score in scores for _ in range(50)]
+    cells = [summarise(noise, act, results, 1) for noise in evaluate.NOISES for act in Act]
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(evaluation_table.fitting(cells, console))
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("sharpened") == 5
+    assert "sticky+no-ops" in text
+    (header,) = (line for line in text.splitlines() if "ties" in line)
+    assert [name for name in evaluation_table.LEAST if name not in header] == left_out
+    assert ", ".join(left_out) in " ".join(text.split())
 
 
 def test_statistics_are_those_of_the_field() -> None:

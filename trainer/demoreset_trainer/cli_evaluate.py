@@ -1,6 +1,7 @@
 """`demoreset evaluate`: how well a policy plays from the game's own start."""
 
 import argparse
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -100,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         nonlocal kept
         if out is not None:
             if not kept:
+                watch.close()  # or what is said stands behind its line
                 _put_aside(out)
             kept = True
             measured = evaluate.as_json(
@@ -175,6 +177,8 @@ class _Counter:
             return
         self._shown = now
         line = f"{cell}: {done} of {total} episodes"
+        if self._terminal:  # a line that wraps cannot be rewritten
+            line = line[: shutil.get_terminal_size().columns - 1]
         print(f"\r\033[K{line}" if self._terminal else line, end="", file=sys.stderr, flush=True)
         if not self._terminal:
             print(file=sys.stderr)
@@ -184,40 +188,22 @@ class _Counter:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _points(score: float) -> str:
-    """A score that need not be whole: in games of few points the tenths matter."""
-    return f"{score:,.1f}".removesuffix(".0")
-
-
 def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | None) -> None:
     from rich.console import Console
-    from rich.table import Table
 
+    from demoreset_trainer import evaluation_table
     from demoreset_trainer.runfile import guided
 
-    table = Table(
-        title=f"{trained.name} ({guided(trained.spec)}) from the game's own start; "
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 100)
+    table = evaluation_table.fitting(cells, console) if terminal else evaluation_table.full(cells)
+    table.title = (
+        f"{trained.name} ({guided(trained.spec)}) from the game's own start; "
         f"the demo scores {trained.demo_score:,}"
     )
-    for name in ("noise", "act"):
-        table.add_column(name)
-    for name in ("ties", "mean", "median", "IQM (95 %)", "max", "episodes", "frames"):
-        table.add_column(name, justify="right")
-    for cell in cells:
-        table.add_row(
-            cell.noise,
-            cell.act,
-            f"{cell.ties:.0%}",
-            f"{cell.mean:,.1f}",
-            _points(cell.median),
-            f"{_points(cell.iqm)} ({_points(cell.iqm_low)} to {_points(cell.iqm_high)})",
-            f"{cell.max:,}",
-            str(cell.episodes),
-            f"{cell.frames:,.0f}",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     if rates:
         console.print("Success from the starts of the demo:")
+        longest = min(40, console.width - 16)
         for frame, rate in rates.items():
-            console.print(f"{frame:8} {rate:5.0%} {'#' * round(40 * rate)}")
+            console.print(f"{frame:8} {rate:5.0%} {'#' * round(longest * rate)}")
