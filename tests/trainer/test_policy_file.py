@@ -441,6 +441,12 @@ def test_an_earlier_evaluation_gets_another_name(
     assert len(json.loads(out.read_text())["cells"]) == 1
 
 
+def test_a_profile_says_how_it_was_played(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = demoreset(capsys, "evaluate", run, *QUICK, "--profile", 20, "--episodes", 1)
+    assert "every 20 decisions of 4 frames, played as in the training: sampled," in told
+    assert re.findall(r"^ +(\d+) +\d+%", told, re.MULTILINE) == ["0", "80", "160"]
+
+
 def test_a_cell_that_is_asked_for_twice_is_played_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,8 +64,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--profile",
         type=whole(1),
         metavar="K",
-        help="measure the success from every K-th start of the demo, too, in at most "
-        f"{PROFILE_EPISODES} episodes each",
+        help="first measure the success from every K-th decision of the demo, in at most "
+        f"{PROFILE_EPISODES} episodes each that are played as in the training: sampled, with the "
+        "run's own noise and limits, whatever --act, --noise and --max-frames say",
     )
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--processes", type=whole(1), help="default: the cores it may use")
@@ -139,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         watch.close()
         if cells or rates:
-            _show(trained, cells, rates)
+            _show(trained, cells, rates, options.profile)
             if out is not None:
                 keep()
                 print(f"written: {out} ({len(cells)} of {len(noises) * len(acts)} cells)")
@@ -188,7 +189,9 @@ class _Counter:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | None) -> None:
+def _show(
+    trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | None, every: int | None
+) -> None:
     from rich.console import Console
 
     from demoreset_trainer import evaluation_table
@@ -203,7 +206,11 @@ def _show(trained: "Trained", cells: "list[Cell]", rates: dict[int, float] | Non
     )
     console.print(table)
     if rates:
-        console.print("Success from the starts of the demo:")
+        skip = trained.spec.environment.frame_skip
+        console.print(
+            f"Success from frames of the demo, every {every} decisions of {skip} frames, played as "
+            "in the training: sampled, with the run's own noise and limits"
+        )
         longest = min(40, console.width - 16)
         for frame, rate in rates.items():
             console.print(f"{frame:8} {rate:5.0%} {'#' * round(longest * rate)}")
