@@ -117,6 +117,7 @@ class Group:
             say=self.written.append,
             limits=limits,
             keep=self._keep,
+            brief=True,
             starved=lambda: self.starved(),
             clock=lambda: time.monotonic() + self.jump,
         )

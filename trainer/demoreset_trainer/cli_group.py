@@ -62,6 +62,7 @@ def run_group(
             watchers.note(
                 f"spec.workers.min is {spec.workers.min}: {members} members train all the same"
             )
+        on_screen = live(options.log, sys.stdout)
         coordinator = LocalCoordinator(min(spec.workers.min, members), watchers.note)
         supervisor = Supervisor(
             "member",
@@ -75,11 +76,12 @@ def run_group(
             ),
             watchers,
             stopping=signals,
-            say=watchers.note if live(options.log, sys.stdout) else to_stderr,
+            say=watchers.note if on_screen else to_stderr,
             limits=Limits.told(os.environ),
             tend=coordinator.tend,
             spawn=nursery.spawn,
             keep=partial(hangs.keep, folder),
+            brief=on_screen,
         )
         try:
             coordinator.tend(time.monotonic())

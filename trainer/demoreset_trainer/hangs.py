@@ -30,7 +30,7 @@ def keep(folder: Path, member: str, lines: Sequence[str]) -> str:
 def _write(path: Path, lines: Sequence[str]) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
         for old in sorted(path.parent.glob("*.txt"))[:-KEPT]:
             old.unlink(missing_ok=True)
     except OSError:

@@ -63,6 +63,7 @@ class Supervisor:
         spawn: Starts a member.
         tend: Called at every turn with the time, for what else must be kept running.
         keep: Keeps where a member stood that did not go on; says under which name.
+        brief: That is then not said as well: it would fill a screen.
         starved: How many processes of this container the kernel has killed for its memory.
         clock: Monotonic seconds.
     """
@@ -81,12 +82,13 @@ class Supervisor:
         spawn: Spawn = popen,
         tend: Callable[[float], None] | None = None,
         keep: Callable[[str, Sequence[str]], str] | None = None,
+        brief: bool = False,
         starved: Callable[[], int] = oom_kills,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._command, self._watch = name, command, watch
         self._stopping, self._say, self._tend, self._clock = stopping, say, tend, clock
-        self._spawn, self._starved, self._keep = spawn, starved, keep
+        self._spawn, self._starved, self._keep, self._brief = spawn, starved, keep, brief
         self._oom_kills = starved()
         self._limits = limits or Limits()
         base = dict(os.environ if environment is None else environment)
@@ -162,9 +164,8 @@ class Supervisor:
 
     def _hear(self, member: MemberProcess, now: float) -> None:
         lines = member.said()
-        if member.hung is None or self._keep is None:  # else they are kept, and would fill a screen
-            for text in lines:
-                self._say(f"[{member.name}] {text}")
+        for text in lines if member.hung is None or not self._brief else ():
+            self._say(f"[{member.name}] {text}")
         for message in member.listen(now):
             match message:
                 case Beat():
