@@ -11,6 +11,6 @@ def lenient() -> None:
     What is printed where there is no stdout (`>&-`) goes nowhere.
     """
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115: until the end of the process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
