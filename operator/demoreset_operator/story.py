@@ -1,5 +1,6 @@
 """What is told of a run: progress, conditions, and one word for people."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Literal
@@ -26,6 +27,7 @@ from demoreset_operator.worker_status import Answer, read
 
 TROUBLE = (Reason.TOO_FEW_WORKERS, Reason.NOT_WRITTEN)
 AWAITED = (*TROUBLE, Reason.RESUMED, Reason.REFUSED)  # that are told at once
+MAX_TROUBLES = 3  # that are told at once
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
@@ -229,15 +231,14 @@ def _running(
 ) -> tuple[str, str]:
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
-    trouble = seen.refused or next(map(named, lacking), "")
+    trouble = seen.refused or _troubles(lacking)
     trouble = trouble or _aside(seen, now) or _begins(seen, ready)
     wanted, there = seen.run.spec.workers.max, len(_there(seen, now))
     if len(ready) == wanted:
         return Reason.TRAINING, "all workers train"
     if ready:
-        return Reason.TRAINING, f"{len(ready)} of {wanted} workers train" + (
-            trouble and f"; {trouble}"
-        )
+        told, trouble = f"{len(ready)} of {wanted} workers train", trouble or _stands(seen, ready)
+        return Reason.TRAINING, (told + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
     held = _held(status, now)
     if there and _too_few(seen, status, now):
         text = f"{there} of the {seen.run.spec.workers.min} workers that it needs "
@@ -247,7 +248,8 @@ def _running(
     if seen.refused:
         return Reason.REFUSED, seen.refused
     if lacking:
-        return lacking[0].reason if lacking[0].reason.isalnum() else Reason.WAITING, trouble
+        reason = lacking[0].reason
+        return reason if reason.isalnum() else Reason.WAITING, trouble[:MAX_MESSAGE]
     if held and not any(pod.live for pod in seen.workers):
         return Reason.BACK_OFF, held[:MAX_MESSAGE]
     still = [pod for pod in seen.workers if pod.live and seen.answers.get(pod.name)]
@@ -268,11 +270,28 @@ def _held(status: RunStatus, now: datetime) -> str:
     return f"waiting before the next try; {message}"
 
 
+def _troubles(lacking: Sequence[Pod]) -> str:
+    """What keeps pods from training, each trouble once."""
+    who: dict[str, list[str]] = {}
+    for pod in lacking:
+        name, _, trouble = named(pod).partition(": ")
+        who.setdefault(trouble, []).append(name)
+    told = [f"{', '.join(names)}: {trouble}" for trouble, names in who.items()]
+    return "; ".join(told[:MAX_TROUBLES])
+
+
 def _begins(seen: Observation, ready: set[str]) -> str:
     """Which workers have done no update yet."""
     trained = ready | {name for name, answer in seen.answers.items() if answer.status.update}
     new = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in trained]
     return ", ".join(f"worker {pod.worker} loads" for pod in new)
+
+
+def _stands(seen: Observation, ready: set[str]) -> str:
+    """Which workers have trained, and do not now: as one that was frozen."""
+    still = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in ready]
+    told = ", ".join(f"worker {pod.worker}" for pod in still)
+    return told and f"{told}: no update for a while"
 
 
 def _aside(seen: Observation, now: datetime) -> str:

@@ -686,6 +686,21 @@ def test_a_group_that_is_too_small_does_not_train_and_says_so() -> None:
     assert world.condition("Running") == ("True", "Training", "all workers train")
 
 
+def test_all_workers_that_lack_are_named() -> None:
+    world = training(3)
+    for worker in (0, 1):
+        world.vanish(f"key-worker-{worker}-1")
+    world.settle()
+    for worker in (0, 1):
+        world.unschedulable(f"key-worker-{worker}-2", "no room")
+    world.tick(5)
+    world.say("key-worker-2-1", 5)
+    world.settle()
+    running = world.condition("Running")
+    both = "worker 0, worker 1: Unschedulable: no room"
+    assert running == ("True", "Training", f"1 of 3 workers train; {both}")
+
+
 def test_an_operator_that_has_just_begun_takes_no_group_for_too_small() -> None:
     world = World(workers={"min": 2, "max": 2})
     world.settle()

@@ -63,6 +63,23 @@ def test_one_that_sits_out_is_told_of_and_not_replaced() -> None:
     assert "sits out" in running.message
 
 
+def test_one_that_is_frozen_is_named_before_it_is_replaced() -> None:
+    world = training(3)
+    told = set()
+    for update in range(2, 60):
+        world.tick(5)
+        world.say("key-worker-0-1", update)
+        world.say("key-worker-1-1", update)
+        world.say("key-worker-2-1", 1)
+        world.settle()
+        running = story.find(world.status, ConditionType.RUNNING)
+        assert running is not None
+        told.add(running.message)
+        if world.recorded:
+            break
+    assert "2 of 3 workers train; worker 2: no update for a while" in told
+
+
 def test_who_waits_for_one_that_sits_out_is_not_replaced() -> None:
     world = training(2)
     world.change(workers={"min": 2, "max": 2})

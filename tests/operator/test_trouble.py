@@ -584,7 +584,7 @@ def test_an_outage_of_the_registry_does_not_end_a_run_that_has_trained(resumed: 
     assert condition(world, "Running") == (
         "False",
         "ImagePullBackOff",
-        "worker 0: ImagePullBackOff: the registry is away",
+        "worker 0, worker 1: ImagePullBackOff: the registry is away",
     )
     names = set(world.live().values())
     world.change(workers={"min": 1, "max": 2, "image": "another-registry/trainer"})

@@ -18,11 +18,13 @@ import pytest
 import faults_inside
 from demoreset_api.errors import UserError
 from demoreset_trainer import checkpoint, metrics, runfile, summary
-from demoreset_trainer.cli_group import goal_met_on_disk
-from demoreset_trainer.cli_worker import MAX_BYTES, leave_words, whereabouts
+from demoreset_trainer.cli_group import met_on_disk
+from demoreset_trainer.cli_worker import MAX_BYTES, leave_words, met_before, whereabouts
 from demoreset_trainer.local_coordinator import PORTS, free_port
+from demoreset_trainer.report import standing
 from demoreset_trainer.restart import LastError
 from demoreset_trainer.runfile import read
+from small_progress import PROGRESS
 
 CROSSING = Path(__file__).parents[2] / "demos" / "freeway-crossing.yaml"
 PATIENCE = 120.0  # seconds until a test counts as stuck
@@ -146,7 +148,7 @@ def test_a_users_mistake_is_told_in_a_line_and_to_the_kubelet(
 def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: bool) -> None:
     spec = read(CROSSING).spec
     demo = runfile.load_demo(spec, CROSSING)
-    assert not goal_met_on_disk(tmp_path, spec, demo)
+    assert met_on_disk(tmp_path, spec, demo) is None
     goal = {
         "spec": spec.model_dump(mode="json", by_alias=True),
         "demo": {"game": demo.game, "sha256": demo.sha256},
@@ -157,7 +159,31 @@ def test_whether_the_goal_is_met_already(tmp_path: Path, state: Any, expected: b
         (folder / "state.json").write_text(
             "torn" if content is None else json.dumps(goal | content)
         )
-    assert goal_met_on_disk(tmp_path, spec, demo) is expected
+    assert (met_on_disk(tmp_path, spec, demo) is not None) is expected
+
+
+def test_a_worker_whose_run_was_done_before_says_how_it_stands() -> None:
+    """A run that is applied again, over a volume that was kept, has a status without any poll."""
+    counters = {"update": 9, "frames": 700, "seconds": 8.5, "episodes": 3}
+    state = {
+        "life": 2,
+        "counters": counters | {"resumed_update": 4, "resumed_frames": 300},
+        "goal": {
+            "met": True,
+            "latest": [True, True, True, False],
+            "evaluation": {"update": 9, "episodes": 100, "successes": 93},
+        },
+    }
+    told = met_before(state, 356)
+    assert (told["update"], told["frames"], told["seconds"], told["life"]) == (9, 700, 8.5, 2)
+    assert told["resumed"] == {"update": 4, "frames": 300}
+    assert told["curriculum"]["goalRate"] == 0.75
+    assert told["evaluation"] == {"update": 9, "episodes": 100, "successRate": 0.93}
+    same = standing(PROGRESS)
+    assert told.keys() <= same.keys()
+    assert all(
+        part.keys() <= same[key].keys() for key, part in told.items() if isinstance(part, dict)
+    )
 
 
 def test_what_keeps_members_running_needs_no_torch() -> None:

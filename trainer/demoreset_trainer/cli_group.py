@@ -7,7 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demoreset_api.errors import ExitCode
 from demoreset_trainer.disk import DAMAGE
@@ -49,7 +49,7 @@ def run_group(
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
-    if goal_met_on_disk(folder, spec, demo):
+    if met_on_disk(folder, spec, demo) is not None:
         tell(summary.met_already(folder), options.log)
         return ExitCode.DONE
     with (
@@ -125,8 +125,10 @@ def all_kept(folder: Path, supervisor: Supervisor) -> bool:
     return progress is None or summary.kept(folder, progress.update)
 
 
-def goal_met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
-    """Whether the newest checkpoint says that this goal is met. No tensor is read, nor torch.
+def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] | None:
+    """The newest checkpoint's state, with its `life`, where it says that this goal is met.
+
+    No tensor is read, nor torch.
 
     Raises:
         UserError: it is another run's.
@@ -135,10 +137,10 @@ def goal_met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> bool:
 
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
-        state = None if newest is None else json.loads(newest.read_text())
-        if state is None or not run_folder.goal_met(state, spec):
-            return False
+        state = {} if newest is None else json.loads(newest.read_text())
+        if newest is None or not run_folder.goal_met(state, spec):
+            return None
         run_folder.check_same_run(state, spec, demo, folder)
-        return True
+        return {**state, "life": int(newest.parent.name.split("-")[1].removeprefix("l"))}
     except (OSError, *DAMAGE):
-        return False  # a broken one: those who read checkpoints decide
+        return None  # a broken one: those who read checkpoints decide

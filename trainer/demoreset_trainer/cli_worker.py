@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from demoreset_api.errors import DemoResetError, ExitCode, UserError
 from demoreset_api.names import (
@@ -31,7 +32,7 @@ from demoreset_trainer.signals import Signals
 from demoreset_trainer.supervise import Supervisor
 
 MAX_BYTES = 4096  # of a termination message
-NO_NEWS = b'{"worldSize": 1}'  # the last words of a worker that had nothing to learn
+NO_NEWS = b'{"worldSize": 1}'  # the last words of a worker of which no member told anything
 HERE = ("localhost", LOCALHOST, "[::1]")
 
 HELP = f"""Train as one worker of a group: what a pod runs.
@@ -119,7 +120,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
     listen(address).close()  # a mistake is told once, and first
     from demoreset_trainer import hangs, run_folder, runfile, tensorboard
-    from demoreset_trainer.cli_group import GOOD, all_kept, goal_met_on_disk, to_stderr
+    from demoreset_trainer.cli_group import GOOD, all_kept, met_on_disk, to_stderr
     from demoreset_trainer.member_process import member_command
     from demoreset_trainer.report import standing
     from demoreset_trainer.screen import live
@@ -137,9 +138,9 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         Nursery(os.environ, (demo.game, wanted.spec.environment.slots)) as nursery,
         runfile.frozen(wanted, options.file) as file,
     ):
-        if goal_met_on_disk(folder, wanted.spec, demo):
+        if (state := met_on_disk(folder, wanted.spec, demo)) is not None:
             watchers.note(f"{folder}: the goal is met already")
-            leave_words(NO_NEWS)
+            leave_words(json.dumps(met_before(state, len(demo))).encode())
             return ExitCode.DONE
         signals.acknowledge(watchers.note)
         supervisor = Supervisor(
@@ -163,6 +164,35 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         to_stderr(f"demoreset: {supervisor.error}")
         leave_words(supervisor.error.report(MAX_BYTES))
     return code
+
+
+def met_before(state: dict[str, Any], demo_frames: int) -> dict[str, Any]:
+    """How a run stands whose goal an earlier command has met, as /status has it.
+
+    Args:
+        state: Of its newest checkpoint, as `met_on_disk` finds it.
+        demo_frames: Of the whole demonstration.
+    """
+    counters, goal = state["counters"], state["goal"]
+    update, latest, tried = counters["update"], goal["latest"], goal["evaluation"]
+    return {
+        "worldSize": 1,
+        "life": state["life"],
+        "resumed": {"update": counters["resumed_update"], "frames": counters["resumed_frames"]},
+        **{key: counters[key] for key in ("update", "frames", "seconds")},
+        "curriculum": {
+            "startFrame": 0,
+            "demoFrames": demo_frames,
+            "progress": 1.0,
+            "goalRate": sum(latest) / len(latest),
+        },
+        "evaluation": {
+            "update": tried["update"],
+            "episodes": tried["episodes"],
+            "successRate": tried["successes"] / tried["episodes"],
+        },
+        "checkpoint": {"update": update},
+    }
 
 
 def _kept(progress: Progress) -> Progress:
