@@ -9,7 +9,7 @@ must have told by the next one.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import kopf
@@ -37,6 +37,7 @@ CHILDREN = (
     "PodDisruptionBudget",
 )
 RESYNC_SECONDS = 300.0  # between two lists of everything
+BEGUN_SECONDS = 2.0  # until the watches have begun, as a rule
 SETTLE_SECONDS = 15.0  # until the watches have told all that there was
 BEAT_SECONDS = 30.0  # between heartbeats
 DEAF_SECONDS = 120.0  # without one that came back, until the watches count as dead
@@ -153,12 +154,25 @@ class Watch:
         return gone
 
     async def fill(self) -> None:
-        """List everything: what is not there any more is forgotten.
+        """List everything, and note what each watch must have told by the next time."""
+        self._heard = time.monotonic() if not self._listed else self._heard
+        listed = await self._look()
+        # Kopf looks once for what can be watched, and one watch of many may die. Soon after a list
+        # a watch may be late: then it is enough that it has told of anything.
+        late = time.monotonic() - self._filled > DEAF_SECONDS
+        self._awaited = {
+            uid: (kind, version)
+            for uid, (kind, version) in self._missing(self._listed).items()
+            if late or kind not in self._kinds
+        }
+        self._listed, self._filled = listed, time.monotonic()
+
+    async def _look(self) -> dict[str, tuple[str, int]]:
+        """List everything, as kind and version by UID: what is not there any more is forgotten.
 
         A namespace that we may not list, as one that was deleted, and our Role with it, is left as
         it is known: the others' runs need an operator, and it may come back.
         """
-        self._heard = time.monotonic() if not self._listed else self._heard
         known = self._cache.identities()
         listed: dict[str, tuple[str, int]] = {}
         away: set[str] = set()
@@ -177,15 +191,7 @@ class Watch:
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
                 self._changed(run)
-        # Kopf looks once for what can be watched, and one watch of many may die. Soon after a list
-        # a watch may be late: then it is enough that it has told of anything.
-        late = time.monotonic() - self._filled > DEAF_SECONDS
-        self._awaited = {
-            uid: (kind, version)
-            for uid, (kind, version) in self._missing(self._listed).items()
-            if late or kind not in self._kinds
-        }
-        self._listed, self._filled = listed, time.monotonic()
+        return listed
 
     async def _list(self, namespace: str, listed: dict[str, tuple[str, int]]) -> None:
         for kind in (KIND, *CHILDREN):
@@ -207,13 +213,22 @@ class Watch:
         }
 
     async def refill(self) -> None:
-        """List everything again and again; soon after the start, when the watches have begun."""
-        wait = SETTLE_SECONDS
+        """List everything again and again.
+
+        At first soon after the watches have begun: each begins with a list of its own, and what
+        went between ours and that one no watch tells.
+        """
+        await self._again(self._look, BEGUN_SECONDS)
+        await self._again(self.fill, SETTLE_SECONDS)
+        while True:
+            await self._again(self.fill, RESYNC_SECONDS)
+
+    async def _again(self, look: Callable[[], Awaitable[object]], wait: float) -> None:
         while True:
             await asyncio.sleep(wait)
             try:
-                await self.fill()
-                wait = RESYNC_SECONDS
+                await look()
+                return
             except ApiError as error:
                 log.warning("not everything could be listed: %s", error)
 

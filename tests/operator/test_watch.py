@@ -191,6 +191,24 @@ def test_a_watch_that_comes_too_late_begins_anew_and_a_list_finds_what_went(
     asyncio.run(story())
 
 
+def test_what_went_while_the_watches_began_is_found_soon(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "BEGUN_SECONDS", 0.01)
+
+    async def story() -> None:
+        async with watching(kubeconfig) as it:
+            it.port.cut("Pod")
+            it.world.vanish("key-worker-0-1")
+            it.port.forget()  # between two lists
+            looking = asyncio.create_task(it.watch.refill())
+            await it.until(lambda: it.pods() == set(it.world.pods))
+            assert it.changed[-1] == UID
+            looking.cancel()
+
+    asyncio.run(story())
+
+
 def another(kind: str, namespace: str, name: str, **labels: str) -> Callable[[Watched], object]:
     """Somebody else's object is there, too."""
     meta = {"namespace": namespace, "name": name, "uid": f"of {name}", "labels": labels}

@@ -29,7 +29,7 @@ def snapshot(update: int) -> Snapshot:
 
 
 def test_kill_9_at_system_calls_leaves_the_newest_whole_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, str(TORN_WRITES), "--syscalls", "--kills", "60", "--step", "11"]
+    command = [sys.executable, str(TORN_WRITES), "--syscalls", "--kills", "60", "--step", "13"]
     done = subprocess.run(
         [*command, "--dir", str(tmp_path)], capture_output=True, text=True, check=False
     )
