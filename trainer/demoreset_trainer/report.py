@@ -309,10 +309,6 @@ def standing(p: Progress) -> dict[str, Any]:
     }
 
 
-# A state of who is not in the group, where it is another one there: it hangs, or was cut off.
-_OUTSIDE = {"training": "out"}
-
-
 def _members(
     roster: list[dict[str, Any]], states: Mapping[str, str], *, waiting: bool
 ) -> list[dict[str, Any]]:
@@ -328,8 +324,12 @@ def _members(
         for member in roster
     ]
     inside = {member["id"] for member in roster}
-    outside = {name: state for name, state in states.items() if name not in inside}
+    outside = {  # who trained, and is not in the group any more, hangs or was cut off
+        name: "out" if state == "training" else state
+        for name, state in states.items()
+        if name not in inside
+    }
     return members + [
-        {"id": name, "pid": None, "host": None, "update": None, "state": _OUTSIDE.get(state, state)}
+        {"id": name, "pid": None, "host": None, "update": None, "state": state}
         for name, state in sorted(outside.items())
     ]

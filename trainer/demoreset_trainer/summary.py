@@ -199,10 +199,11 @@ def last_words(
             f"Go on with more: {again(options, more)}"
         )
     at = summary["savedUpdate"]
-    kept = f"NOT saved: the checkpoint is of update {at}"
     if at is None:
         kept = "NOT saved: there is no checkpoint"
-    elif at >= summary["updates"]:  # ahead of the metrics of a command that was killed
+    elif at < summary["updates"]:
+        kept = f"NOT saved: the checkpoint is of update {at}"
+    else:  # it may be ahead of the metrics of a command that was killed
         kept = "saved"
     if summary["goalMet"]:
         where += f", the goal met at update {summary['evaluation']['update']} ({met})"

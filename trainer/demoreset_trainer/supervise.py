@@ -283,9 +283,9 @@ class Supervisor:
             place.start_at = now + place.record.wait
             wait = place.record.wait
             then = f"starting it again in {wait:g} s" if wait else "starting it again"
-        said, why = restart.words(code), str(error)
-        told = code > 0 and error.message != said  # it has said why itself
-        how = member.hung or (f"{said} ({why})" if told else why if code <= 0 else said)
+        how, said = member.hung or str(error), restart.words(code)
+        if member.hung is None and code > 0:
+            how = said if error.message == said else f"{said} ({error})"
         self._watch.note(
             f"lost member {member.name} (pid {member.pid}) at update {update}: {how}; {then}"
         )
