@@ -133,7 +133,7 @@ def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] |
     Raises:
         UserError: it is another run's.
     """
-    from demoreset_trainer import run_folder
+    from demoreset_trainer import run_folder, summary
 
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
@@ -141,6 +141,7 @@ def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] |
         if newest is None or not run_folder.goal_met(state, spec):
             return None
         run_folder.check_same_run(state, spec, demo, folder)
-        return {**state, "life": int(newest.parent.name.split("-")[1].removeprefix("l"))}
+        life, _ = summary.named(newest.parent) or (0, 0)
+        return {**state, "life": life}
     except (OSError, *DAMAGE):
         return None  # a broken one: those who read checkpoints decide

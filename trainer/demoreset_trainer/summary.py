@@ -123,11 +123,17 @@ def _played_on(spec: RunSpec, code: int) -> bool:
 def saved(checkpoints: Path) -> int | None:
     """The update of the newest checkpoint; None where there is none, or the disk is away."""
     try:
-        found = [_NAME.fullmatch(path.name) for path in checkpoints.glob("ckpt-*")]
+        found = [named(path) for path in checkpoints.glob("ckpt-*")]
     except OSError:
         return None
-    newest = max(((int(name[1]), int(name[2])) for name in found if name), default=None)
+    newest = max(filter(None, found), default=None)
     return newest[1] if newest is not None else None
+
+
+def named(path: Path) -> tuple[int, int] | None:
+    """The life and the update by which a checkpoint is named; None where it is none."""
+    found = _NAME.fullmatch(path.name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def kept(folder: Path, update: int, patience: float = LAST_SEEN) -> bool:
