@@ -8,7 +8,8 @@ Recovery is the time from the injection until the last of the others has finishe
 in a group without the victim; updates lost are gaps in the updates that were committed; forks are
 updates that two members committed with other weights; failures are what should not have happened,
 each with its reason. A row is kept once for every kind of machine, with what it was measured on.
-What members wrote down is kept in results/faults-events.jsonl.gz, but for every update's quorum.
+What members wrote down is kept beside the table in results/faults-events/KIND/ROW.jsonl.gz, but for
+every update's quorum.
 """
 
 import argparse
@@ -33,16 +34,15 @@ ROWS: dict[str, Row] = {
     **faults_inside.ROWS,
     **faults_cluster.ROWS,
 }
-TABLE, EVENTS = RESULTS / "faults.json", RESULTS / "faults-events.jsonl.gz"
+TABLE, EVENTS = RESULTS / "faults.json", RESULTS / "faults-events"
 
 
 def keep(name: str, kind: str, events: list[Event]) -> None:
     """Put the events of a row in the place of those of an earlier time on this kind of machine."""
-    key = {"row": name, "kind": kind}
-    lines = gzip.decompress(EVENTS.read_bytes()).decode().splitlines() if EVENTS.exists() else []
-    lines = [line for line in lines if not key.items() <= json.loads(line).items()]
-    lines += [json.dumps(key | e) for e in events if e["event"] != "quorum"]
-    EVENTS.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+    lines = [json.dumps(one) for one in events if one["event"] != "quorum"]
+    folder = EVENTS / kind.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 def show(known: dict[str, dict[str, Any]]) -> None:

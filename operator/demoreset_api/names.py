@@ -43,6 +43,7 @@ LABEL_VERSION = "app.kubernetes.io/version"  # of the operator that made an obje
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 ANNOTATION_HASH = "demoreset.dev/hash"  # of what an object was made from
 ANNOTATION_CONFIG = "demoreset.dev/config"  # of what a worker was told to learn
+ANNOTATION_IMAGE = "demoreset.dev/image"  # a trainer's, for the plugin to read the volume with
 OUT_OF_MEMORY = "OutOfMemory"  # begins the last words of a worker that the kernel killed for it
 COMPONENT_WORKER, COMPONENT_COORDINATOR = "worker", "coordinator"
 

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     for reads in (checkpoints, fetch, branch):
         reads.add_argument(
             "--image",
-            help="a trainer's, for a pod that reads the volume; needed if the run has no pod left",
+            help="a trainer's, for a pod that reads the volume; default: as the run has it",
         )
     branch.add_argument(
         "--set",

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from demoreset_api.names import (
     ANNOTATION_HASH,
+    ANNOTATION_IMAGE,
     API_VERSION,
     COMPONENT_COORDINATOR,
     COMPONENT_WORKER,
@@ -104,7 +105,7 @@ def selector(run: Run) -> str:
 
 def children(run: Run, settings: Settings) -> list[Json]:
     """All objects of a run but its pods, as they are to be."""
-    made = [config_map(run), service(run), network_policy(run, settings)]
+    made = [config_map(run, settings), service(run), network_policy(run, settings)]
     if run.spec.checkpoint.volume.claim is None:
         made.append(claim(run))
     if run.spec.workers.max > 1:
@@ -113,7 +114,15 @@ def children(run: Run, settings: Settings) -> list[Json]:
 
 
 def object_of(
-    run: Run, api: str, kind: str, name: str, component: str, *, owned: bool = True, **content: Any
+    run: Run,
+    api: str,
+    kind: str,
+    name: str,
+    component: str,
+    *,
+    owned: bool = True,
+    annotations: Mapping[str, str] | None = None,
+    **content: Any,
 ) -> Json:
     """An object with its labels, its owner and the hash of what it is made of."""
     owner = {
@@ -130,7 +139,9 @@ def object_of(
         "metadata": {"name": name, "namespace": run.namespace, "labels": labels(run, component)},
         **content,
     }
-    made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(made)}
+    if annotations is not None:
+        made["metadata"]["annotations"] = annotations
+    made["metadata"]["annotations"] = {**(annotations or {}), ANNOTATION_HASH: digest(made)}
     made["metadata"]["labels"][LABEL_VERSION] = VERSION  # of which nothing is made anew
     if owned:
         made["metadata"]["ownerReferences"] = [owner]
@@ -144,11 +155,18 @@ def config_name(run: Run) -> str:
     return f"{run.name}-{digest(config(run))}"
 
 
-def config_map(run: Run) -> Json:
-    """The run file. JSON, which is YAML."""
+def config_map(run: Run, settings: Settings) -> Json:
+    """The run file. JSON, which is YAML. And the image that reads what was learned by it."""
     text = json.dumps(config(run), indent=2, ensure_ascii=False) + "\n"
     return object_of(
-        run, "v1", "ConfigMap", config_name(run), "config", immutable=True, data={"run.json": text}
+        run,
+        "v1",
+        "ConfigMap",
+        config_name(run),
+        "config",
+        annotations={ANNOTATION_IMAGE: run.spec.workers.image or settings.image},
+        immutable=True,
+        data={"run.json": text},
     )
 
 

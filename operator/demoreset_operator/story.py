@@ -176,7 +176,8 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
             message = f"{len(left)} pods save and leave"
             made.append((ConditionType.SUSPENDED, False, Reason.SUSPENDING, message))
         else:
-            message = "no pods; spec.suspend: false goes on from the checkpoint"
+            does = "goes on from the checkpoint" if status.saved else "begins the run"
+            message = f"no pods; spec.suspend: false {does}"
             if volume_lost(seen, status, now):
                 message = "no pods, nor the claim with the checkpoints"
             made.append((ConditionType.SUSPENDED, True, Reason.SUSPENDED, message))

@@ -7,7 +7,7 @@ import sys
 import time
 
 from demoreset_api.errors import UserError
-from demoreset_api.names import COMPONENT_WORKER, LABEL_COMPONENT, LABEL_RUN_UID
+from demoreset_api.names import ANNOTATION_IMAGE, COMPONENT_WORKER, LABEL_COMPONENT, LABEL_RUN_UID
 from demoreset_operator.kubectl import Kubectl, runs
 from demoreset_operator.observation import Json, Run, trouble
 from demoreset_operator.pods import worker
@@ -46,7 +46,7 @@ class VolumeReader:
             if runs(body):
                 self._pod = body["metadata"]["name"]
                 return self
-        image = self._image or self._run.spec.workers.image
+        image = self._image or self._run.spec.workers.image or (None if pods else self._told())
         if image is not None and (self._image or not pods):
             pods = [worker(self._run, Settings(image), 0, 0)]
             pods[0]["spec"]["containers"][0]["image"] = image  # also of a run that names its own
@@ -67,6 +67,16 @@ class VolumeReader:
             self.__exit__()
             raise
         return self
+
+    def _told(self) -> str | None:
+        """The image that the operator would take, as it wrote down beside the run file."""
+        try:
+            found = self._kubectl.get("configmaps", "-l", f"{LABEL_RUN_UID}={self._run.uid}")
+        except UserError:  # of whom may not read them
+            return None
+        files: list[Json] = [body["metadata"] for body in found["items"]]
+        newest = max(files, key=lambda meta: str(meta["creationTimestamp"]), default={})
+        return (newest.get("annotations") or {}).get(ANNOTATION_IMAGE)
 
     def _wait(self) -> None:
         """Wait until the pod that was made has begun, and say what it waits for."""

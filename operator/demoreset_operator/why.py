@@ -19,8 +19,8 @@ DO = {
     "WrongRun": "Correct what the message names; then {anew}.",
     "NoValidCheckpoint": "Look at the volume (`kubectl demoreset checkpoints {name}`): none is "
     "whole, and all were left as they are.",
-    "NoProgress": "Where its loss is not finite, lower the learning rate; else read that pod's "
-    "log.",
+    "NoProgress": "Where a loss, gradient or weight is not finite, lower the learning rate; else "
+    "read that pod's log.",
     "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node; "
     "where the message names a claim, see that it can be bound (`kubectl describe pvc`).",
     "SchedulingGated": "It waits for its turn: see its queue (`kubectl describe workloads`).",
@@ -160,6 +160,7 @@ def _unseen(run: Run) -> str:
 
 def _stands(run: Run, status: RunStatus) -> str:
     workers, where, how = status.workers, status.curriculum, status.training
+    goes_on = "goes on from its checkpoint" if status.saved else "begins"
     parts = {
         Phase.PENDING: f"{run.name} waits for its first worker"
         if how is None
@@ -167,7 +168,7 @@ def _stands(run: Run, status: RunStatus) -> str:
         Phase.RUNNING: f"{run.name} trains with {workers.ready} of {workers.wanted} workers",
         Phase.SUSPENDED: f"{run.name} is suspended, and cannot go on"
         if claim_gone(status)
-        else f"{run.name} is suspended, and goes on from its checkpoint when spec.suspend is false",
+        else f"{run.name} is suspended, and {goes_on} when spec.suspend is false",
         Phase.COMPLETE: f"{run.name} is complete: the policy plays from the game's own start",
         Phase.FAILED: f"{run.name} has failed",
     }

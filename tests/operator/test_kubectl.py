@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from demoreset_api.errors import UserError
-from demoreset_api.names import LABEL_RUN_UID
-from demoreset_operator import plugin, pods, volume_reader
+from demoreset_api.names import ANNOTATION_HASH, LABEL_RUN_UID
+from demoreset_operator import plugin, pods, render, volume_reader
 from demoreset_operator.kubectl import Kubectl
+from demoreset_operator.render import Settings
 from demoreset_operator.volume_reader import VolumeReader
 from world import SETTINGS, World, training
 
@@ -108,6 +109,35 @@ def test_the_volume_of_a_suspended_run_is_read_where_it_names_its_image(made: li
     assert {"claimName": "key-data"} in [
         volume.get("persistentVolumeClaim") for volume in reader["spec"]["volumes"]
     ]
+
+
+def test_else_with_the_image_that_the_operator_wrote_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, made = World(suspend=True), []
+    older, newer = (render.config_map(world.run, Settings(image)) for image in ("old:1", "new:2"))
+    older["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    newer["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z"
+
+    def kubectl(_: Any, *arguments: str, given: str | None = None) -> str:
+        if given is not None:
+            made.append(json.loads(given))
+        asks = "configmaps" in arguments and f"{LABEL_RUN_UID}={world.run.uid}" in arguments
+        return json.dumps({"items": [newer, older] * asks, "status": {"phase": "Running"}})
+
+    monkeypatch.setattr(Kubectl, "run", kubectl)
+    read(world)
+    assert made[0]["spec"]["containers"][0]["image"] == "new:2"
+
+
+def test_another_image_is_written_down_in_the_same_run_file() -> None:
+    one, other = (render.config_map(World().run, Settings(image)) for image in ("a:1", "b:1"))
+    assert one["metadata"]["name"] == other["metadata"]["name"]
+    assert one["data"] == other["data"]  # it is immutable
+    assert (
+        one["metadata"]["annotations"][ANNOTATION_HASH]
+        != (other["metadata"]["annotations"][ANNOTATION_HASH])
+    )
 
 
 def test_else_it_says_where_the_files_are(made: list[Json]) -> None:

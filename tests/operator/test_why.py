@@ -131,6 +131,13 @@ def test_a_claim_that_is_gone_is_restored_where_the_run_has_trained_on_it() -> N
     assert "Make the claim" not in text
 
 
+def test_a_run_that_was_suspended_before_it_trained_has_nothing_to_go_on_from() -> None:
+    world = World(suspend=True)
+    world.settle()
+    assert "key is suspended, and begins when spec.suspend is false." in explanation(world)
+    assert "no pods; spec.suspend: false begins the run" in str(world.run.status.conditions)
+
+
 def test_a_suspended_run_whose_claim_is_gone_does_not_promise_to_go_on() -> None:
     world = saved()
     world.change(suspend=True)

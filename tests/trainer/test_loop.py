@@ -183,7 +183,7 @@ def test_an_update_that_fails_three_times_ends_the_run_with_its_weights_as_befor
 ) -> None:
     loop, _, _ = make(crossing, group=Faulty(range(100), lost=False))
     before = weights(loop).clone()
-    with pytest.raises(NoProgress, match=r"learningRate") as error:
+    with pytest.raises(NoProgress, match=r"norm is nan; lower spec.ppo.learningRate") as error:
         loop.run(after(loop, 1))
     assert error.value.exit_code == 66
     assert torch.equal(weights(loop), before)

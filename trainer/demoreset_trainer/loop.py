@@ -292,7 +292,7 @@ class Loop:
 
         After a failure everything is as it was before.
         """
-        rejected = failures = 0
+        rejected, failures, wrong = 0, 0, ""
         while rejected < MAX_ATTEMPTS:
             with self._telling.phase(QUORUM):
                 quorum, ahead = self._membership.agree()
@@ -323,9 +323,9 @@ class Loop:
                 continue
             except NotFinite as error:
                 self.ppo.load(*before)
-                rejected += 1
+                rejected, wrong = rejected + 1, str(error)
                 counters.rejected += 1
-                self._watch.note(f"update {counters.update + 1} rejected: {error}")
+                self._watch.note(f"update {counters.update + 1} rejected: {wrong}")
                 self._group.event("rejected", update=counters.update)
                 continue
             except BaseException:  # what is saved on the way out is a whole update
@@ -335,8 +335,8 @@ class Loop:
                 self._commit(shares, met)
             return quorum, True
         raise NoProgress(
-            f"update {self.state.counters.update + 1} failed {MAX_ATTEMPTS} times: its loss is not "
-            "finite; lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
+            f"update {self.state.counters.update + 1} failed {MAX_ATTEMPTS} times: {wrong}; "
+            "lower spec.ppo.learningRate and run again: the checkpoint before it is kept"
         )
 
     def _exchange(self, take: Take, quorum: Quorum) -> list[dict[str, Any]]:
