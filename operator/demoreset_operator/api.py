@@ -1,4 +1,4 @@
-"""The one module that talks to the API server."""
+"""The API server, as all but the watches speak to it: those are kopf's."""
 
 import asyncio
 import json

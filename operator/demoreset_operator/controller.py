@@ -6,6 +6,7 @@ import itertools
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,21 @@ class Refusal:
     until: float
     generation: int
     times: int
+
+
+@dataclass
+class Memory:
+    """What is kept of a run between two looks at it.
+
+    failures: of looks, in a row. retry: when the next look is due after them. written: when
+    progress was last put into its status. puzzled: what of it was not understood, and was said.
+    """
+
+    failures: int = 0
+    retry: float = 0.0
+    written: float = 0.0
+    refusal: Refusal | None = None
+    puzzled: str = ""
 
 
 class Queue:
@@ -110,16 +126,12 @@ class Controller:
         self.queue = Queue()
         self._busy: set[str] = set()
         self._again: set[str] = set()  # that changed while they were worked on
-        self._failures: dict[str, int] = {}
-        self._retry: dict[str, float] = {}  # when
-        self._refusals: dict[str, Refusal] = {}
-        self._written: dict[str, float] = {}  # when progress was last written
-        self._puzzled: dict[str, str] = {}  # what of a run was not understood, and has been said
+        self._memories: dict[str, Memory] = defaultdict(Memory)
         self._requests = asyncio.Semaphore(CONNECTIONS)  # more would only wait
 
     def wake(self, uid: str) -> None:
         """Something has changed: look at a run; after a failure not before its time."""
-        self.queue.add(uid, max(0.0, self._retry.get(uid, 0.0) - time.monotonic()))
+        self.queue.add(uid, max(0.0, self._memories[uid].retry - time.monotonic()))
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -140,8 +152,8 @@ class Controller:
             except Exception as error:
                 self._failed(uid, error)
             else:
-                self._failures.pop(uid, None)
-                self._retry.pop(uid, None)
+                if uid in self._memories:  # else it is gone
+                    self._memories[uid].failures, self._memories[uid].retry = 0, 0.0
                 self._metrics.reconciled("done", time.monotonic() - begun)
             finally:
                 self._busy.discard(uid)
@@ -151,9 +163,10 @@ class Controller:
 
     def _failed(self, uid: str, error: Exception) -> None:
         """Try again later."""
-        failures = self._failures[uid] = self._failures.get(uid, 0) + 1
-        wait = _back_off(failures, LONGEST_WAIT)
-        self._retry[uid] = time.monotonic() + wait
+        memory = self._memories[uid]
+        memory.failures += 1
+        wait = _back_off(memory.failures, LONGEST_WAIT)
+        memory.retry = time.monotonic() + wait
         self.queue.add(uid, wait)
         conflict = isinstance(error, ApiError) and error.code in (404, 409)
         self._metrics.reconciled("again" if conflict else "error", 0.0)
@@ -175,12 +188,7 @@ class Controller:
         body = self.cache.runs.get(uid)
         if body is None:
             self._metrics.forget(uid)
-            of_runs: tuple[dict[str, Any], ...] = (
-                *(self._written, self._failures, self._retry),
-                *(self._refusals, self._puzzled),
-            )
-            for known in of_runs:
-                known.pop(uid, None)
+            self._memories.pop(uid, None)
             return
         try:
             run = parse_run(body)
@@ -191,7 +199,7 @@ class Controller:
             self._metrics.forget(uid)  # what becomes of it is another's to tell
             return
         now = datetime.now(UTC)
-        refusal = self._refusals.get(uid)
+        refusal = self._memories[uid].refusal
         seen = self.cache.observe(run, refusal.message if refusal is not None else "")
         plan = decide(seen, self._settings, now)
         told = plan.status or run.status
@@ -245,14 +253,15 @@ class Controller:
     async def _say_once(self, body: Json, what: str) -> None:
         """An event that a run is left as it is, as long as this operator lives."""
         meta = body["metadata"]
-        if self._puzzled.get(meta["uid"]) == what:
+        memory = self._memories[meta["uid"]]
+        if memory.puzzled == what:
             return
         log.warning(UNCLEAR, self._name(meta["uid"]), what)
         known = {key: meta[key] for key in ("name", "namespace", "uid")}
         reference = {"apiVersion": API_VERSION, "kind": KIND, **known}
         event = Event("Warning", Reason.NOT_UNDERSTOOD, story.unknown(what))
         await self._api.create(_event(reference, event))
-        self._puzzled[meta["uid"]] = what
+        memory.puzzled = what
 
     async def _write_status(self, run: Run, plan: Plan, meta: Json) -> tuple[Json, float | None]:
         """Write the status; the run's metadata then, and where that may wait, for how long.
@@ -265,10 +274,10 @@ class Controller:
         if plan.status is None:
             return meta, None
         if not story.urgent(run.status, plan.status):
-            left = self._written.get(run.uid, 0.0) + PROGRESS_SECONDS - time.monotonic()
+            left = self._memories[run.uid].written + PROGRESS_SECONDS - time.monotonic()
             if left > 0:
                 return meta, left
-        self._written[run.uid] = time.monotonic()
+        self._memories[run.uid].written = time.monotonic()
         content = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         return await self._put_status(meta, content), None
 
@@ -321,7 +330,8 @@ class Controller:
         self, run: Run, plan: Plan, known: Mapping[tuple[str, str], str]
     ) -> float | None:
         """Make what is to be there; after a refusal not at once again, while all else goes on."""
-        refusal = self._refusals.get(run.uid)
+        memory = self._memories[run.uid]
+        refusal = memory.refusal
         if refusal is not None and (plan.apply_children or plan.create_pods):
             left = refusal.until - time.monotonic()
             if left > 0 and refusal.generation == run.generation:
@@ -344,10 +354,11 @@ class Controller:
             wait = _back_off(times, LONGEST_REFUSED_WAIT)
             until = time.monotonic() + wait
             said = str(error)[:MAX_MESSAGE]  # longer ones no status takes
-            self._refusals[run.uid] = Refusal(said, until, run.generation, times)
+            memory.refusal = Refusal(said, until, run.generation, times)
             log.info("run %s: refused: %s", self._name(run.uid), error)
             return wait if refusal is not None else 0.0  # at first to say so
-        if self._refusals.pop(run.uid, None) is not None:
+        memory.refusal = None
+        if refusal is not None:
             return 0.0  # to say so
         return None
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -34,6 +35,7 @@ class Kubectl:
             raise UserError("kubectl is not on the PATH") from error
         if done.returncode:
             raise UserError(done.stderr.strip())
+        print(done.stderr, end="", file=sys.stderr)  # warnings, and that nothing was found
         return done.stdout
 
     def get(self, *what: str) -> Json:

@@ -126,7 +126,7 @@ async def operate(options: argparse.Namespace) -> int:
     lease = Lease(post, own, LEASE, identity)
     runner = await serve(options.port, metrics, lambda: watch.deaf() if lease.held else None)
 
-    async def decide() -> None:
+    async def look_after() -> None:
         """Nothing is decided before all is known that can be known soon."""
         await poll.begin()
         await _until(stop, controller.run(), poll.run())
@@ -144,7 +144,7 @@ async def operate(options: argparse.Namespace) -> int:
             watch.run(stop),
             watch.refill(),
             watch.beat(),
-            decide(),
+            look_after(),
             _measure(controller, metrics),
         )
 

@@ -216,11 +216,12 @@ def _fetch(kubectl: Kubectl, options: argparse.Namespace) -> None:
             try:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                     _unpack(archive, partial)
-            except tarfile.TarError as error:
-                message = "nothing came"
-                if partial.exists():
-                    message = f"the stream was cut off; what came is in {partial}"
-                raise UserError(f"{message}: {error}") from error
+            except (tarfile.TarError, OSError) as error:
+                what = f"{out} cannot be written: {error}"
+                if isinstance(error, tarfile.TarError):
+                    what = f"the stream was cut off: {error}"
+                came = f"what came is in {partial}" if partial.exists() else "nothing came"
+                raise UserError(f"{what}; {came}") from error
             process.stdout.read()
         if process.returncode:
             raise UserError(f"not all was fetched; what came is in {partial}")

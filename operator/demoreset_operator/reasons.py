@@ -17,6 +17,7 @@ class Reason(StrEnum):
     STARTING = "Starting"
     REFUSED = "Refused"  # the API server would not take a request
     NO_UPDATES = "NoUpdates"
+    UNREACHABLE = "Unreachable"  # the kubelet reaches the workers, and the operator does not
     BACK_OFF = "BackOff"
     WAITING = "Waiting"  # for a reason of Kubernetes' own that is no single word
     NOT_UNDERSTOOD = "NotUnderstood"  # the operator's version does not know what the run says

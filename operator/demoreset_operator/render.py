@@ -28,6 +28,8 @@ from demoreset_operator.observation import Child, Json, Run
 
 INSTANCE = "app.kubernetes.io/instance"
 DATA = "/data"  # where a worker finds its volume
+# A policy sees the port of the pods behind the Service: vCluster's, OpenShift's, Gardener's.
+DNS_PORTS = (53, 1053, 5353, 8053)
 VERSION = version("demoreset").partition("+")[0]  # as a label may have it
 # What changes nothing for a worker: the operator's business, or the pods' template.
 NOT_CONFIG = {
@@ -247,7 +249,7 @@ def network_policy(run: Run, settings: Settings) -> Json:
             "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
         },
     ]
-    dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    dns = [{"port": at, "protocol": how} for at in DNS_PORTS for how in ("UDP", "TCP")]
     return object_of(
         run,
         "networking.k8s.io/v1",

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from demoreset_api.errors import ExitCode
-from demoreset_api.names import ASIDE, STARTING
+from demoreset_api.names import ASIDE, METRICS_PORT, STARTING
 from demoreset_api.status import (
     MAX_MESSAGE,
     CheckpointStatus,
@@ -21,7 +21,7 @@ from demoreset_api.status import (
 )
 from demoreset_operator import render
 from demoreset_operator.ending import named, volume_lost, waiting
-from demoreset_operator.observation import Json, Observation, Pod
+from demoreset_operator.observation import UNANSWERED, Json, Observation, Pod
 from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
 
@@ -233,7 +233,7 @@ def _running(
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
     trouble = seen.refused or _troubles(lacking)
-    trouble = trouble or _aside(seen, now) or _begins(seen, ready)
+    trouble = trouble or _aside(seen, now) or _unreachable(seen) or _begins(seen, ready)
     wanted, there = seen.run.spec.workers.max, len(_there(seen, now))
     if len(ready) == wanted:
         return Reason.TRAINING, "all workers train"
@@ -253,6 +253,8 @@ def _running(
         return reason if reason.isalnum() else Reason.WAITING, trouble[:MAX_MESSAGE]
     if held and not any(pod.live for pod in seen.workers):
         return Reason.BACK_OFF, held[:MAX_MESSAGE]
+    if unreachable := _unreachable(seen):
+        return Reason.UNREACHABLE, unreachable[:MAX_MESSAGE]
     still = [pod for pod in seen.workers if pod.live and seen.answers.get(pod.name)]
     if any(seen.answers[pod.name].status.update for pod in still):
         message = "workers answer, and have done no update for a while"
@@ -286,6 +288,13 @@ def _begins(seen: Observation, ready: set[str]) -> str:
     trained = ready | {name for name, answer in seen.answers.items() if answer.status.update}
     new = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in trained]
     return ", ".join(f"worker {pod.worker} loads" for pod in new)
+
+
+def _unreachable(seen: Observation) -> str:
+    """Which workers answer the kubelet, and have not answered the operator for a while."""
+    missed = [pod for pod in seen.workers if seen.missed.get(pod.name, 0) >= UNANSWERED]
+    told = ", ".join(f"worker {pod.worker}" for pod in missed if pod.live and pod.ready)
+    return told and f"{told}: ready, but the operator cannot reach port {METRICS_PORT}"
 
 
 def _stands(seen: Observation, ready: set[str]) -> str:

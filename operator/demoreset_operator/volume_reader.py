@@ -41,25 +41,15 @@ class VolumeReader:
         selector = f"{LABEL_COMPONENT}={COMPONENT_WORKER},{LABEL_RUN_UID}"
         found = self._kubectl.get("pods", "-l", selector)
         sees = [body for body in found["items"] if claim_name(self._run) in _claims(body)]
-        pods = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
-        for body in (*pods, *sees):
+        own = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
+        for body in (*own, *sees):
             if runs(body):
                 self._pod = body["metadata"]["name"]
                 return self
-        image = self._image or self._run.spec.workers.image or (None if pods else self._told())
-        if image is not None and (self._image or not pods):
-            pods = [worker(self._run, Settings(image), 0, 0)]
-            pods[0]["spec"]["containers"][0]["image"] = image  # also of a run that names its own
-        if not pods:
-            raise UserError(
-                f"{self._run.name} has no pod now, and so no image is known that could read its "
-                f"volume: name a trainer's with --image, or mount the claim "
-                f"{claim_name(self._run)} in a pod of your own; its folder there is "
-                f"{self._run.name}"
-            )
+        like = own[-1] if own and self._image is None else self._worker()
         self._pod, self.made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
         self._container = "reader"
-        self._kubectl.run("create", "-f", "-", given=json.dumps(_pod_like(self._pod, pods[-1])))
+        self._kubectl.run("create", "-f", "-", given=json.dumps(_pod_like(self._pod, like)))
         print(f"kubectl demoreset: waiting for the pod {self._pod}", file=sys.stderr)
         try:
             self._wait()
@@ -67,6 +57,20 @@ class VolumeReader:
             self.__exit__()
             raise
         return self
+
+    def _worker(self) -> Json:
+        """A worker's pod as the operator would make it, with the image that is known best."""
+        image = self._image or self._run.spec.workers.image or self._told()
+        if image is None:
+            raise UserError(
+                f"{self._run.name} has no pod now, and so no image is known that could read its "
+                f"volume: name a trainer's with --image, or mount the claim "
+                f"{claim_name(self._run)} in a pod of your own; its folder there is "
+                f"{self._run.name}"
+            )
+        pod = worker(self._run, Settings(image), 0, 0)
+        pod["spec"]["containers"][0]["image"] = image  # also of a run that names its own
+        return pod
 
     def _told(self) -> str | None:
         """The image that the operator would take, as it wrote down beside the run file."""

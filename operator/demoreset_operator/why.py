@@ -45,6 +45,8 @@ DO = {
     "for, one worker is replaced by itself, and where its threads stood kept in hangs/ on the "
     "volume. One that sits out comes back when data reaches it quickly; keep the run to nodes that "
     "are near one another (spec.workers.nodeSelector), or lower spec.workers.min.",
+    "Unreachable": "Let the operator's pods reach them: see the NetworkPolicies of both "
+    "namespaces, and a service mesh that refuses who is not in it. They may train meanwhile.",
     "TooFewWorkers": "Those who are there train once spec.workers.min is lower. One that sits out "
     "comes back when data reaches it quickly: keep the run to nodes that are near one another "
     "(spec.workers.nodeSelector).",

@@ -13,6 +13,7 @@ import yaml
 from demoreset_api import names
 from demoreset_api.spec import DemoResetRun
 from demoreset_operator import main
+from demoreset_operator.render import DNS_PORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/demoreset"
@@ -89,6 +90,7 @@ def test_the_run_of_the_notes_can_be_pasted_into_a_shell(helm: Run) -> None:
         ("logFormat=xml", "logFormat"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("image.repository=", "repository"),
+        ("trainer.image.repository=mine/trainer@sha256:" + "0" * 64, "repository"),
         ("podMonitor.enabled=yes", "enabled"),
         ("podMonitor.interval=15", "interval"),
         ("networkPolicy.apiServerPorts={0}", "apiServerPorts"),
@@ -403,7 +405,8 @@ def test_a_policy_lets_the_operator_reach_what_it_needs(render: Render) -> None:
     labels = the(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
     ports = [one["port"] for rule in policy["egress"] for one in rule["ports"]]
-    assert ports == [53, 53, 8443, names.METRICS_PORT]
+    dns = [port for port in DNS_PORTS for _ in ("UDP", "TCP")]  # as those of runs
+    assert ports == [*dns, 8443, names.METRICS_PORT]
 
 
 def test_the_test_pod_asks_in_a_namespace_that_it_may_see(render: Render) -> None:

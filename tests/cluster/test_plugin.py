@@ -59,10 +59,11 @@ def test_a_run_is_asked_fetched_branched_and_stopped(
     plugin("suspend", "slower")
     until(lambda: other.status["phase"] == "Suspended", "suspended")
     stood = other.update
-    plugin("resume", "slower")
     # The pods of a run that is over are given back; its volume can be read all the same.
     until(lambda: run.status["phase"] == "Failed", "the budget is spent")
     assert "spec.budget.frames" in plugin("why", RUN)
+    assert "ckpt-l" in plugin("checkpoints", "slower")  # nor has a suspended run a pod
+    plugin("resume", "slower")
     out = tmp_path / "fetched"
     assert f"demoreset evaluate {out}" in plugin("fetch", RUN, "--out", out)
     assert list(out.glob("checkpoints/ckpt-*/model.safetensors"))

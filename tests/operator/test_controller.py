@@ -241,7 +241,7 @@ def test_a_claim_that_somebody_has_put_in_the_place_of_a_lost_one_is_no_loss() -
     assert "VolumeLost" not in words
     assert "kubectl label pvc key-data app.kubernetes.io/managed-by=demoreset-operator" in words
     server.objects["PersistentVolumeClaim", "key-data"]["metadata"]["labels"] = OURS
-    controller._refusals.clear()  # its time is over
+    controller._memories[uid].refusal = None  # its time is over
     asyncio.run(controller.reconcile(uid))
     claim = server.objects["PersistentVolumeClaim", "key-data"]
     assert claim["metadata"]["labels"]["demoreset.dev/run-uid"] == uid
@@ -431,7 +431,7 @@ def test_a_pod_of_an_earlier_run_of_this_name_is_waited_for_and_not_taken() -> N
     assert "of an earlier run is still there" in conditions(server, controller, uid)
     assert "key-worker-0-1" not in {pod.name for pod in controller.cache.pods(uid)}
     del server.objects["Pod", "key-worker-0-1"]
-    controller._refusals.clear()  # its time is over
+    controller._memories[uid].refusal = None  # its time is over
     asyncio.run(controller.reconcile(uid))
     assert "key-worker-0-1" in {pod.name for pod in controller.cache.pods(uid)}
 
@@ -470,7 +470,9 @@ def test_a_webhook_that_is_down_is_told_of_and_asked_again_soon() -> None:
         asyncio.run(controller.reconcile(uid))
     assert "failed calling webhook" in conditions(server, controller, uid)
     take_again()
-    controller._refusals[uid] = replace(controller._refusals[uid], until=0.0)
+    refusal = controller._memories[uid].refusal
+    assert refusal is not None
+    controller._memories[uid].refusal = replace(refusal, until=0.0)
     asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-0-1") in server.objects
 
@@ -630,8 +632,11 @@ def test_a_run_that_is_gone_is_forgotten() -> None:
     controller.cache.put_run(server._keep(puzzle))
     asyncio.run(controller.reconcile(uid))
     controller._failed(uid, ApiError(500, "no luck"))
-    per_run = {"_written", "_failures", "_retry", "_refusals", "_puzzled", "_known"}
-    assert remembered(controller, uid) == per_run
+    assert remembered(controller, uid) == {"_memories", "_known"}
+    memory = controller._memories[uid]
+    assert memory.failures
+    assert memory.refusal
+    assert memory.puzzled
     controller.cache.put_run(server.objects["DemoResetRun", "key"], gone=True)
     before = len(server.requests)
     asyncio.run(controller.reconcile(uid))

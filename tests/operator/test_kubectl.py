@@ -275,12 +275,30 @@ def test_a_fetch_that_was_cut_off_says_so(
 
     out = tmp_path / "out"
     monkeypatch.setattr(VolumeReader, "command", cut_off)
-    with pytest.raises(SystemExit, match=r"the stream was cut off; what came is in .*\.out\.part"):
+    with pytest.raises(SystemExit, match=r"the stream was cut off: .*; what came is in .*\.out\.p"):
         plugin.main(["fetch", "key", "--out", str(out)])
     monkeypatch.setattr(plugin, "TAR", "true")
     with pytest.raises(SystemExit, match="nothing came"):
         plugin.main(["fetch", "key", "--out", str(out)])
     assert not out.exists()
+
+
+def test_a_fetch_to_a_disk_that_takes_nothing_says_so(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(VolumeReader, "command", lambda _, *words: list(words))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"file/out cannot be written: .*; nothing came$"):
+        plugin.main(["fetch", "key", "--out", str(tmp_path / "file/out")])
+
+
+def test_what_kubectl_says_beside_its_answer_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sh", "-c", "echo No resources found in games namespace. >&2"]
+    monkeypatch.setattr(Kubectl, "command", lambda *_: words)
+    plugin.main(["list"])
+    assert capsys.readouterr() == ("", "No resources found in games namespace.\n")
 
 
 @pytest.mark.parametrize("command", [["fetch"], ["fetch", "--best"], ["branch", "new"]])

@@ -9,6 +9,7 @@ import pytest
 from demoreset_api.status import Attempt, Cause, Phase
 from demoreset_operator import pods
 from demoreset_operator.render import Settings
+from demoreset_operator.why import why
 from world import SETTINGS, World, training
 
 
@@ -612,6 +613,18 @@ def test_workers_that_never_answer_do_not_count_as_training_for_ever() -> None:
     world.missed = dict.fromkeys(world.pods, 100)
     world.settle()
     assert world.status.phase is Phase.PENDING
+
+
+def test_workers_that_the_kubelet_reaches_and_the_operator_does_not_are_named() -> None:
+    world = training(2)
+    world.answers.clear()
+    world.missed = dict.fromkeys(world.pods, 100)
+    for body in world.pods.values():
+        body["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+    world.settle()
+    told = "worker 0, worker 1: ready, but the operator cannot reach port 9400"
+    assert condition(world, "Running") == ("False", "Unreachable", told)
+    assert "They may train meanwhile." in why(world.run, world.now)
 
 
 def test_a_long_confirmation_is_no_standstill() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from demoreset_trainer import checkpoint, cli
+from demoreset_trainer import checkpoint, cli, coordinator
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
 from demoreset_trainer.loop import Loop, Stopped
 
@@ -367,3 +367,18 @@ def test_a_place_that_nobody_may_look_into_is_one_line(tmp_path: Path, command: 
         assert done.returncode == 64, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert path.name in done.stderr or str(path.parent) in done.stderr
+
+
+def test_a_group_without_torchft_is_told_what_to_install_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(coordinator, "find_spec", lambda _: None)
+    folder = tmp_path / "run"
+    where = ["-f", str(CROSSING), "--dir", str(folder)]
+    place = ["--coordinator", "127.0.0.1:1", "--address", "127.0.0.1"]
+    for command in (["run", *where, "--members", "2"], ["worker", *where, *place]):
+        assert cli.main(command) == 64
+        said = capsys.readouterr().err
+        assert "install demoreset[elastic]" in said
+        assert "--members 1` does without it" in said
+    assert not folder.exists()

@@ -412,6 +412,29 @@ def test_who_differs_however_often_it_is_made_equal_gives_up_and_the_others_go_o
     assert not story.citizens["b"].commits
 
 
+def test_who_drifts_at_every_update_gives_up_too(crossing: Demo) -> None:
+    """As on another kind of device: made equal it is, and after the next step it is not."""
+    story = Story(crossing)
+    story.start("a", until=12)
+    story.wait("a", 2)
+    with story.town.condition:
+        story.start("b", until=12)
+        state = story.loops["b"].state
+        exact, seen = state.digest, set[int]()
+
+        def drifting(weights: int) -> int:
+            first = state.counters.update not in seen
+            seen.add(state.counters.update)
+            return exact(weights) + first
+
+        state.digest = drifting  # type: ignore[method-assign]
+    with pytest.raises(TryAgain, match="all on GPUs or none"):
+        story.end()
+    story.check()
+    assert len(story.citizens["a"].commits) >= 11
+    assert len(story.citizens["b"].commits) == 2
+
+
 def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) -> None:
     loop, _, _ = make(crossing)
     state = loop.state.state()

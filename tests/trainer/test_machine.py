@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demoreset_api.errors import UserError
 from demoreset_trainer import machine
 from demoreset_trainer.machine import cores
 
@@ -40,6 +41,11 @@ def test_cores_follow_the_affinity_and_the_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
     assert cores({}) == wanted
     assert cores({"DEMORESET_CORES": "5"}) == 5
+
+
+def test_cores_that_are_no_number_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"^DEMORESET_CORES: received '2.5'; it is a whole number$"):
+        cores({"DEMORESET_CORES": "2.5"})
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux has affinities")

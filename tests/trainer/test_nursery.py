@@ -1,10 +1,12 @@
 """A nursery starts real processes, that are the test's own children and end as any others."""
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -91,6 +93,28 @@ def test_a_member_has_an_environment_of_its_own(shared: Nursery, tmp_path: Path)
     told = start(shared, "demo", "verify", "freeway-crossing", DEMORESET_CACHE=str(tmp_path))
     assert ended(told) == 0
     told.bury()
+
+
+def test_a_machine_that_has_no_room_for_a_member_leaves_no_pipe_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_room(*_: object) -> NoReturn:
+        raise OSError(errno.EAGAIN, "no room")
+
+    pipe, made = os.pipe, list[int]()
+
+    def second_fails() -> tuple[int, int]:
+        if made:
+            raise OSError(errno.EMFILE, "too many")
+        made.extend(pipe())
+        return made[0], made[1]
+
+    before = os.listdir("/proc/self/fd")
+    for fails in (pipe, second_fails):
+        monkeypatch.setattr(os, "pipe", fails)
+        with pytest.raises(OSError, match=r"no room|too many"):
+            MemberProcess(0, "one", [], {}, 0.0, no_room)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_members_outlive_their_nursery_and_the_next_one_comes_from_another() -> None:

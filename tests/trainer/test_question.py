@@ -220,6 +220,13 @@ def test_who_sat_out_is_back_when_its_links_are_quick(
     assert phases == [ASIDE, QUORUM]
 
 
+@pytest.mark.parametrize(
+    ("gap", "seconds"), [(0, 5), (1, 5), (10, 30), (25, 60), (45, 90), (70, 140)]
+)
+def test_a_sum_is_waited_for_by_the_runs_pace_however_slow_it_is(gap: int, seconds: int) -> None:
+    assert elastic.sum_timeout(gap) == seconds
+
+
 def test_who_joins_a_slow_group_waits_by_its_pace(
     member: Make, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

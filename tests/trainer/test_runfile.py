@@ -1,5 +1,6 @@
 """Run files: every mistake is one line that names the field, what was received, what is right."""
 
+import errno
 import fcntl
 import os
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demoreset_api.errors import UserError
+from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import Collectives, RunSpec, Workers
 from demoreset_trainer import runfile
 from demoreset_trainer.demo import Demo, record
@@ -233,6 +234,19 @@ def test_an_unknown_bundled_demo_lists_the_known(tmp_path: Path) -> None:
 def test_a_result_says_whether_the_guide_was_used(curriculum: dict[str, object], says: str) -> None:
     wanted = {"demo": {"name": "x"}, "curriculum": curriculum}
     assert runfile.guided(RunSpec.model_validate(wanted)) == says
+
+
+def test_a_group_where_no_temporary_folder_can_be_made_is_told_to_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    path = write(tmp_path, GOOD)
+    monkeypatch.setattr(runfile, "TemporaryDirectory", full)
+    frozen = runfile.frozen(runfile.read(path), path)
+    with pytest.raises(TryAgain, match=r"No usable .*; make room .* TMPDIR"), frozen:
+        pass
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,30 @@ def test_memory_that_is_not_enough_is_named_and_not_tried_for_ever(tmp_path: Pat
     assert str(group.supervisor.error).startswith("OutOfMemory: the kernel has killed")
 
 
+def test_what_the_kernel_killed_long_before_is_not_why_a_member_ends(tmp_path: Path) -> None:
+    group = Group(
+        tmp_path,
+        "drain(); progress(attempt)\n"
+        "while attempt == 1:\n    beat(); time.sleep(0.05)\n"
+        "    if os.path.exists('go'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "live()",
+    )
+    killed: list[float] = []  # somebody else's process, on a machine without containers
+    group.starved = lambda: len(killed)
+
+    def restarted(group: Group) -> bool:
+        if group.updated(1) and not killed:
+            killed.append(time.monotonic())
+        if killed and time.monotonic() > killed[0] + 1.5 and not group.jump:
+            group.jump = 60.0
+            (tmp_path / "go").touch()
+        return group.updated(2)
+
+    assert group.run(restarted) == 143
+    (line,) = group.heard.lost()
+    assert "killed by SIGKILL; starting it again" in line
+
+
 def test_a_member_that_crashes_is_told_in_one_line_and_started_anew(tmp_path: Path) -> None:
     group = Group(
         tmp_path,

@@ -82,10 +82,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
+    import torch
+
     from demoreset_trainer import evaluate, policy_file, run_folder
     from demoreset_trainer.machine import cores
     from demoreset_trainer.play import Act
 
+    torch.set_num_threads(cores())
     noises = _choice("--noise", options.noise, list(evaluate.NOISES))
     acts = [Act(name) for name in _choice("--act", options.act, [str(act) for act in Act])]
     trained = policy_file.load(options.policy)

@@ -85,12 +85,15 @@ def run(options: argparse.Namespace) -> int:
     signals = Signals()
     from demoreset_trainer import run_folder, runfile, tensorboard
     from demoreset_trainer.claim import claimed
+    from demoreset_trainer.coordinator import extension
     from demoreset_trainer.screen import tell
 
     tensorboard.check(options.tensorboard)
     wanted = runfile.read(options.file, options.set)
     folder: Path = options.dir or Path("runs") / wanted.metadata.name
     members = runfile.members(options.members, wanted.spec.workers)
+    if members > 1:
+        extension()
     demo = runfile.load_demo(wanted.spec, options.file)  # a mistake is told once, and first
     if options.fresh and os.path.isdir(folder):  # Path's asks no further where it may not look
         with claimed(folder):

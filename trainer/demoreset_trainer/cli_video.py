@@ -52,10 +52,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit code."""
+    import torch
+
     from demoreset_trainer import policy_file
     from demoreset_trainer.film import film
+    from demoreset_trainer.machine import cores
     from demoreset_trainer.play import Act
 
+    torch.set_num_threads(cores())
     trained = policy_file.load(options.policy)
     out = options.out or (trained.folder or Path()) / f"{trained.name}.mp4"
     free("--out", out, ".mp4", ".gif", force=options.force)

@@ -23,6 +23,7 @@ from demoreset_api.names import (
     TERMINATION_LOG,
 )
 from demoreset_trainer import restart
+from demoreset_trainer.coordinator import extension
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST, listen
 from demoreset_trainer.nursery import Nursery
@@ -118,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _work(options: argparse.Namespace, signals: Signals) -> int:
     coordinator, address = whereabouts(options.coordinator, options.address)
+    extension()
     listen(address).close()  # a mistake is told once, and first
     from demoreset_trainer import hangs, run_folder, runfile, tensorboard
     from demoreset_trainer.cli_group import GOOD, all_kept, met_on_disk, to_stderr

@@ -24,8 +24,8 @@ PORT_TAKEN = 10.0  # seconds that a taken port is tried again
 ANY = "::"  # every address of the machine, of both kinds
 
 
-def load() -> ModuleType:
-    """Torchft's extension module.
+def extension() -> Path:
+    """The file of torchft's extension module, without which there is no group.
 
     Raises:
         UserError: torchft is not installed, or not for this Python.
@@ -36,9 +36,10 @@ def load() -> ModuleType:
         for suffix in EXTENSION_SUFFIXES:
             path = Path(folder) / f"_torchft{suffix}"
             if path.is_file():
-                return _load(path)
+                return path
     raise UserError(
-        "torchft is not installed: install demoreset[elastic] (x86-64 Linux, Python 3.11 to 3.13)"
+        "torchft is not installed: install demoreset[elastic] (x86-64 Linux, Python 3.11 to 3.13); "
+        "`demoreset run --members 1` does without it"
     )
 
 
@@ -95,11 +96,11 @@ def serve(
         TryAgain: the port is taken, and was at every try.
         UserError: no such address, or not allowed.
     """
-    extension = load()
+    torchft = _load(extension())
     bind = address(host, port, has_ipv6())
     while True:
         try:
-            return extension.LighthouseServer(
+            return torchft.LighthouseServer(
                 bind=bind,
                 min_replicas=least,
                 join_timeout_ms=JOIN_MS,

@@ -46,6 +46,11 @@ MIN_REST, MAX_REST = 5.0, 300.0  # seconds of sitting out; longer each time
 MAX_FAILURES = 3  # to form the group, in a row, before a person is told
 
 
+def sum_timeout(gap: float) -> float:
+    """Seconds after which a sum counts as failed, where the longest gap between two was so long."""
+    return max(MIN_TIMEOUT, min(PACE_GAPS * gap, max(STATE_TIMEOUT, 2 * gap)))
+
+
 class Elastic:
     """The group as one of its members sees it.
 
@@ -331,7 +336,7 @@ class Elastic:
         """
         if self._handed:
             return STATE_TIMEOUT
-        return min(max(MIN_TIMEOUT, PACE_GAPS * max(self._pace, *self._gaps, 0.0)), STATE_TIMEOUT)
+        return sum_timeout(max(self._pace, *self._gaps, 0.0))
 
     def _do(self, tensor: Tensor, timeout: timedelta, collective: Callable[[Tensor], Any]) -> None:
         # Of a copy: what was given up may still be written to.

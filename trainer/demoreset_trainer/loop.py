@@ -298,7 +298,7 @@ class Loop:
                 quorum, ahead = self._membership.agree()
             counters = self.state.counters
             if not ahead:  # what was played belongs to a state that is gone
-                take = nothing
+                take, rejected = nothing, 0
             with self._telling.phase("copy"):
                 before = tuple(_copy(tensors) for tensors in self.ppo.state())
             begun = time.monotonic()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from demoreset_api.errors import UserError
 from demoreset_api.names import ENV_CORES
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -20,9 +21,15 @@ def cores(environment: Mapping[str, str] = os.environ) -> int:
 
     What it is told: a worker on a cluster what it has asked for, a member its part of that. Else
     its affinity and its container's CPU quota.
+
+    Raises:
+        UserError: it is told something else than a number.
     """
     if told := environment.get(ENV_CORES):
-        return max(1, int(told))
+        try:
+            return max(1, int(told))
+        except ValueError:
+            raise UserError(f"{ENV_CORES}: received {told!r}; it is a whole number") from None
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.ceil(min(allowed or 1, _quota())))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -126,17 +127,11 @@ class MemberProcess:
         self.asked = False  # to stop
         self.tail: deque[str] = deque(maxlen=KEPT)
         self.stacks: list[str] | None = None  # what it wrote since it was asked where it stands
-        mine, its = os.pipe()
-        read, write = os.pipe()
-        try:
+        with ExitStack() as ours, ExitStack() as theirs:
+            mine, its = _pipe(ours, theirs)
+            read, write = _pipe(ours, theirs)
             self._process = spawn(command, environment, its, write)
-        except OSError:
-            os.close(mine)
-            os.close(read)
-            raise
-        finally:
-            os.close(its)
-            os.close(write)
+            ours.pop_all()
         self._wire, self._said = _Lines(mine), _Lines(read)
 
     @property
@@ -226,6 +221,14 @@ class MemberProcess:
     def error(self, code: int) -> restart.LastError:
         """Why it ended."""
         return restart.last_error(self.tail, code, self.hung)
+
+
+def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
+    """A pipe: the end that is read and the one that is written, each closed with its stack."""
+    ends = os.pipe()
+    for stack, end in zip((reading, writing), ends, strict=True):
+        stack.callback(os.close, end)
+    return ends
 
 
 class _Lines:

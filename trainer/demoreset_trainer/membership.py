@@ -50,7 +50,8 @@ class Membership:
         self.rank = 0  # of the latest quorum
         self.staying: list[str] = []  # members that have not said that they leave
         self._members: tuple[str, ...] = ()  # of the latest quorum
-        self._apart = 0  # how often in a row it differed from the others
+        self._apart = 0  # updates in a row at which it differed from the others
+        self._apart_at = -1  # the latest of them
         self._lost_at: float | None = None  # when what a lost member interrupted began
         self._began: float | None = None  # the run, as if it had been one life; time.monotonic
 
@@ -193,9 +194,12 @@ class Membership:
         return shares
 
     def _check_alike(self, own: int | None, digests: list[int | None]) -> None:
+        update = self._state.counters.update
         if len(set(digests)) == 1:
-            self._apart = 0
+            if update != self._apart_at:  # else they have only just been made equal
+                self._apart = 0
             return
+        self._apart_at = update
         finite = [one for one in digests if one is not None]  # one at least: they differ
         if own is None or own != max(finite, key=finite.count):
             self._state.life = 0
@@ -203,11 +207,9 @@ class Membership:
             if self._apart == MAX_APART:  # the others must not be held up for ever
                 raise TryAgain(
                     f"this member's state differs from that of the others after it was made equal "
-                    f"{MAX_APART - 1} times; are all of one version?"
+                    f"{MAX_APART - 1} times; are all of one version, and all on GPUs or none?"
                 )
         else:
             self._apart = 0
-        self._note(
-            f"update {self._state.counters.update}: the members' states differ; made equal again"
-        )
+        self._note(f"update {update}: the members' states differ; made equal again")
         raise MemberLost("the members' states differ")

@@ -120,4 +120,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("update"), int) else None
+    whole = isinstance(entry, dict) and all(
+        isinstance(entry.get(key), int) for key in ("update", "life")
+    )
+    return entry if whole else None

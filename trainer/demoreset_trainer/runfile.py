@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from demoreset_api import changes as changing
-from demoreset_api.errors import UserError
+from demoreset_api.errors import TryAgain, UserError
 from demoreset_api.spec import (
     MAX_EPISODE_FRAMES,
     MAX_MEMBERS,
@@ -132,13 +132,25 @@ def _needed(field: FieldInfo) -> str:
 
 @contextmanager
 def frozen(wanted: DemoResetRun, file: Path) -> Iterator[Path]:
-    """A copy of the run file for members, which may be started hours after it was changed."""
+    """A copy of the run file for members, which may be started hours after it was changed.
+
+    Raises:
+        TryAgain: no folder for temporary files takes it.
+    """
     content = wanted.model_dump(mode="json", by_alias=True)
     if wanted.spec.demo.path is not None:
         content["spec"]["demo"]["path"] = str((file.parent / wanted.spec.demo.path).resolve())
-    with TemporaryDirectory(prefix="demoreset-") as folder, _locked(folder):
-        path = Path(folder) / SPEC
-        write_json(path, content)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(TemporaryDirectory(prefix="demoreset-"))
+            path = Path(folder) / SPEC
+            write_json(path, content)
+        except OSError as error:  # of which ENOENT says that all of them were tried
+            raise TryAgain(
+                f"no temporary folder can be written now ({error.strerror}); make room in /tmp, or "
+                "name another folder in TMPDIR, and give the same command again"
+            ) from error
+        stack.enter_context(_locked(folder))
         yield path
 
 

@@ -4,6 +4,7 @@ One thread and one loop, for members must be started by a thread that stays. Wha
 `restart`; what is told goes to whoever watches.
 """
 
+import math
 import os
 import secrets
 import select
@@ -26,6 +27,8 @@ TURN = 0.05  # seconds between two looks at the members, at most
 # Ends of a member that was asked to stop, perhaps before it could listen.
 WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
 DUMP = 1.0  # seconds that a hung member has to say where it stands
+OOM_LOOK = 1.0  # seconds between two looks at what the kernel has killed for memory
+OOM_RECENT = 10.0  # seconds after it for which that is why a member ends
 STARVED = "the kernel has killed a process of this worker: its memory limit is not enough"
 MAX_NOTES = 1000  # remembered, so as not to tell them twice
 
@@ -89,7 +92,7 @@ class Supervisor:
         self._name, self._command, self._watch = name, command, watch
         self._stopping, self._say, self._tend, self._clock = stopping, say, tend, clock
         self._spawn, self._starved, self._keep, self._brief = spawn, starved, keep, brief
-        self._oom_kills = starved()
+        self._oom_kills, self._oom_looked, self._oom_at = starved(), clock(), -math.inf
         self._limits = limits or Limits()
         base = dict(os.environ if environment is None else environment)
         self._environments = [share(base, index, members) for index in range(members)]
@@ -142,6 +145,12 @@ class Supervisor:
         if self._ending is not None:
             self._ending = self._ending.later(missed)
 
+    def _look_for_oom(self, now: float) -> None:
+        """See when the kernel has last killed a process for memory: maybe none of ours."""
+        if (killed := self._starved()) > self._oom_kills:
+            self._oom_kills, self._oom_at = killed, now
+        self._oom_looked = now
+
     def _turn(self, now: float) -> None:
         if (number := self._stopping()) is not None:
             self._ending = restart.stopped(self._ending, number, now, self._limits)
@@ -151,6 +160,8 @@ class Supervisor:
                 self._hear(member, now)
                 if code is not None:
                     self._lose(place, member, code, now)
+        if now - self._oom_looked > OOM_LOOK:
+            self._look_for_oom(now)
         self._end_the_hung(now)
         if self._ending is not None:
             self._end(self._ending, now)
@@ -252,11 +263,12 @@ class Supervisor:
             self._ending = ending
             return
         self.error = error = member.error(code)
-        killed = self._starved()
-        starved, self._oom_kills = killed > self._oom_kills, killed
+        self._look_for_oom(now)
+        starved = now - self._oom_at < OOM_RECENT
         if starved:  # whatever it says: the kernel may have killed what it needed
             code = -signal.SIGKILL
             self.error = error = LastError(OUT_OF_MEMORY, STARVED, error.lines)
+            self._oom_at = -math.inf  # it explains one end
         # Who has done none was to go on where the run stands now.
         stands = self.progress.update if self.progress is not None else self.furthest
         update = member.told or stands

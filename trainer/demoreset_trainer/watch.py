@@ -111,5 +111,5 @@ class _Behind:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            with suppress(OSError):
+            with suppress(Exception):  # a disk's, or TensorBoard's: the training goes on
                 job()
