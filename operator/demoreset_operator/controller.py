@@ -312,8 +312,7 @@ class Controller:
         leave = [("Pod", name) for name in plan.delete_pods if name not in ended]
         tidy = [("Pod", name) for name in plan.delete_pods if name in ended]
         try:
-            await self._all([self._delete(run, *key, known.get(key, "")) for key in leave])
-            held = await self._make(run, plan, known)
+            held = await self._replace(run, plan, leave, known)
         except ApiError:
             await self._tell(run, plan.events)  # the next plan has them no more
             raise
@@ -326,12 +325,21 @@ class Controller:
             await self._api.delete(KIND, run.namespace, run.name, run.uid, version)
         return held
 
+    async def _replace(
+        self, run: Run, plan: Plan, leave: list[tuple[str, str]], known: dict[tuple[str, str], str]
+    ) -> float | None:
+        """Take away what lives and is to leave, then make what is to be there."""
+        try:
+            await self._all([self._delete(run, *key, known.get(key, "")) for key in leave])
+        except ApiError as error:
+            return self._refused(run, error)
+        return await self._make(run, plan, known)
+
     async def _make(
         self, run: Run, plan: Plan, known: Mapping[tuple[str, str], str]
     ) -> float | None:
         """Make what is to be there; after a refusal not at once again, while all else goes on."""
-        memory = self._memories[run.uid]
-        refusal = memory.refusal
+        refusal = self._memories[run.uid].refusal
         if refusal is not None and (plan.apply_children or plan.create_pods):
             left = refusal.until - time.monotonic()
             if left > 0 and refusal.generation == run.generation:
@@ -348,19 +356,26 @@ class Controller:
                 create = create[1:]
             await self._all([self._create(run, body) for body in create])
         except ApiError as error:
-            if not (isinstance(error, Taken) or error.code in REFUSED_CODES):
-                raise
-            times = refusal.times + 1 if refusal is not None else 1
-            wait = _back_off(times, LONGEST_REFUSED_WAIT)
-            until = time.monotonic() + wait
-            said = str(error)[:MAX_MESSAGE]  # longer ones no status takes
-            memory.refusal = Refusal(said, until, run.generation, times)
-            log.info("run %s: refused: %s", self._name(run.uid), error)
-            return wait if refusal is not None else 0.0  # at first to say so
-        memory.refusal = None
-        if refusal is not None:
-            return 0.0  # to say so
-        return None
+            return self._refused(run, error)
+        self._memories[run.uid].refusal = None
+        return None if refusal is None else 0.0  # to say so
+
+    def _refused(self, run: Run, error: ApiError) -> float:
+        """Seconds until what the API server would not take is tried again; at first to say so.
+
+        Raises:
+            ApiError: it is no refusal.
+        """
+        if not (isinstance(error, Taken) or error.code in REFUSED_CODES):
+            raise error
+        memory = self._memories[run.uid]
+        before = memory.refusal
+        times = before.times + 1 if before is not None else 1
+        wait = _back_off(times, LONGEST_REFUSED_WAIT)
+        said = str(error)[:MAX_MESSAGE]  # longer ones no status takes
+        memory.refusal = Refusal(said, time.monotonic() + wait, run.generation, times)
+        log.info("run %s: refused: %s", self._name(run.uid), error)
+        return wait if before is not None else 0.0
 
     async def _tell(self, run: Run, events: list[Event]) -> None:
         async def one(event: Event) -> None:

@@ -174,6 +174,7 @@ def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus
         made.append((ConditionType.RUNNING, False, Reason.SUSPENDED, "spec.suspend is true"))
         if left:
             message = f"{len(left)} pods save and leave"
+            message = "; ".join(filter(None, (message, seen.refused)))[:MAX_MESSAGE]
             made.append((ConditionType.SUSPENDED, False, Reason.SUSPENDING, message))
         else:
             does = "goes on from the checkpoint" if status.saved else "begins the run"

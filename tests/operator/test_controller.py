@@ -409,6 +409,24 @@ def test_a_pod_that_may_not_be_tidied_up_does_not_keep_its_workers_next_from_com
     assert ("Pod", "key-worker-0-3") in server.objects
 
 
+def test_a_pod_that_may_not_be_taken_away_is_told_of() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+
+    async def delete(kind: str, namespace: str, name: str, uid: str = "") -> None:
+        raise ApiError(403, f"admission webhook denied the request: {name} is protected")
+
+    server.delete = delete  # type: ignore[method-assign, assignment]
+    run = server.objects["DemoResetRun", "key"]
+    suspended = {**run, "spec": {**run["spec"], "suspend": True}}
+    controller.cache.put_run(server._keep(suspended))
+    asyncio.run(controller.reconcile(uid))
+    controller._memories[uid].written = 0.0  # that is not urgent
+    assert "save and leave; 403: admission webhook denied the request" in conditions(
+        server, controller, uid
+    )
+
+
 def other(server: Server, kind: str, name: str, **labels: str) -> None:
     """Somebody's object, there before ours."""
     server._keep({"kind": kind, "metadata": {"name": name, "namespace": "games", "labels": labels}})
