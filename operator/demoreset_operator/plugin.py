@@ -37,10 +37,11 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/ckpt-*")):
     print(path.name, f"{size / 1e6:.1f} MB", "" if whole else "broken", sep="\\t")
 """
 # A run that trains writes meanwhile: tar then ends with 1, and all that is whole has come.
-TAR = 'tar --create --exclude .reserve --directory "$0" . ; test $? -le 1'
+TAR = 'tar --create --warning=no-file-changed --exclude .reserve --directory "$0" . ; test $? -le 1'
 TAR_BEST = """
 cd "$0" && best=$(cat checkpoints/BEST) || exit 2
-tar --create $(ls -A | grep -vx checkpoints) checkpoints/BEST "checkpoints/$best" ; test $? -le 1
+set -- $(ls -A | grep -vx checkpoints) checkpoints/BEST "checkpoints/$best"
+tar --create --warning=no-file-changed "$@" ; test $? -le 1
 """
 # Of a pipe sh has the last code only; that of the first tar comes through 3.
 COPY = """
@@ -48,7 +49,7 @@ if test -e "$1"; then echo "$1 is on the volume already; choose another name" >&
 trap 'rm -rf "$1.partial"' EXIT
 rm -rf "$1.partial" && mkdir "$1.partial" || exit 1
 code=$({
-    { tar --create --exclude .reserve --directory "$0" .; echo $? >&3; } |
+    { tar --create --warning=no-file-changed --exclude .reserve --directory "$0" .; echo $? >&3; } |
         tar --extract --directory "$1.partial"
 } 3>&1) && test "$code" -le 1 || exit 1
 if ! ls "$1.partial"/checkpoints/ckpt-*/MANIFEST.json > /dev/null 2>&1; then
@@ -130,9 +131,12 @@ def _list(kubectl: Kubectl, options: argparse.Namespace) -> None:
 
 
 def _status(kubectl: Kubectl, options: argparse.Namespace) -> None:
-    status = kubectl.read(options.run)[0].get("status") or {}
+    body, run = kubectl.read(options.run)
+    status = body.get("status") or {}
+    if not status:  # another manages it, or nobody has looked at it yet
+        print(why(run, datetime.now(UTC)))
     shown = {key: value for key, value in status.items() if key not in ("places", "attempts")}
-    print(yaml.safe_dump(shown, sort_keys=False), end="")
+    print(yaml.safe_dump(shown, sort_keys=False) if shown else "", end="")
     for one in status.get("attempts", [])[-5:]:
         print("  ".join([one["ended"], one["pod"], one["cause"], *_after(one)]))
 

@@ -25,7 +25,7 @@ from demoreset_operator.observation import UNANSWERED, Json, Observation, Pod
 from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
 
-TROUBLE = (Reason.TOO_FEW_WORKERS, Reason.NOT_WRITTEN)
+TROUBLE = (Reason.TOO_FEW_WORKERS, Reason.UNREACHABLE, Reason.NOT_WRITTEN)
 AWAITED = (*TROUBLE, Reason.RESUMED, Reason.REFUSED)  # that are told at once
 MAX_TROUBLES = 3  # that are told at once
 

@@ -8,7 +8,7 @@ from demoreset_operator.causes import NO_LOSS
 from demoreset_operator.ending import NO_ROOM, anew, go_on
 from demoreset_operator.observation import HOPELESS_REASONS, Run
 from demoreset_operator.reasons import Reason
-from demoreset_operator.story import claim_gone
+from demoreset_operator.story import claim_gone, find
 
 MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')  # the scheduler's words
 IMAGE = "Correct spec.workers.image or imagePullSecrets."
@@ -163,8 +163,12 @@ def _unseen(run: Run) -> str:
 def _stands(run: Run, status: RunStatus) -> str:
     workers, where, how = status.workers, status.curriculum, status.training
     goes_on = "goes on from its checkpoint" if status.saved else "begins"
+    running = find(status, ConditionType.RUNNING)
+    unheard = running is not None and running.reason == Reason.UNREACHABLE
     parts = {
-        Phase.PENDING: f"{run.name} waits for its first worker"
+        Phase.PENDING: f"{run.name} is not heard of"
+        if unheard
+        else f"{run.name} waits for its first worker"
         if how is None
         else f"{run.name} waits: no worker trains",
         Phase.RUNNING: f"{run.name} trains with {workers.ready} of {workers.wanted} workers",

@@ -22,7 +22,13 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
 # Kubernetes' own, of pods that are not started yet, and that nothing of ours depends on.
 OTHERS = {"ContainerCreating", "CrashLoopBackOff"}
-EVENTS = {Reason.TOO_FEW_WORKERS, Reason.SUSPENDED, Reason.RESUMED, Reason.NOT_WRITTEN}
+EVENTS = {
+    Reason.TOO_FEW_WORKERS,
+    Reason.UNREACHABLE,
+    Reason.SUSPENDED,
+    Reason.RESUMED,
+    Reason.NOT_WRITTEN,
+}
 EVENTS |= {Reason.GOAL_MET, Reason.NOT_UNDERSTOOD}
 WORDS = {2: "two", 5: "five", 10: "ten"}
 

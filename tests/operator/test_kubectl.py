@@ -292,6 +292,15 @@ def test_a_fetch_to_a_disk_that_takes_nothing_says_so(
         plugin.main(["fetch", "key", "--out", str(tmp_path / "file/out")])
 
 
+def test_the_status_of_a_run_that_nobody_has_looked_at_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(managedBy="somebody.else/x")
+    monkeypatch.setattr(Kubectl, "read", lambda *_: ({}, world.run))
+    plugin.main(["status", "key"])
+    assert "It is somebody.else/x's to look after" in capsys.readouterr().out
+
+
 def test_what_kubectl_says_beside_its_answer_is_passed_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -624,7 +624,9 @@ def test_workers_that_the_kubelet_reaches_and_the_operator_does_not_are_named() 
     world.settle()
     told = "worker 0, worker 1: ready, but the operator cannot reach port 9400"
     assert condition(world, "Running") == ("False", "Unreachable", told)
-    assert "They may train meanwhile." in why(world.run, world.now)
+    explained = why(world.run, world.now)
+    assert explained.startswith("key is not heard of; the start stands at frame ")
+    assert "They may train meanwhile." in explained
 
 
 def test_a_long_confirmation_is_no_standstill() -> None:
