@@ -132,6 +132,9 @@ class Diary:
     def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
         return True
 
+    def next_life(self) -> int:
+        return 1
+
     def facts(self) -> dict[str, Any]:
         return {}
 

@@ -86,7 +86,11 @@ class TrainingStatus(StatusModel):
     frames: int = Field(default=0, description="Emulator frames.")
     update: int = Field(default=0, description="Updates done.")
     seconds: float = Field(default=0, description="Spent on training.")
-    life: int = Field(default=0, description="Which of the run's lives: each begins from disk.")
+    life: int = Field(
+        default=0,
+        description="Which of the run's lives: it begins one when it is read from disk, or loses "
+        "members together with the coordinator.",
+    )
     frames_per_second: float | None = Field(default=None, description="Lately.")
     score_mean: float | None = Field(default=None, description="From the game's own start.")
     score_max: float | None = Field(default=None, description="Best from the game's own start.")

@@ -41,6 +41,8 @@ def workers(run: Told) -> dict[str, str]:
 def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
     cluster: Cluster, run: Told, loss: str, back: str
 ) -> None:
+    if loss == "cut":
+        bring_the_coordinator_to(cluster, run, "node2")
     before = run.update
     cluster.node(loss, "node2")
     try:
@@ -54,9 +56,16 @@ def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
         run.ready(2)
         assert "NodeLost" in [attempt["cause"] for attempt in run.status["attempts"]]
         assert run.status["restarts"]["counted"] == 0
+        if loss == "cut":  # who is cut off has a coordinator, and reaches the volume
+            time.sleep(10)  # some checkpoints' worth
+            assert run.life == 2, "it has not taken the run back"
+            saved = run.saved()
+            assert saved is not None
+            assert saved.name.startswith("ckpt-l000002")
     finally:
         cluster.node(back, "node2")
     run.goes_on()
+    assert run.life <= 2
     cluster.kubectl("wait", "--for=condition=Ready", "node/node2", "--timeout=90s")
     until(
         lambda: len(run.pods()) == 2,
@@ -65,6 +74,26 @@ def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
     )
     run.goes_on()
     assert run.update > before
+
+
+def bring_the_coordinator_to(cluster: Cluster, run: Told, node: str) -> None:
+    """So that workers which are cut off with that node may train on there."""
+
+    def there() -> bool:
+        pods = run.pods("coordinator").values()
+        return [pod["spec"].get("nodeName") for pod in pods] == [node]
+
+    (other,) = {"node1", "node2"} - {node}
+    cluster.kubectl("cordon", other)
+    try:
+        if not there():
+            for name in run.pods("coordinator"):
+                cluster.kubectl("delete", "pod", name, "-n", run.namespace)
+        until(there, f"the coordinator is on {node}")
+    finally:
+        cluster.kubectl("uncordon", other)
+    run.ready(2)
+    run.goes_on()
 
 
 def drain(cluster: Cluster, node: str) -> None:
@@ -83,14 +112,17 @@ def test_a_node_is_drained_and_nothing_is_lost(cluster: Cluster, run: Told) -> N
         assert attempt["cause"] == "Evicted"
         assert run.status["restarts"]["total"] == 1
         assert run.status["restarts"]["counted"] == 0
-        assert run.life == 1
+        assert attempt["lostFrames"] == 0
+        life = run.life
+        assert life <= 2, "nobody has read it from the disk; the coordinator may have gone, too"
         # The node of all of them: the last one that trains stays until another has joined it.
         cluster.kubectl("uncordon", "node2")
         drain(cluster, "node1")
         until(lambda: set(workers(run).values()) == {"node2"}, "both are back on it")
         run.ready(2)
         run.goes_on()
-        assert run.life == 1
+        assert run.life <= life + 1
+        assert not any(attempt.get("lostFrames") for attempt in run.status["attempts"])
         # There is no room for a third, however long it is waited for.
         cluster.kubectl("cordon", "node2")
         pods = workers(run)

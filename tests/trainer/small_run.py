@@ -60,6 +60,9 @@ class Shelf:
         self.save(snapshot, candidate=candidate)
         return True
 
+    def next_life(self) -> int:
+        return 2
+
     def facts(self) -> dict[str, Any]:
         return {}
 

@@ -292,6 +292,20 @@ def test_find_takes_a_checkpoint_a_folder_of_them_or_a_run(tmp_path: Path) -> No
     assert [checkpoint.find(path) for path in given] == [old, new, new, new, elsewhere]
 
 
+def test_others_are_seen_to_train_in_a_later_life(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (tmp_path / "metrics.jsonl").write_text("1")
+    assert checkpoint.next_life(folder) == 1
+    assert not checkpoint.lives_on(folder, 1, 60), "nobody took a later one"
+    assert checkpoint.next_life(folder) == 2
+    assert not checkpoint.lives_on(folder, 1, 0.5), "who took it is still"
+    grows = threading.Timer(0.4, lambda: (tmp_path / "metrics.jsonl").write_text("12"))
+    grows.start()
+    assert checkpoint.lives_on(folder, 1, 60)
+    grows.join()
+
+
 def test_find_only_looks(tmp_path: Path) -> None:
     good = checkpoint.write(tmp_path, snapshot(1))
     truncate(checkpoint.write(tmp_path, snapshot(2)) / MODEL)
@@ -351,15 +365,15 @@ def test_two_processes_never_get_the_same_life(tmp_path: Path) -> None:
 def test_a_process_that_pauses_while_it_takes_a_life_gets_one_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, others = checkpoint._latest_life, list[int]()
+    look, others = checkpoint.latest_life, list[int]()
 
     def look_and_pause(folder: Path) -> int:
         seen = look(folder)
-        monkeypatch.setattr(checkpoint, "_latest_life", look)
+        monkeypatch.setattr(checkpoint, "latest_life", look)
         others.extend(checkpoint.next_life(folder) for _ in range(2))
         return seen
 
-    monkeypatch.setattr(checkpoint, "_latest_life", look_and_pause)
+    monkeypatch.setattr(checkpoint, "latest_life", look_and_pause)
     assert checkpoint.next_life(tmp_path) not in others
     assert others == [1, 2]
 

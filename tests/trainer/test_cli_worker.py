@@ -427,6 +427,25 @@ def test_a_worker_that_was_frozen_while_the_run_began_anew_spoils_nothing(
     assert not faults_inside.unsound(tmp_path / "run")
 
 
+def test_workers_of_two_coordinators_do_not_take_a_run_from_one_another(
+    tmp_path: Path, start: Callable[..., Running], coordinator: Path
+) -> None:
+    """As on two sides of a network that is cut in two, while both reach the volume."""
+    elsewhere = free_port()
+    start("coordinator", "--port", elsewhere, "--host", "127.0.0.1")
+    words = ["worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL]
+    words += ["--set", "spec.checkpoint.intervalSeconds=1"]
+    first = start(*words, "--id", "first")
+    first.train(1)
+    second = start(*words, "--id", "second", "--coordinator", f"127.0.0.1:{elsewhere}")
+    second.train(1)
+    first.until("it is kept out", lambda: "others train this run now" in first.said())
+    assert second.train(1)["life"] == 2, "it was left alone"
+    second.send(signal.SIGKILL)
+    first.until("its turn", lambda: first.status().get("life") == 3)
+    first.train(1)
+
+
 def test_a_run_whose_end_could_not_be_saved_is_not_over(
     tmp_path: Path, start: Callable[..., Running]
 ) -> None:

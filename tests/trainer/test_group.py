@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from demoreset_api.errors import TryAgain
+from demoreset_trainer import membership
 from demoreset_trainer.checkpoint import pack, unpack
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo, record
@@ -433,6 +434,32 @@ def test_who_drifts_at_every_update_gives_up_too(crossing: Demo) -> None:
     story.check()
     assert len(story.citizens["a"].commits) >= 11
     assert len(story.citizens["b"].commits) == 2
+
+
+@pytest.mark.parametrize("coordinator_too", [True, False])
+def test_who_is_lost_with_the_coordinator_may_live_and_is_fenced_off_by_a_new_life(
+    crossing: Demo, coordinator_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "PARTED", 0.0)
+    story = Story(crossing)
+
+    def cut_off(what: str, count: int) -> bool:
+        if what != "sum" or count != 2 or story.loops["c"].state.counters.update != 2:
+            return False
+        story.town.outage = 1.0 if coordinator_too else 0.0
+        return True
+
+    with story.town.condition:
+        story.start("a", until=6)
+        story.start("b", until=6)
+        story.start("c", until=6, doom=cut_off)
+    story.end()
+    one, other = (story.citizens[id].commits for id in "ab")
+    assert one[:5] == other[:5]
+    assert [update for _, update, _, _ in one] == list(range(1, len(one) + 1))
+    life, resumed = (2, 2) if coordinator_too else (1, 0)
+    assert [its for its, *_ in one] == [1, 1, *[life] * (len(one) - 2)]
+    assert {story.loops[id].state.counters.resumed_update for id in "ab"} == {resumed}
 
 
 def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) -> None:

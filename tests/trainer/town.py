@@ -33,6 +33,7 @@ class Town:
         self.taken: dict[str, list[Any]] = {}
         self.broken: set[str] = set()  # members that must be told of a loss at their next sum
         self.group: tuple[str, ...] = ()
+        self.outage = 0.0  # seconds that the coordinator is away before the next quorum
 
     def enter(self, id: str) -> "Citizen":
         with self.condition:
@@ -73,9 +74,16 @@ class Town:
         best = max(steps)
         same = best > 0 and min(steps) == best
         self.answer = {
-            member: Quorum(self.generation, rank, members, None if same else steps.index(best))
+            member: Quorum(
+                self.generation,
+                rank,
+                members,
+                None if same else steps.index(best),
+                outage=self.outage,
+            )
             for rank, member in enumerate(members)
         }
+        self.outage = 0.0
         self.asked = {}
         self.condition.notify_all()
 

@@ -3,8 +3,9 @@
 A checkpoint is a folder `ckpt-l{life}-u{update}` with `model.safetensors`, `optimizer.safetensors`,
 `state.json`, and, written last, `MANIFEST.json` with the size and SHA-256 of the others and of
 itself. It is made under a hidden name, every file and the folder are flushed to the disk, then it
-is renamed. No pickle anywhere. A life is how often the run was loaded from disk: it orders the
-checkpoints of a run whose members died and came back, and fences those that come back too late.
+is renamed. No pickle anywhere. A life is how often the run was loaded from disk, or went on without
+members that may live elsewhere: it orders the checkpoints of a run whose members died and came
+back, and fences those that come back too late, or train on where the others cannot reach them.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
+from demoreset_trainer import metrics
 from demoreset_trainer.disk import (
     DAMAGE,
     flush_folder,
@@ -382,11 +384,11 @@ def _next_life(folder: Path) -> int:
     for partial in folder.glob(_PARTIAL + "*"):
         shutil.rmtree(partial, ignore_errors=True)
     while True:
-        life = _latest_life(folder) + 1
+        life = latest_life(folder) + 1
         with suppress(FileExistsError):
             (folder / f"life-{life:06d}").touch(exist_ok=False)
             # Since our look others may have taken this life, and a later one that cleared it away.
-            if _latest_life(folder) == life:
+            if latest_life(folder) == life:
                 break
     flush_folder(folder)
     for old, path in _lives(folder):
@@ -395,10 +397,32 @@ def _next_life(folder: Path) -> int:
     return life
 
 
+def lives_on(folder: Path, life: int, seconds: float) -> bool:
+    """Whether somebody trains the run in a later life than this; watches for `seconds` at most."""
+    if latest_life(folder) <= life:
+        return False
+    before, until = _signs(folder), time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.2)
+        if _signs(folder) != before:
+            return True
+    return False
+
+
+def _signs(folder: Path) -> dict[str, tuple[int, int]]:
+    """What a run that trains changes in its folder: its metrics, lives, and checkpoints."""
+    found = {}
+    for path in (folder.parent / metrics.NAME, *folder.iterdir()):
+        with suppress(OSError):  # not there yet, or gone
+            its = path.stat()
+            found[path.name] = its.st_size, its.st_mtime_ns
+    return found
+
+
 def begun(folder: Path) -> bool:
     """Whether anybody has ever taken a life of this run; as far as the disk can tell now."""
     try:
-        return _latest_life(folder) > 0
+        return latest_life(folder) > 0
     except OSError:
         return True
 
@@ -409,14 +433,15 @@ def _lives(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(match[1]), path
 
 
-def _latest_life(folder: Path) -> int:
+def latest_life(folder: Path) -> int:
+    """The latest life that anybody has taken or saved in; 0: none."""
     marked = [life for life, _ in _lives(folder)]
     saved = [life for life, _, _ in _listed(folder)]
     return max(marked + saved, default=0)
 
 
 def _check_life(folder: Path, life: int) -> None:
-    latest = _latest_life(folder)
+    latest = latest_life(folder)
     if latest > life:
         raise TakenOver(
             f"{folder}: another process has taken this run over (life {latest}, this is life "

@@ -146,6 +146,15 @@ class CheckpointWriter:
         saved = self.saved
         return not self.busy and saved is not None and saved.update == snapshot.update
 
+    def next_life(self) -> int:
+        """Take the run's next life, in which states are saved from now on.
+
+        Raises:
+            TryAgain: the disk is full, read-only, or away.
+        """
+        self._wait(LAST_SAVE)  # what is being written is of the life that ends here
+        return checkpoint.next_life(self._folder)
+
     def _wait(self, seconds: float) -> None:
         if self._thread is not None:
             self._thread.join(max(seconds, 0))

@@ -13,12 +13,14 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from demoreset_api.errors import DemoResetError, ExitCode
+from demoreset_api.errors import DemoResetError, ExitCode, TryAgain
 from demoreset_api.names import ENV_WIRE
 from demoreset_trainer.parent import end_with_parent
 
 if TYPE_CHECKING:
     from demoreset_trainer.checkpoint import Snapshot
+
+WATCH = 10.0  # seconds in which others show that they train
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,6 +32,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--coordinator", required=True, help="host:port")
     parser.add_argument("--address", required=True, help="where other members reach this one")
     parser.add_argument("--id", required=True)
+    parser.add_argument("--life", type=int, default=0, help="in which this worker last trained")
     parser.add_argument("--together", type=int, default=1, help="members that begin with this one")
     parser.set_defaults(func=run)
     parser = commands.add_parser("members", description="Start members when asked to.")
@@ -97,6 +100,8 @@ def _train(options: argparse.Namespace) -> ExitCode:
 
     def find() -> "tuple[int, Snapshot | None]":
         checkpoint.settle(checkpoints, LAST_SAVE)
+        if options.life and checkpoint.lives_on(checkpoints, options.life, WATCH):
+            raise TryAgain(f"{folder}: others train this run now, whom this worker cannot reach")
         newest = checkpoint.newest(checkpoints)
         snapshot = checkpoint.read(newest) if newest is not None else None
         if snapshot is not None:

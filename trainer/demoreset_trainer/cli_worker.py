@@ -148,7 +148,14 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
         supervisor = Supervisor(
             options.id or os.environ.get(ENV_ID) or "worker",
             members,
-            member_command(file, folder, coordinator=coordinator, address=address, members=members),
+            member_command(
+                file,
+                folder,
+                coordinator=coordinator,
+                address=address,
+                members=members,
+                life=lambda: supervisor.life,
+            ),
             watchers,
             stopping=signals,
             say=watchers.note if live(options.log, sys.stdout) else to_stderr,

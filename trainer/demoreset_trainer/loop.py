@@ -55,6 +55,9 @@ class Saver(Protocol):
     def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
         """Write a checkpoint and wait for it; whether it is there."""
 
+    def next_life(self) -> int:
+        """Take the run's next life: what is saved in an earlier one is refused from now on."""
+
     def facts(self) -> dict[str, Any]:
         """The checkpoint fields of `Progress`."""
 
@@ -136,7 +139,13 @@ class Loop:
             watch=lambda: watch.phase(CONFIRM),  # a sign of life
         )
         self._membership = Membership(
-            group, self.state, self.ppo, self._burn_in, find=find, note=watch.note
+            group,
+            self.state,
+            self.ppo,
+            self._burn_in,
+            find=find,
+            next_life=saver.next_life,
+            note=watch.note,
         )
         self._deserted = False  # it leaves while the others may know better
         self._results: list[Result] = []  # of the latest update, as are the statistics

@@ -37,12 +37,27 @@ DEMORESET = (sys.executable, "-P", "-m", "demoreset_trainer.cli")
 
 
 def member_command(
-    file: Path, folder: Path, *, coordinator: str, address: str, members: int
+    file: Path,
+    folder: Path,
+    *,
+    coordinator: str,
+    address: str,
+    members: int,
+    life: Callable[[], int] = lambda: 0,
 ) -> Callable[[int, str], list[str]]:
-    """What runs one of so many members, by its place and id: `demoreset member`, this Python."""
+    """What runs one of so many members, by its place and id: `demoreset member`, this Python.
+
+    Args:
+        file: The run file.
+        folder: The run's.
+        coordinator: host:port.
+        address: Where others reach it.
+        members: How many there are to be.
+        life: The latest in which one of them trained; 0: none has.
+    """
     words = [*DEMORESET, "member", "-f", str(file), "--dir", str(folder)]
     words += ["--coordinator", coordinator, "--address", address, "--together", str(members)]
-    return lambda index, name: [*words, "--id", name]
+    return lambda index, name: [*words, "--life", str(life()), "--id", name]
 
 
 class Process(Protocol):

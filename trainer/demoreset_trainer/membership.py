@@ -19,6 +19,7 @@ from demoreset_trainer.ppo import Ppo
 from demoreset_trainer.run_state import RunState
 
 DISK = 120.0  # seconds that reading or writing a checkpoint may take
+PARTED = 5.0  # seconds after which who was lost with the coordinator may train on elsewhere
 MAX_APART = 3  # times in a row that a member differs from the others, before it gives up
 
 
@@ -43,13 +44,17 @@ class Membership:
         burn_in: BurnIn,
         *,
         find: Callable[[], tuple[int, Snapshot | None]],
+        next_life: Callable[[], int],
         note: Callable[[str], None],
     ) -> None:
         self._group, self._state, self._ppo, self._burn_in = group, state, ppo, burn_in
-        self._find, self._note = find, note
+        self._find, self._next_life, self._note = find, next_life, note
         self.rank = 0  # of the latest quorum
         self.staying: list[str] = []  # members that have not said that they leave
         self._members: tuple[str, ...] = ()  # of the latest quorum
+        self._parted: set[str] = set()  # lost together with the coordinator; when
+        self._parted_at = 0.0
+        self._fenced = 0  # the life that keeps their saves away, until all know of it
         self._apart = 0  # updates in a row at which it differed from the others
         self._apart_at = -1  # the latest of them
         self._lost_at: float | None = None  # when what a lost member interrupted began
@@ -99,6 +104,10 @@ class Membership:
         while True:
             begun = time.monotonic()
             quorum = self._group.quorum(self._state.step)
+            if quorum.outage and (parted := {*self.staying} - {*quorum.members}):
+                self._parted, self._parted_at = parted, time.monotonic()
+            if self._parted & {*quorum.members}:  # they have only been slower
+                self._parted = set()
             cause, since = self._cause(quorum), self._lost_at or begun
             try:
                 if quorum.source is not None:
@@ -112,6 +121,8 @@ class Membership:
             if self._began is None:
                 self._began = time.monotonic() - self._state.counters.seconds
             self._members, self.rank, self._lost_at = quorum.members, quorum.rank, None
+            if self._parted and self.rank == 0 and time.monotonic() > self._parted_at + PARTED:
+                self._take_life()
             return quorum, stayed
 
     def lost(self, begun: float, error: MemberLost) -> None:
@@ -162,6 +173,19 @@ class Membership:
             cause, since = extra["cause"], time.monotonic() - extra["spent"]
         return own, cause, since
 
+    def _take_life(self) -> None:
+        """Fence off members that were lost together with the coordinator.
+
+        They may not be dead but cut off with it, and train on: what they save in an earlier life is
+        refused. A volume that is away takes nothing of theirs either.
+        """
+        self._group.alive(DISK)
+        try:
+            self._fenced = self._next_life()
+        except TryAgain as error:
+            self._note(f"no new life was begun: {error}")
+        self._parted = set()
+
     def _begin_life(self) -> None:
         """All members are new: this one, the first, looks at the disk for what to go on from."""
         self._group.alive(DISK)
@@ -187,7 +211,10 @@ class Membership:
         digest = None if weights is None else self._state.digest(weights)
         seen = self._state.counters.seen()
         told = {**share, "digest": digest, "leaving": leaving, "seen": seen}
+        told["life"] = max(self._state.life, self._fenced)
         shares = self._group.gather(told)
+        if self._state.go_on_in(max(theirs.get("life", 0) for theirs in shares)):
+            self._parted, self._fenced = set(), 0
         both = zip(quorum.members, shares, strict=True)
         self.staying = [member for member, theirs in both if not theirs["leaving"]]
         self._check_alike(digest, [theirs["digest"] for theirs in shares])

@@ -91,6 +91,14 @@ class RunState:
                 f"the other members of this group have {found}; give all of them one run file"
             )
 
+    def go_on_in(self, life: int) -> bool:
+        """Be in this life from here on, with all that was learned; whether it is a later one."""
+        if life <= self.life:
+            return False
+        self.life, counters = life, self.counters
+        counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
+        return True
+
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state: every slot begins anew."""
         self.load(state)

@@ -108,6 +108,11 @@ class Supervisor:
         self.error: LastError | None = None  # the latest that ended a member
 
     @property
+    def life(self) -> int:
+        """The latest life in which a member of this group trained; 0: none has."""
+        return self.progress.life if self.progress is not None else 0
+
+    @property
     def members(self) -> list[MemberProcess]:
         """Those that live."""
         return [place.member for place in self._places if place.member is not None]
