@@ -135,8 +135,9 @@ def _status(kubectl: Kubectl, options: argparse.Namespace) -> None:
     status = body.get("status") or {}
     if not status:  # another manages it, or nobody has looked at it yet
         print(why(run, datetime.now(UTC)))
+        return
     shown = {key: value for key, value in status.items() if key not in ("places", "attempts")}
-    print(yaml.safe_dump(shown, sort_keys=False) if shown else "", end="")
+    print(yaml.safe_dump(shown, sort_keys=False), end="")
     for one in status.get("attempts", [])[-5:]:
         print("  ".join([one["ended"], one["pod"], one["cause"], *_after(one)]))
 

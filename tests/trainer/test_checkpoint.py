@@ -365,15 +365,15 @@ def test_two_processes_never_get_the_same_life(tmp_path: Path) -> None:
 def test_a_process_that_pauses_while_it_takes_a_life_gets_one_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, others = checkpoint.latest_life, list[int]()
+    look, others = checkpoint._latest_life, list[int]()
 
     def look_and_pause(folder: Path) -> int:
         seen = look(folder)
-        monkeypatch.setattr(checkpoint, "latest_life", look)
+        monkeypatch.setattr(checkpoint, "_latest_life", look)
         others.extend(checkpoint.next_life(folder) for _ in range(2))
         return seen
 
-    monkeypatch.setattr(checkpoint, "latest_life", look_and_pause)
+    monkeypatch.setattr(checkpoint, "_latest_life", look_and_pause)
     assert checkpoint.next_life(tmp_path) not in others
     assert others == [1, 2]
 

@@ -384,11 +384,11 @@ def _next_life(folder: Path) -> int:
     for partial in folder.glob(_PARTIAL + "*"):
         shutil.rmtree(partial, ignore_errors=True)
     while True:
-        life = latest_life(folder) + 1
+        life = _latest_life(folder) + 1
         with suppress(FileExistsError):
             (folder / f"life-{life:06d}").touch(exist_ok=False)
             # Since our look others may have taken this life, and a later one that cleared it away.
-            if latest_life(folder) == life:
+            if _latest_life(folder) == life:
                 break
     flush_folder(folder)
     for old, path in _lives(folder):
@@ -399,7 +399,7 @@ def _next_life(folder: Path) -> int:
 
 def lives_on(folder: Path, life: int, seconds: float) -> bool:
     """Whether somebody trains the run in a later life than this; watches for `seconds` at most."""
-    if latest_life(folder) <= life:
+    if _latest_life(folder) <= life:
         return False
     before, until = _signs(folder), time.monotonic() + seconds
     while time.monotonic() < until:
@@ -422,7 +422,7 @@ def _signs(folder: Path) -> dict[str, tuple[int, int]]:
 def begun(folder: Path) -> bool:
     """Whether anybody has ever taken a life of this run; as far as the disk can tell now."""
     try:
-        return latest_life(folder) > 0
+        return _latest_life(folder) > 0
     except OSError:
         return True
 
@@ -433,15 +433,14 @@ def _lives(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(match[1]), path
 
 
-def latest_life(folder: Path) -> int:
-    """The latest life that anybody has taken or saved in; 0: none."""
+def _latest_life(folder: Path) -> int:
     marked = [life for life, _ in _lives(folder)]
     saved = [life for life, _, _ in _listed(folder)]
     return max(marked + saved, default=0)
 
 
 def _check_life(folder: Path, life: int) -> None:
-    latest = latest_life(folder)
+    latest = _latest_life(folder)
     if latest > life:
         raise TakenOver(
             f"{folder}: another process has taken this run over (life {latest}, this is life "
