@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,12 +298,28 @@ def test_others_are_seen_to_train_in_a_later_life(tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "metrics.jsonl").write_text("1")
     assert checkpoint.next_life(folder) == 1
-    assert not checkpoint.lives_on(folder, 1, 60), "nobody took a later one"
+    asked: list[int] = []
+    lives_on = partial(checkpoint.lives_on, folder, 1, alive=lambda: asked.append(1))
+    assert not lives_on(60), "nobody took a later one"
     assert checkpoint.next_life(folder) == 2
-    assert not checkpoint.lives_on(folder, 1, 0.5), "who took it is still"
+    assert not lives_on(0.5), "who took it is still"
+    assert asked, "it is not taken for one that hangs"
     grows = threading.Timer(0.4, lambda: (tmp_path / "metrics.jsonl").write_text("12"))
     grows.start()
-    assert checkpoint.lives_on(folder, 1, 60)
+    assert lives_on(60)
+    grows.join()
+
+
+def test_others_are_watched_for_three_of_their_updates(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for _ in range(2):
+        checkpoint.next_life(folder)
+    lines = [{"update": update, "life": 2, "seconds": 0.5 * update} for update in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    grows = threading.Timer(0.7, lambda: (tmp_path / "metrics.jsonl").write_text("12"))
+    grows.start()
+    assert checkpoint.lives_on(folder, 1, 0.1, alive=lambda: None)
     grows.join()
 
 

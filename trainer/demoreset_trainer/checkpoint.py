@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -51,6 +51,7 @@ _PARTIAL, _BROKEN = ".partial-", "broken-"
 _MAX_MANIFEST_BYTES = 1 << 16
 _MAX_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
 _DEAD_WRITER = 5.0  # seconds
+_WATCHED, _LONGEST_WATCH = 3, 600.0  # updates of others that are watched, and seconds at most
 _NEXT = 2.0  # seconds from the end of one that was in flight to the beginning of the last
 
 _log = logging.getLogger(__name__)
@@ -397,12 +398,21 @@ def _next_life(folder: Path) -> int:
     return life
 
 
-def lives_on(folder: Path, life: int, seconds: float) -> bool:
-    """Whether somebody trains the run in a later life than this; watches for `seconds` at most."""
+def lives_on(folder: Path, life: int, patience: float, alive: Callable[[], None]) -> bool:
+    """Whether somebody trains the run in a later life than this.
+
+    Args:
+        folder: The run's checkpoints.
+        life: In which the one who asks has trained.
+        patience: Seconds for which it is watched; longer where the run's updates take longer.
+        alive: Called a few times a second meanwhile.
+    """
     if _latest_life(folder) <= life:
         return False
-    before, until = _signs(folder), time.monotonic() + seconds
+    updates = _WATCHED * metrics.pace(folder.parent / metrics.NAME)
+    before, until = _signs(folder), time.monotonic() + max(patience, min(updates, _LONGEST_WATCH))
     while time.monotonic() < until:
+        alive()
         time.sleep(0.2)
         if _signs(folder) != before:
             return True

@@ -83,6 +83,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import LAST_SAVE, CheckpointWriter
     from demoreset_trainer.elastic import Elastic
+    from demoreset_trainer.membership import DISK
     from demoreset_trainer.restart import Limits
 
     wanted = runfile.read(options.file, options.set)
@@ -100,8 +101,9 @@ def _train(options: argparse.Namespace) -> ExitCode:
 
     def find() -> "tuple[int, Snapshot | None]":
         checkpoint.settle(checkpoints, LAST_SAVE)
-        if options.life and checkpoint.lives_on(checkpoints, options.life, WATCH):
+        if options.life and checkpoint.lives_on(checkpoints, options.life, WATCH, group.alive):
             raise TryAgain(f"{folder}: others train this run now, whom this worker cannot reach")
+        group.alive(DISK)
         newest = checkpoint.newest(checkpoints)
         snapshot = checkpoint.read(newest) if newest is not None else None
         if snapshot is not None:
