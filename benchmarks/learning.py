@@ -27,6 +27,7 @@ settle()
 
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import demo as demos
+from demoreset_trainer import lives
 from demoreset_trainer.assemble import assemble
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.curriculum import Guidance, Result
@@ -100,6 +101,8 @@ class Fixed:
 class Diary:
     """Watch and saver of a run that is not kept."""
 
+    overtaken = lives.NOBODY
+
     def __init__(self, name: str) -> None:
         self.name, self.told = name, time.monotonic()
         self.latest: Progress | None = None
@@ -132,7 +135,7 @@ class Diary:
     def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
         return True
 
-    def next_life(self) -> int:
+    def take_life(self) -> int:
         return 1
 
     def facts(self) -> dict[str, Any]:

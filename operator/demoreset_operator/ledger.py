@@ -118,8 +118,10 @@ def _regained(lost: Attempt, answers: Sequence[Answer]) -> Attempt:
         "recovery_seconds": round((first.moved - lost.ended).total_seconds(), 1),
         "lost_frames": 0,
     }
-    if lost.life and first.status.life > lost.life:
-        resumed = first.status.resumed
+    resumed = first.status.resumed
+    # Further on than what was known of the run: others have gone on in a life of their own.
+    from_disk = resumed.update <= (lost.update or 0)
+    if lost.life and first.status.life > lost.life and from_disk:
         found["resumed_from"] = resumed.update
         found["lost_frames"] = max(0, (lost.frames or 0) - resumed.frames)
     return lost.model_copy(update=found)

@@ -54,7 +54,7 @@ class Evaluation(StatusModel):
 
 
 class Resumed(StatusModel):
-    """Where the run's latest life began: nothing is learned at first, then at a checkpoint."""
+    """Where the run's latest life began: at a checkpoint, or among members that went on."""
 
     update: int = 0
     frames: int = 0

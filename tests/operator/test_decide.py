@@ -179,6 +179,20 @@ def test_of_workers_that_do_not_tell_their_life_nothing_is_guessed() -> None:
     assert (lost.recovery_seconds, lost.lost_frames) == (None, None)
 
 
+def test_who_went_on_in_a_life_of_their_own_read_no_checkpoint() -> None:
+    world = training(2)
+    world.train(42, life=1)
+    world.end("key-worker-1-1", 137)
+    world.settle()
+    world.tick(20)
+    world.train(51, life=2, resumed={"update": 50, "frames": 50 * 8192})
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.recovery_seconds, lost.resumed_from, lost.lost_frames) == (20, None, 0)
+    (message,) = (event.message for event in world.events if event.reason == "Recovered")
+    assert "checkpoint" not in message
+
+
 def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:
     world = training(2)
     first = {"life": 1}

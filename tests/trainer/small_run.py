@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from demoreset_api.errors import TryAgain
 from demoreset_api.spec import RunSpec
+from demoreset_trainer import lives
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.demo import Demo
 from demoreset_trainer.env import DemoResetEnv
@@ -46,6 +48,10 @@ class Shelf:
     """A saver that keeps copies in memory, of every update."""
 
     def __init__(self) -> None:
+        self.overtaken = lives.NOBODY
+        self.lives: list[int] = []  # that were taken
+        self.away = 0  # so many times it cannot be
+        self._asked = 0
         self.saved: list[Snapshot] = []
         self.candidates: list[bool] = []  # for each of them
 
@@ -60,7 +66,15 @@ class Shelf:
         self.save(snapshot, candidate=candidate)
         return True
 
-    def next_life(self) -> int:
+    def take_life(self) -> int | None:
+        """At the second call, as from a disk that takes its time."""
+        self._asked += 1
+        if self.away and self._asked % 2 == 0:
+            self.away -= 1
+            raise TryAgain("away")
+        if self._asked % 2:
+            return None
+        self.lives.append(2)
         return 2
 
     def facts(self) -> dict[str, Any]:

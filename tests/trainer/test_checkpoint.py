@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,36 +292,6 @@ def test_find_takes_a_checkpoint_a_folder_of_them_or_a_run(tmp_path: Path) -> No
     assert [checkpoint.find(path) for path in given] == [old, new, new, new, elsewhere]
 
 
-def test_others_are_seen_to_train_in_a_later_life(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (tmp_path / "metrics.jsonl").write_text("1")
-    assert checkpoint.next_life(folder) == 1
-    asked: list[int] = []
-    lives_on = partial(checkpoint.lives_on, folder, 1, alive=lambda: asked.append(1))
-    assert not lives_on(60), "nobody took a later one"
-    assert checkpoint.next_life(folder) == 2
-    assert not lives_on(0.5), "who took it is still"
-    assert asked, "it is not taken for one that hangs"
-    grows = threading.Timer(0.4, lambda: (tmp_path / "metrics.jsonl").write_text("12"))
-    grows.start()
-    assert lives_on(60)
-    grows.join()
-
-
-def test_others_are_watched_for_three_of_their_updates(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for _ in range(2):
-        checkpoint.next_life(folder)
-    lines = [{"update": update, "life": 2, "seconds": 0.5 * update} for update in (1, 2)]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    grows = threading.Timer(0.7, lambda: (tmp_path / "metrics.jsonl").write_text("12"))
-    grows.start()
-    assert checkpoint.lives_on(folder, 1, 0.1, alive=lambda: None)
-    grows.join()
-
-
 def test_find_only_looks(tmp_path: Path) -> None:
     good = checkpoint.write(tmp_path, snapshot(1))
     truncate(checkpoint.write(tmp_path, snapshot(2)) / MODEL)
@@ -335,64 +304,6 @@ def test_find_says_what_to_give(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="give a run's folder"):
             checkpoint.find(path)
-
-
-def test_every_life_is_one_higher_than_all_before(tmp_path: Path) -> None:
-    assert [checkpoint.next_life(tmp_path) for _ in range(3)] == [1, 2, 3]
-    checkpoint.write(tmp_path, snapshot(1, life=8))
-    assert checkpoint.next_life(tmp_path) == 9
-    assert [name for name in names(tmp_path) if name.startswith("life")] == ["life-000009"]
-
-
-CLAIM = """
-import sys
-import threading
-import time
-from pathlib import Path
-from typing import Any
-from demoreset_trainer import checkpoint
-print("ready", flush=True)
-sys.stdin.readline()
-print([checkpoint.next_life(Path(sys.argv[1])) for _ in range(50)])
-"""
-
-
-def test_two_processes_never_get_the_same_life(tmp_path: Path) -> None:
-    claimants = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIM, str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in claimants:  # torch is imported at its own pace: they start together
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in claimants:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    lives = [life for process in claimants for life in json.loads(process.communicate()[0])]
-    assert [process.returncode for process in claimants] == [0, 0]
-    assert len(set(lives)) == 100
-
-
-def test_a_process_that_pauses_while_it_takes_a_life_gets_one_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    look, others = checkpoint._latest_life, list[int]()
-
-    def look_and_pause(folder: Path) -> int:
-        seen = look(folder)
-        monkeypatch.setattr(checkpoint, "_latest_life", look)
-        others.extend(checkpoint.next_life(folder) for _ in range(2))
-        return seen
-
-    monkeypatch.setattr(checkpoint, "_latest_life", look_and_pause)
-    assert checkpoint.next_life(tmp_path) not in others
-    assert others == [1, 2]
 
 
 def test_a_writer_of_an_earlier_life_is_fenced(tmp_path: Path) -> None:

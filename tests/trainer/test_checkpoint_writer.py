@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from demoreset_api.errors import TryAgain
-from demoreset_trainer import checkpoint, checkpoint_writer
+from demoreset_trainer import checkpoint, checkpoint_writer, lives
 from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.checkpoint_writer import CheckpointWriter
 from demoreset_trainer.disk import flush_folder
@@ -148,9 +148,7 @@ def test_who_was_overtaken_says_so_at_once(tmp_path: Path, notes: list[str]) -> 
         checkpoint.write(tmp_path, snapshot(5, life=2))
         writer.save(snapshot(1))
         writer._wait(30)
-        assert writer.due()
-        with pytest.raises(checkpoint.TakenOver):
-            writer.save(snapshot(2))
+        assert writer.overtaken[0] == 1
         assert not writer.finish(snapshot(3))
         assert writer.finish(snapshot(6, life=2)), "it has joined those who live"
         assert writer.error is None
@@ -231,13 +229,60 @@ def test_a_writer_of_an_earlier_life_stops(
 ) -> None:
     life = checkpoint.next_life(tmp_path)
     checkpoint.next_life(tmp_path)
+    assert writer.overtaken == lives.NOBODY
     writer.save(snapshot(1, life))
     writer._wait(30)
-    with pytest.raises(TryAgain, match="taken this run over"):
-        writer.save(snapshot(2, life))
+    refused, why = writer.overtaken
+    assert refused == life
+    assert "taken this run over" in why
     assert not writer.finish(snapshot(3, life))
     assert len(notes) == 1
     assert "training goes on" not in notes[0]
+
+
+def taken(writer: CheckpointWriter) -> int:
+    """The next life, once it is taken."""
+    deadline = time.monotonic() + 60
+    while (life := writer.take_life()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return life
+
+
+def test_a_life_is_taken_without_holding_up_the_training(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    assert checkpoint.next_life(tmp_path) == 1
+    (tmp_path / ".partial-another").mkdir()
+    let_go, take = threading.Event(), lives.take
+
+    def hang(folder: Path) -> int:
+        assert let_go.wait(60)
+        return take(folder)
+
+    monkeypatch.setattr(lives, "take", hang)
+    assert writer.take_life() is None
+    assert writer.take_life() is None
+    writer.save(snapshot(1, life=1))  # it may be refused a moment later
+    assert not writer.busy
+    let_go.set()
+    assert taken(writer) == 2
+    assert (tmp_path / ".partial-another").exists(), "others may be writing it"
+    assert writer.finish(snapshot(1, life=2))
+    assert not notes
+
+
+def test_a_life_that_cannot_be_taken_is_tried_again(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> int:
+        raise TryAgain("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lives, "take", full)
+        with pytest.raises(TryAgain, match="full"):
+            taken(writer)
+    assert taken(writer) == 1
 
 
 @pytest.mark.parametrize(
@@ -279,8 +324,7 @@ def test_who_was_frozen_in_a_save_while_a_later_life_began_marks_and_deletes_not
     ) as writer:
         writer.save(snapshot(2, mine), candidate=candidate)
         writer._wait(30)
-        with pytest.raises(checkpoint.TakenOver):
-            writer.save(snapshot(3, mine))
+        assert writer.overtaken[0] == mine
     assert checkpoint.best(tmp_path) == tmp_path / snapshot(2, life=2).name
     assert checkpoint.newest(tmp_path) == tmp_path / snapshot(3, life=2).name
     assert updates(tmp_path) == [1, 2, 2, 3]

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 import faults_inside
 from demoreset_api.errors import UserError
-from demoreset_trainer import checkpoint, metrics, runfile, summary
+from demoreset_trainer import checkpoint, lives, metrics, runfile, summary
 from demoreset_trainer.cli_group import met_on_disk
 from demoreset_trainer.cli_worker import MAX_BYTES, leave_words, met_before, whereabouts
 from demoreset_trainer.local_coordinator import PORTS, free_port
@@ -435,15 +436,16 @@ def test_workers_of_two_coordinators_do_not_take_a_run_from_one_another(
     start("coordinator", "--port", elsewhere, "--host", "127.0.0.1")
     words = ["worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL]
     words += ["--set", "spec.checkpoint.intervalSeconds=1"]
-    first = start(*words, "--id", "first")
-    first.train(1)
+    two = ("--set", "spec.workers.membersPerWorker=2")  # who goes leaves no state to the other
+    first = start(*words, *two, "--id", "first")
+    first.train(2)
     second = start(*words, "--id", "second", "--coordinator", f"127.0.0.1:{elsewhere}")
     second.train(1)
     first.until("it is kept out", lambda: "others train this run now" in first.said())
     assert second.train(1)["life"] == 2, "it was left alone"
     second.send(signal.SIGKILL)
     first.until("its turn", lambda: first.status().get("life") == 3)
-    first.train(1)
+    first.train(2)
 
 
 def test_a_run_whose_end_could_not_be_saved_is_not_over(
@@ -507,11 +509,13 @@ def test_two_commands_do_not_train_in_one_folder(
 
 
 def test_what_another_worker_writes_is_waited_for(tmp_path: Path) -> None:
-    assert not summary.kept(tmp_path, 7, patience=0)
-    (tmp_path / "checkpoints" / "ckpt-l000001-u0000000006").mkdir(parents=True)
-    assert not summary.kept(tmp_path, 7, patience=0)
-    (tmp_path / "checkpoints" / "ckpt-l000001-u0000000007").mkdir()
-    assert summary.kept(tmp_path, 7, patience=0)
+    kept = partial(summary.kept, tmp_path, 1, 7, patience=0)
+    assert not kept()
+    for life, update, whether in ((1, 6, False), (1, 7, True), (2, 3, True)):
+        path = tmp_path / "checkpoints" / lives.checkpoint_name(life, update)
+        path.mkdir(parents=True)
+        assert kept() is whether
+        path.rmdir()
 
 
 def test_a_worker_that_is_done_leaves_how_the_run_stands(

@@ -21,12 +21,13 @@ from demoreset_trainer import membership
 from demoreset_trainer.checkpoint import pack, unpack
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo, record
-from demoreset_trainer.group import deal
+from demoreset_trainer.group import Quorum, deal
 from demoreset_trainer.loop import Loop
+from demoreset_trainer.membership import Membership
 from demoreset_trainer.rollout import Collector
 from demoreset_trainer.slots import Begin
 from demoreset_trainer.streams import seed_from, stream
-from small_run import Diary, make, weights
+from small_run import Diary, Shelf, make, weights
 from town import Citizen, Dead, Town
 
 names = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True)
@@ -72,7 +73,8 @@ class Story:
         self.diaries: dict[str, Diary] = {}
         self.citizens: dict[str, Citizen] = {}
         self._threads: list[threading.Thread] = []
-        self._failed: list[BaseException] = []
+        self.failed: list[BaseException] = []
+        self.shelves: dict[str, Shelf] = {}
         self._lives = itertools.count(1)  # nothing is on the disk: who looks there begins anew
 
     def start(
@@ -87,13 +89,14 @@ class Story:
     ) -> None:
         citizen = self.town.enter(id)
         citizen.doom = doom
-        loop, diary, _ = make(
+        loop, diary, shelf = make(
             teaches or self._demo,
             group=citizen,
             find=lambda: (next(self._lives), None),
             **changes,
         )
         self.loops[id], self.citizens[id], self.diaries[id] = loop, citizen, diary
+        self.shelves[id] = shelf
 
         def body() -> None:
             try:
@@ -102,7 +105,7 @@ class Story:
             except Dead:
                 return
             except BaseException as error:
-                self._failed.append(error)
+                self.failed.append(error)
             self.town.leave(id)
 
         thread = threading.Thread(target=body, name=id, daemon=True)
@@ -120,8 +123,8 @@ class Story:
         for thread in self._threads:
             thread.join(120)
             assert not thread.is_alive(), thread.name
-        if self._failed:
-            raise self._failed[0]
+        if self.failed:
+            raise self.failed[0]
 
     def check(self, slots: int = 8) -> None:
         """Frames never jump or repeat, and at the same update all have the same state.
@@ -446,7 +449,7 @@ def test_who_is_lost_with_the_coordinator_may_live_and_is_fenced_off_by_a_new_li
     def cut_off(what: str, count: int) -> bool:
         if what != "sum" or count != 2 or story.loops["c"].state.counters.update != 2:
             return False
-        story.town.outage = 1.0 if coordinator_too else 0.0
+        story.town.cut_off = coordinator_too
         return True
 
     with story.town.condition:
@@ -457,9 +460,84 @@ def test_who_is_lost_with_the_coordinator_may_live_and_is_fenced_off_by_a_new_li
     one, other = (story.citizens[id].commits for id in "ab")
     assert one[:5] == other[:5]
     assert [update for _, update, _, _ in one] == list(range(1, len(one) + 1))
-    life, resumed = (2, 2) if coordinator_too else (1, 0)
-    assert [its for its, *_ in one] == [1, 1, *[life] * (len(one) - 2)]
+    life, resumed = (2, 3) if coordinator_too else (1, 0)
+    assert [its for its, *_ in one] == [1, 1, 1, *[life] * (len(one) - 3)]
     assert {story.loops[id].state.counters.resumed_update for id in "ab"} == {resumed}
+
+
+class Told:
+    """A group whose quorums are given, one after the other."""
+
+    def __init__(self, *quorums: str, cut_off: str) -> None:
+        self._quorums, self._cut_off = iter(quorums), cut_off
+
+    def quorum(self, step: int) -> Quorum:
+        members = next(self._quorums)
+        return Quorum(1, 0, tuple(members), cut_off=members == self._cut_off)
+
+
+def agreeing(demo: Demo, *quorums: str, cut_off: str) -> tuple[Membership, Shelf]:
+    """A member "a" that has trained with "b" and "c", and is about to see these quorums."""
+    loop, _, shelf = make(demo)
+    mine = loop._membership
+    loop.state.life, mine._group = 1, Told(*quorums, cut_off=cut_off)  # type: ignore[assignment]
+    mine.agree()
+    mine.staying = ["a", "b", "c"]
+    return mine, shelf
+
+
+def test_who_comes_later_than_another_hides_nobody_who_was_cut_off(
+    crossing: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "PARTED", 0.1)
+    mine, shelf = agreeing(crossing, "abc", "a", *["ab"] * 3, cut_off="a")
+    for _ in range(2):
+        mine.agree()
+    assert not shelf.lives, "they may only be slower"
+    time.sleep(0.2)
+    for _ in range(2):
+        mine.agree()
+    assert shelf.lives == [2]
+
+
+def test_all_who_come_back_are_not_fenced_off(
+    crossing: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "PARTED", 0.0)
+    mine, shelf = agreeing(crossing, "abc", "ac", "abc", "abc", cut_off="abc")
+    mine.agree()  # without a break: b is only dead
+    mine.staying = ["a", "b", "c"]
+    for _ in range(2):
+        mine.agree()
+    assert not shelf.lives
+
+
+def test_a_life_that_cannot_be_taken_is_tried_again_and_told_once(
+    crossing: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "PARTED", 0.0)
+    mine, shelf = agreeing(crossing, "abc", *["ab"] * 8, cut_off="ab")
+    shelf.away, notes = 3, list[str]()
+    monkeypatch.setattr(mine, "_note", notes.append)
+    for _ in range(8):
+        mine.agree()
+    assert shelf.lives == [2]
+    assert mine._fence == 2
+    assert notes == ["others may train this run, too, and could not be fenced off: away"]
+
+
+def test_a_group_that_was_overtaken_begins_anew_as_a_whole(crossing: Demo) -> None:
+    """Else each would have the state from those that are left, and the last one never saves."""
+    story = Story(crossing)
+    with story.town.condition:
+        for name in "abc":
+            story.start(name, until=30)
+    story.wait("a", 2)
+    story.shelves["a"].overtaken = 1, "life 2"
+    with pytest.raises(TryAgain, match="life 2"):
+        story.end()
+    assert len(story.failed) == 3
+    assert len({story.citizens[id].commits[-1] for id in "abc"}) == 1
 
 
 def test_fields_that_only_another_version_knows_keep_nobody_out(crossing: Demo) -> None:

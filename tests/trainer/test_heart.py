@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NoReturn
 
 import pytest
@@ -44,6 +45,33 @@ def test_a_loop_that_stands_still_is_not_heard(beats: threading.Semaphore) -> No
     mine.moved(60)  # it waits for something that has a limit of its own
     for _ in range(100):
         assert beats.acquire(timeout=10)
+    mine.stop()
+
+
+def test_a_silence_is_told_once_and_while_it_lasts(
+    beats: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = threading.Event()
+
+    class Coordinator:
+        def __init__(self, url: str, timeout: timedelta) -> None:
+            pass
+
+        def heartbeat(self, name: str, timeout: timedelta) -> None:
+            if away.is_set():
+                raise RuntimeError
+
+    monkeypatch.setattr(heart, "LighthouseClient", Coordinator)
+    mine = Heart("http://127.0.0.1:1", "me", beats.release)
+    mine.moved(60)
+    mine.start()
+    until(lambda: mine.heard > 0)
+    away.set()
+    until(lambda: mine.silence() > 1.0)
+    away.clear()
+    until(lambda: mine.heard > 0)
+    assert mine.silence() > 1.0
+    assert mine.silence() < 1.0
     mine.stop()
 
 

@@ -40,18 +40,6 @@ def lines(path: Path) -> list[int]:
     return [json.loads(line)["update"] for line in path.read_text().splitlines()]
 
 
-def test_the_pace_is_that_of_the_latest_updates(path: Path) -> None:
-    assert metrics.pace(path) == 0.0
-    with MetricsFile(path) as file:
-        for update, seconds in ((1, 4.0), (2, 8.0)):
-            file.append(replace(PROGRESS, update=update, seconds=seconds))
-        assert metrics.pace(path) == 4.0
-        for update in range(3, 203):  # more than is looked at
-            late = 100.0 if update > 199 else 0.0  # somebody was lost
-            file.append(replace(PROGRESS, update=update, seconds=8.0 + 2 * update + late))
-    assert metrics.pace(path) == 2.0
-
-
 def test_a_run_that_goes_on_cuts_what_was_lost(path: Path) -> None:
     write(path, range(1, 6))
     write(path, [], resumed=3)

@@ -13,7 +13,7 @@ import pytest
 from demoreset_api.errors import ExitCode, NoProgress
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import cli_run, metrics, summary
-from demoreset_trainer.checkpoint import TakenOver
+from demoreset_trainer.lives import TakenOver
 from demoreset_trainer.progress import Progress
 from small_progress import PROGRESS
 

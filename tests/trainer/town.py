@@ -34,6 +34,7 @@ class Town:
         self.broken: set[str] = set()  # members that must be told of a loss at their next sum
         self.group: tuple[str, ...] = ()
         self.outage = 0.0  # seconds that the coordinator is away before the next quorum
+        self.cut_off = False  # so long that others may have been cut off with it
 
     def enter(self, id: str) -> "Citizen":
         with self.condition:
@@ -80,10 +81,11 @@ class Town:
                 members,
                 None if same else steps.index(best),
                 outage=self.outage,
+                cut_off=self.cut_off,
             )
             for rank, member in enumerate(members)
         }
-        self.outage = 0.0
+        self.outage, self.cut_off = 0.0, False
         self.asked = {}
         self.condition.notify_all()
 

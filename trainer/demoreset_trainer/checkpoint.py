@@ -3,9 +3,8 @@
 A checkpoint is a folder `ckpt-l{life}-u{update}` with `model.safetensors`, `optimizer.safetensors`,
 `state.json`, and, written last, `MANIFEST.json` with the size and SHA-256 of the others and of
 itself. It is made under a hidden name, every file and the folder are flushed to the disk, then it
-is renamed. No pickle anywhere. A life is how often the run was loaded from disk, or went on without
-members that may live elsewhere: it orders the checkpoints of a run whose members died and came
-back, and fences those that come back too late, or train on where the others cannot reach them.
+is renamed. No pickle anywhere. `lives` order the checkpoints of a run whose members died and came
+back.
 """
 
 import hashlib
@@ -13,10 +12,8 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -31,7 +28,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from demoreset_api.errors import DemoResetError, NoValidCheckpoint, TryAgain, UserError
-from demoreset_trainer import metrics
+from demoreset_trainer import lives
 from demoreset_trainer.disk import (
     DAMAGE,
     flush_folder,
@@ -45,13 +42,10 @@ SCHEMA = 1
 MANIFEST, BEST = "MANIFEST.json", "BEST"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _FILES = (MODEL, OPTIMIZER, STATE)
-_NAME = re.compile(r"ckpt-l(\d{6,})-u(\d{10,})")
-_LIFE = re.compile(r"life-(\d{6,})")
 _PARTIAL, _BROKEN = ".partial-", "broken-"
 _MAX_MANIFEST_BYTES = 1 << 16
 _MAX_BYTES = 1 << 30  # of any other file: a hundred times what the largest policy needs
 _DEAD_WRITER = 5.0  # seconds
-_WATCHED, _LONGEST_WATCH = 3, 600.0  # updates of others that are watched, and seconds at most
 _NEXT = 2.0  # seconds from the end of one that was in flight to the beginning of the last
 
 _log = logging.getLogger(__name__)
@@ -59,10 +53,6 @@ _log = logging.getLogger(__name__)
 
 class Damaged(DemoResetError):
     """A checkpoint that does not verify."""
-
-
-class TakenOver(TryAgain):
-    """A later life owns the folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +70,7 @@ class Snapshot:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return f"ckpt-l{self.life:06d}-u{self.update:010d}"
+        return lives.checkpoint_name(self.life, self.update)
 
     def copy(self) -> "Snapshot":
         """One that does not change when training goes on; on the CPU."""
@@ -110,7 +100,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         OSError: the disk is full, read-only, or away; what was there before is as it was.
     """
     check_finite(snapshot.model | snapshot.optimizer)
-    _check_life(folder, snapshot.life)
+    lives.check(folder, snapshot.life)
     target = folder / snapshot.name
     if target.exists():  # the same update of the same life is the same state
         return target
@@ -141,7 +131,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _check_life(folder, snapshot.life)  # this process may have been frozen for long
+    lives.check(folder, snapshot.life)  # this process may have been frozen for long
     return target
 
 
@@ -273,11 +263,8 @@ def _content(path: Path, most: int) -> bytes:
 
 def _listed(folder: Path) -> list[tuple[int, int, Path]]:
     """(life, update, path) of all that is called a checkpoint, oldest first."""
-    found = []
-    for path in folder.iterdir():
-        if match := _NAME.fullmatch(path.name):
-            found.append((int(match[1]), int(match[2]), path))
-    return sorted(found)
+    both = ((lives.named(path), path) for path in folder.iterdir())
+    return sorted((*name, path) for name, path in both if name is not None)
 
 
 def newest(folder: Path) -> Path | None:
@@ -331,7 +318,7 @@ def find(path: Path) -> Path:
         UserError: there is none.
         NoValidCheckpoint: there are some, and none verifies.
     """
-    if (path / MANIFEST).exists() or _NAME.fullmatch(path.name):
+    if (path / MANIFEST).exists() or lives.named(path):
         return path
     for folder in (path / "checkpoints", path):
         found, _ = _search(folder)
@@ -370,92 +357,17 @@ def _unfinished(folder: Path) -> dict[str, list[int]]:
 
 
 def next_life(folder: Path) -> int:
-    """Take the next life of a run, as its only owner; and clear away what dead writers left.
+    """Take the next life of a run whose state is read from here, and clear away what others left.
 
     Raises:
         TryAgain: the disk is full, read-only, or away.
     """
     try:
-        return _next_life(folder)
+        for partial in folder.glob(_PARTIAL + "*"):
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise not_now(folder, error) from error
-
-
-def _next_life(folder: Path) -> int:
-    for partial in folder.glob(_PARTIAL + "*"):
-        shutil.rmtree(partial, ignore_errors=True)
-    while True:
-        life = _latest_life(folder) + 1
-        with suppress(FileExistsError):
-            (folder / f"life-{life:06d}").touch(exist_ok=False)
-            # Since our look others may have taken this life, and a later one that cleared it away.
-            if _latest_life(folder) == life:
-                break
-    flush_folder(folder)
-    for old, path in _lives(folder):
-        if old < life:
-            path.unlink(missing_ok=True)
-    return life
-
-
-def lives_on(folder: Path, life: int, patience: float, alive: Callable[[], None]) -> bool:
-    """Whether somebody trains the run in a later life than this.
-
-    Args:
-        folder: The run's checkpoints.
-        life: In which the one who asks has trained.
-        patience: Seconds for which it is watched; longer where the run's updates take longer.
-        alive: Called a few times a second meanwhile.
-    """
-    if _latest_life(folder) <= life:
-        return False
-    updates = _WATCHED * metrics.pace(folder.parent / metrics.NAME)
-    before, until = _signs(folder), time.monotonic() + max(patience, min(updates, _LONGEST_WATCH))
-    while time.monotonic() < until:
-        alive()
-        time.sleep(0.2)
-        if _signs(folder) != before:
-            return True
-    return False
-
-
-def _signs(folder: Path) -> dict[str, tuple[int, int]]:
-    """What a run that trains changes in its folder: its metrics, lives, and checkpoints."""
-    found = {}
-    for path in (folder.parent / metrics.NAME, *folder.iterdir()):
-        with suppress(OSError):  # not there yet, or gone
-            its = path.stat()
-            found[path.name] = its.st_size, its.st_mtime_ns
-    return found
-
-
-def begun(folder: Path) -> bool:
-    """Whether anybody has ever taken a life of this run; as far as the disk can tell now."""
-    try:
-        return _latest_life(folder) > 0
-    except OSError:
-        return True
-
-
-def _lives(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.iterdir():
-        if match := _LIFE.fullmatch(path.name):
-            yield int(match[1]), path
-
-
-def _latest_life(folder: Path) -> int:
-    marked = [life for life, _ in _lives(folder)]
-    saved = [life for life, _, _ in _listed(folder)]
-    return max(marked + saved, default=0)
-
-
-def _check_life(folder: Path, life: int) -> None:
-    latest = _latest_life(folder)
-    if latest > life:
-        raise TakenOver(
-            f"{folder}: another process has taken this run over (life {latest}, this is life "
-            f"{life}); this one stops"
-        )
+    return lives.take(folder)
 
 
 def mark_best(folder: Path, path: Path) -> None:
@@ -464,9 +376,9 @@ def mark_best(folder: Path, path: Path) -> None:
     Raises:
         TakenOver: a later life owns the folder, and knows better.
     """
-    named = _NAME.fullmatch(path.name)
+    named = lives.named(path)
     assert named is not None
-    _check_life(folder, int(named[1]))
+    lives.check(folder, named[0])
     write_whole(folder / BEST, f"{path.name}\n".encode())
 
 
@@ -497,7 +409,7 @@ def _best(folder: Path) -> Path | None:
         path = folder / (folder / BEST).read_text(errors="replace").strip()
     except FileNotFoundError:
         return None
-    return path if _NAME.fullmatch(path.name) and path.is_dir() else None
+    return path if lives.named(path) and path.is_dir() else None
 
 
 def _first_of_each(listed: list[tuple[int, int, Path]], every: int) -> set[Path | None]:

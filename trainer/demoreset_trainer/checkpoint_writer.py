@@ -7,14 +7,16 @@ full, read-only or away does not stop the training: it is told, and tried again.
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from demoreset_trainer import checkpoint
-from demoreset_trainer.checkpoint import Snapshot, TakenOver
+from demoreset_trainer import checkpoint, lives
+from demoreset_trainer.checkpoint import Snapshot
 from demoreset_trainer.disk import NO_ROOM
+from demoreset_trainer.lives import NOBODY, TakenOver
 from demoreset_trainer.reserve import Reserve
 
 MAX_BLOCKED = 0.01  # share of the time that copies may take
@@ -61,7 +63,8 @@ class CheckpointWriter:
         self._offered = float("-inf")
         self._blocked = 0.0  # seconds that the latest copy took
         self._failed: Exception | None = None
-        self._failed_life = 0  # that of the state that could not be saved
+        self.overtaken = NOBODY
+        self._taking: Future[int] | None = None  # the next life, while it is being taken
         self._told_late = False
         self._ends = False  # what is written now is the last
         self._place, self._reserve = _place(folder), Reserve(folder)
@@ -95,27 +98,18 @@ class CheckpointWriter:
         return self.busy and time.monotonic() - self._offered > max(LATE, usual)
 
     def due(self) -> bool:
-        """Whether the interval is over, and copies stay below their share of the time.
-
-        Also where `save` has to say that another has taken the run over.
-        """
-        if isinstance(self._failed, TakenOver):
-            return True
+        """Whether the interval is over, and copies stay below their share of the time."""
         waited = time.monotonic() - self._offered
         return waited >= max(self._interval, self._blocked / MAX_BLOCKED)
 
     def save(self, snapshot: Snapshot, *, candidate: bool = False) -> None:
-        """Begin to write; returns when the copy is made. Skipped while another is in flight.
-
-        Raises:
-            TakenOver: a later life owns the folder.
-        """
-        if (overtaken := self._overtaken(snapshot)) is not None:
-            raise overtaken
+        """Begin to write; returns when the copy is made. Skipped while another is in flight."""
         if self.busy:
             if self._late and not self._told_late:
                 self._told_late = True
                 self._note(f"checkpoint {self.error}; training goes on")
+            return
+        if self._taking is not None:  # a moment later this state belongs to that life
             return
         begun = time.monotonic()
         copied = snapshot.copy()
@@ -137,7 +131,7 @@ class CheckpointWriter:
         deadline, self._ends = time.monotonic() + patience, True
         try:
             self._wait(patience)
-            if self.busy or self._overtaken(snapshot) is not None:
+            if self.busy:
                 return False
             self.save(snapshot, candidate=candidate)
             self._wait(deadline - time.monotonic())
@@ -146,14 +140,27 @@ class CheckpointWriter:
         saved = self.saved
         return not self.busy and saved is not None and saved.update == snapshot.update
 
-    def next_life(self) -> int:
-        """Take the run's next life, in which states are saved from now on.
+    def take_life(self) -> int | None:
+        """Take the run's next life, over several calls, as a disk may hang; None until it is taken.
 
         Raises:
-            TryAgain: the disk is full, read-only, or away.
+            TryAgain: it could not be taken for now.
         """
-        self._wait(LAST_SAVE)  # what is being written is of the life that ends here
-        return checkpoint.next_life(self._folder)
+        if self._taking is None:
+            self._taking = Future()
+            threading.Thread(target=self._take, args=(self._taking,), daemon=True).start()
+        if not self._taking.done():
+            return None
+        taken, self._taking = self._taking, None
+        return taken.result()
+
+    def _take(self, taken: "Future[int]") -> None:
+        try:
+            self._wait(LAST_SAVE)  # what is being written is of the life that ends here
+            self._check_place()
+            taken.set_result(lives.take(self._folder))
+        except Exception as error:
+            taken.set_exception(error)
 
     def _wait(self, seconds: float) -> None:
         if self._thread is not None:
@@ -178,7 +185,8 @@ class CheckpointWriter:
                 self._reserve.hold(2 * size)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
             first, self._failed = self._failed is None, error
-            self._failed_life = snapshot.life
+            if isinstance(error, TakenOver):
+                self.overtaken = snapshot.life, str(error)
             if first:
                 ends = self._ends or isinstance(error, TakenOver)
                 then = "" if ends else "; training goes on, tried again later"
@@ -196,12 +204,6 @@ class CheckpointWriter:
             if not (self._ends and error.errno in NO_ROOM and self._reserve.release()):
                 raise
             return checkpoint.write(self._folder, snapshot)
-
-    def _overtaken(self, snapshot: Snapshot) -> TakenOver | None:
-        """What was found of a later life than this state's; whose owner has joined it may save."""
-        if isinstance(self._failed, TakenOver) and snapshot.life <= self._failed_life:
-            return self._failed
-        return None
 
     def _check_place(self) -> None:
         """Refuse a folder that has taken the place of the run's, as of a command with --fresh."""

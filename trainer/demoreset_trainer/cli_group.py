@@ -122,7 +122,7 @@ def all_kept(folder: Path, supervisor: Supervisor) -> bool:
     from demoreset_trainer import summary
 
     progress = supervisor.progress
-    return progress is None or summary.kept(folder, progress.update)
+    return progress is None or summary.kept(folder, progress.life, progress.update)
 
 
 def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] | None:
@@ -133,7 +133,7 @@ def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] |
     Raises:
         UserError: it is another run's.
     """
-    from demoreset_trainer import run_folder, summary
+    from demoreset_trainer import lives, run_folder
 
     newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
@@ -141,7 +141,7 @@ def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] |
         if newest is None or not run_folder.goal_met(state, spec):
             return None
         run_folder.check_same_run(state, spec, demo, folder)
-        life, _ = summary.named(newest.parent) or (0, 0)
+        life, _ = lives.named(newest.parent) or (0, 0)
         return {**state, "life": life}
     except (OSError, *DAMAGE):
         return None  # a broken one: those who read checkpoints decide

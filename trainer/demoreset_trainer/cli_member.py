@@ -20,8 +20,6 @@ from demoreset_trainer.parent import end_with_parent
 if TYPE_CHECKING:
     from demoreset_trainer.checkpoint import Snapshot
 
-WATCH = 10.0  # seconds in which others show that they train
-
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it is not listed, for nobody types it."""
@@ -79,10 +77,11 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_trainer.network import bind_gloo_to
 
     bind_gloo_to(options.address)
-    from demoreset_trainer import checkpoint, run_folder, runfile, stall
+    from demoreset_trainer import checkpoint, lives, run_folder, runfile, stall
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import LAST_SAVE, CheckpointWriter
     from demoreset_trainer.elastic import Elastic
+    from demoreset_trainer.group import Leaving
     from demoreset_trainer.membership import DISK
     from demoreset_trainer.restart import Limits
 
@@ -101,8 +100,10 @@ def _train(options: argparse.Namespace) -> ExitCode:
 
     def find() -> "tuple[int, Snapshot | None]":
         checkpoint.settle(checkpoints, LAST_SAVE)
-        if options.life and checkpoint.lives_on(checkpoints, options.life, WATCH, group.alive):
+        if options.life and lives.trained_in(checkpoints, options.life, lives.WATCH, group.alive):
             raise TryAgain(f"{folder}: others train this run now, whom this worker cannot reach")
+        if stop.is_set():
+            raise Leaving
         group.alive(DISK)
         newest = checkpoint.newest(checkpoints)
         snapshot = checkpoint.read(newest) if newest is not None else None
@@ -119,7 +120,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
         host=options.address,
         stopping=stop.is_set,
         hurry=Limits.told(os.environ).hurry,
-        begun=lambda: checkpoint.begun(checkpoints),
+        begun=lambda: lives.begun(checkpoints),
         note=wire.note,
         beat=wire.beat,
         phase=wire.phase,

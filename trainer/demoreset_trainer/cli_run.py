@@ -188,7 +188,7 @@ def _failure_told(
 ) -> Iterator[None]:
     """Who reads the summary of a run that failed must not find that of an earlier command."""
     from demoreset_trainer import summary
-    from demoreset_trainer.checkpoint import TakenOver
+    from demoreset_trainer.lives import TakenOver
     from demoreset_trainer.screen import tell
 
     try:

@@ -22,7 +22,7 @@ from demoreset_api.names import (
     METRICS_PORT,
     TERMINATION_LOG,
 )
-from demoreset_trainer import restart
+from demoreset_trainer import lives, restart
 from demoreset_trainer.coordinator import extension
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST, listen
@@ -124,7 +124,6 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     from demoreset_trainer import hangs, run_folder, runfile, tensorboard
     from demoreset_trainer.cli_group import GOOD, all_kept, met_on_disk, to_stderr
     from demoreset_trainer.member_process import member_command
-    from demoreset_trainer.report import standing
     from demoreset_trainer.screen import live
     from demoreset_trainer.summary import NOT_KEPT
     from demoreset_trainer.watch import Watchers
@@ -142,7 +141,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     ):
         if (state := met_on_disk(folder, wanted.spec, demo)) is not None:
             watchers.note(f"{folder}: the goal is met already")
-            leave_words(json.dumps(met_before(state, len(demo))).encode())
+            leave_words(_how_it_stands(None, state, len(demo)))
             return ExitCode.DONE
         signals.acknowledge(watchers.note)
         supervisor = Supervisor(
@@ -163,16 +162,34 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             spawn=nursery.spawn,
             keep=partial(hangs.keep, folder),
         )
-        code = supervisor.run()
+        with lives.shown(folder / "checkpoints", lambda: supervisor.life * supervisor.trains):
+            code = supervisor.run()
         if code in restart.OVER and not all_kept(folder, supervisor):
             code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
     if code in restart.OVER:
-        progress = supervisor.progress
-        leave_words(json.dumps(standing(_kept(progress))).encode() if progress else NO_NEWS)
+        state = met_on_disk(folder, wanted.spec, demo)
+        leave_words(_how_it_stands(supervisor.progress, state, len(demo)))
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
         leave_words(supervisor.error.report(MAX_BYTES))
     return code
+
+
+def _how_it_stands(
+    progress: Progress | None, met: dict[str, Any] | None, demo_frames: int
+) -> bytes:
+    """The last words of a worker whose run is over.
+
+    Args:
+        progress: The last of which a member of this worker has told.
+        met: The newest checkpoint's state, where it says that the goal is met.
+        demo_frames: Of the whole demonstration.
+    """
+    from demoreset_trainer.report import standing
+
+    if met is not None and (progress is None or met["life"] > progress.life):
+        return json.dumps(met_before(met, demo_frames)).encode()
+    return json.dumps(standing(_kept(progress))).encode() if progress else NO_NEWS
 
 
 def met_before(state: dict[str, Any], demo_frames: int) -> dict[str, Any]:

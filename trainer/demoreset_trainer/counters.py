@@ -33,7 +33,7 @@ class Counters:
     rejected: int = 0
     start_reached_frames: int | None = None  # when the frontier first was the game's own start
     start_reached_seconds: float | None = None
-    # Where its latest life began: the checkpoint that it was read from
+    # Where its latest life began: at a checkpoint, or among members that went on
     resumed_update: int = 0
     resumed_frames: int = 0
     # The group's faults: as the member saw them whose state went on

@@ -30,7 +30,7 @@ from demoreset_api.names import ASIDE, QUORUM
 from demoreset_trainer.checkpoint_writer import LAST_SAVE
 from demoreset_trainer.events import Events
 from demoreset_trainer.group import Leaving, MemberLost, Quorum, first_line, update_of
-from demoreset_trainer.heart import Heart
+from demoreset_trainer.heart import CUT_OFF, Heart
 from demoreset_trainer.links import GIVEN_UP, KEY, OLDEST, Links, fetch, outcast, quick, slow
 from demoreset_trainer.network import listen
 from demoreset_trainer.question import Question
@@ -190,11 +190,13 @@ class Elastic:
                 source=None if best and min(steps) == best else steps.index(best),
                 roster=roster,
                 outage=outage,
+                cut_off=self._heart.silence() > CUT_OFF,
             )
 
     def _facts(self, step: int) -> dict[str, Any]:
         """What the other members are to know of this one."""
-        nobody = step or not self._begun()  # can come back with the run's state, and be waited for
+        # Whether there is nobody to wait for, who may come back with the run's state.
+        nobody = step or not self._begun()
         return {
             "id": self._id,
             "formed": self._formed,

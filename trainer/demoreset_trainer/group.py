@@ -39,7 +39,8 @@ class Quorum:
 
     members: their ids; the first one, rank 0, writes checkpoints. source: the rank whose state the
     others take, None where all have the same. roster: id, pid, host, and update of each member.
-    outage: seconds that the coordinator was away.
+    outage: seconds that the coordinator was away while this member asked. cut_off: whether it has
+    been away for longer since the latest quorum than it needs to be started again.
     """
 
     generation: int
@@ -48,6 +49,7 @@ class Quorum:
     source: int | None = None
     roster: list[dict[str, Any]] = field(default_factory=list)
     outage: float = 0.0
+    cut_off: bool = False
 
     @property
     def me(self) -> str:

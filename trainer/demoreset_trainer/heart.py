@@ -33,6 +33,7 @@ class Heart:
         self._gaps: deque[float] = deque([0.0], maxlen=200)
         self._failing: float | None = None  # since when beats fail
         self._answering: float | None = None  # since when they are answered
+        self._silence = 0.0  # seconds: the longest without an answer, until somebody asks
         self._back = float("-inf")  # when they were answered again after it was cut off
         self.connects = True  # the coordinator's machine takes connections, as far as is known
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -77,6 +78,11 @@ class Heart:
         since = self._answering
         return time.monotonic() - since if since is not None else 0.0
 
+    def silence(self) -> float:
+        """Seconds: the longest for which no beat was answered since this was asked last."""
+        longest, self._silence = max(self._silence, self.unheard), 0.0
+        return longest
+
     @property
     def back(self) -> float:
         """Seconds since beats are answered again after this member was cut off, or frozen."""
@@ -94,6 +100,7 @@ class Heart:
                     client = LighthouseClient(self._url, timedelta(seconds=ANSWERED))
                 client.heartbeat(self.name, timeout=timedelta(seconds=ANSWERED))
                 before, answered = answered, time.monotonic()
+                self._silence = max(self._silence, answered - before)
                 if answered - before > CUT_OFF:
                     self._back = answered
                 self._failing, self.connects = None, True

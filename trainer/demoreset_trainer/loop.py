@@ -55,8 +55,16 @@ class Saver(Protocol):
     def finish(self, snapshot: Snapshot, *, candidate: bool) -> bool:
         """Write a checkpoint and wait for it; whether it is there."""
 
-    def next_life(self) -> int:
-        """Take the run's next life: what is saved in an earlier one is refused from now on."""
+    overtaken: tuple[int, str]  # the life whose states are refused for the sake of a later, and why
+
+    def take_life(self) -> int | None:
+        """Take the run's next life: what is saved in an earlier one is refused from then on.
+
+        None until it is taken: called again and again meanwhile.
+
+        Raises:
+            TryAgain: it could not be taken for now.
+        """
 
     def facts(self) -> dict[str, Any]:
         """The checkpoint fields of `Progress`."""
@@ -144,7 +152,7 @@ class Loop:
             self.ppo,
             self._burn_in,
             find=find,
-            next_life=saver.next_life,
+            take_life=saver.take_life,
             note=watch.note,
         )
         self._deserted = False  # it leaves while the others may know better
@@ -354,6 +362,7 @@ class Loop:
             "slots": len(take.held),
             "results": [astuple(result) for result in take.results],
             "successes": take.successes,
+            "overtaken": self._saver.overtaken,
         }
         return self._membership.exchange(quorum, share, leaving=self._stopping())
 

@@ -15,6 +15,7 @@ from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot, pack, unpack
 from demoreset_trainer.counters import Cause
 from demoreset_trainer.group import Group, MemberLost, Quorum
+from demoreset_trainer.lives import NOBODY, TakenOver
 from demoreset_trainer.ppo import Ppo
 from demoreset_trainer.run_state import RunState
 
@@ -33,6 +34,7 @@ class Membership:
         burn_in: Made anew where those came from another member.
         find: Asked for the life and, if there is one, the checkpoint to go on from; only the first
             of members that all are new is asked.
+        take_life: Takes the run's next life on the disk, as `Saver` has it.
         note: Told what a person wants to know.
     """
 
@@ -44,17 +46,19 @@ class Membership:
         burn_in: BurnIn,
         *,
         find: Callable[[], tuple[int, Snapshot | None]],
-        next_life: Callable[[], int],
+        take_life: Callable[[], int | None],
         note: Callable[[str], None],
     ) -> None:
         self._group, self._state, self._ppo, self._burn_in = group, state, ppo, burn_in
-        self._find, self._next_life, self._note = find, next_life, note
+        self._find, self._take_life, self._note = find, take_life, note
         self.rank = 0  # of the latest quorum
         self.staying: list[str] = []  # members that have not said that they leave
         self._members: tuple[str, ...] = ()  # of the latest quorum
-        self._parted: set[str] = set()  # lost together with the coordinator; when
-        self._parted_at = 0.0
-        self._fenced = 0  # the life that keeps their saves away, until all know of it
+        self._parted: set[str] = set()  # members that were lost together with the coordinator
+        self._parted_at = 0.0  # when, or when a life was tried to be taken
+        self._taking = False  # the life that keeps their saves away is being taken
+        self._refused = False  # and could not be, which was told
+        self._fence = 0  # that life, until all members know of it
         self._apart = 0  # updates in a row at which it differed from the others
         self._apart_at = -1  # the latest of them
         self._lost_at: float | None = None  # when what a lost member interrupted began
@@ -104,10 +108,9 @@ class Membership:
         while True:
             begun = time.monotonic()
             quorum = self._group.quorum(self._state.step)
-            if quorum.outage and (parted := {*self.staying} - {*quorum.members}):
-                self._parted, self._parted_at = parted, time.monotonic()
-            if self._parted & {*quorum.members}:  # they have only been slower
-                self._parted = set()
+            if quorum.cut_off and (parted := {*self.staying} - {*quorum.members}):
+                self._parted, self._parted_at = self._parted | parted, time.monotonic()
+            self._parted -= {*quorum.members}  # who has only been slower
             cause, since = self._cause(quorum), self._lost_at or begun
             try:
                 if quorum.source is not None:
@@ -121,8 +124,7 @@ class Membership:
             if self._began is None:
                 self._began = time.monotonic() - self._state.counters.seconds
             self._members, self.rank, self._lost_at = quorum.members, quorum.rank, None
-            if self._parted and self.rank == 0 and time.monotonic() > self._parted_at + PARTED:
-                self._take_life()
+            self._fence_off()
             return quorum, stayed
 
     def lost(self, begun: float, error: MemberLost) -> None:
@@ -164,6 +166,8 @@ class Membership:
             snapshot, extra = unpack(received)
             if (snapshot.life, snapshot.update) == (state.life, state.counters.update):
                 return True, cause, since  # another was behind
+            if snapshot.life > state.life:
+                self._parted = set()  # in that life they are fenced off, if they have to be
             state.check_alike(snapshot.state)
             self._ppo.load(snapshot.model, snapshot.optimizer)
             state.load(snapshot.state)
@@ -173,18 +177,28 @@ class Membership:
             cause, since = extra["cause"], time.monotonic() - extra["spent"]
         return own, cause, since
 
-    def _take_life(self) -> None:
-        """Fence off members that were lost together with the coordinator.
+    def _fence_off(self) -> None:
+        """Take a life of its own for this group, if members were lost with the coordinator.
 
         They may not be dead but cut off with it, and train on: what they save in an earlier life is
-        refused. A volume that is away takes nothing of theirs either.
+        refused. A life that is being taken is waited for even where they come back meanwhile: it
+        may be on the disk, and refuse what this group saves.
         """
-        self._group.alive(DISK)
+        late = time.monotonic() > self._parted_at + PARTED
+        if not (self._taking or (self._parted and self.rank == 0 and late)):
+            return
+        self._taking = True
         try:
-            self._fenced = self._next_life()
+            life = self._take_life()
         except TryAgain as error:
-            self._note(f"no new life was begun: {error}")
-        self._parted = set()
+            if not self._refused:
+                self._refused = True
+                self._note(f"others may train this run, too, and could not be fenced off: {error}")
+            self._taking, self._parted_at = False, time.monotonic()
+            return
+        if life is not None:
+            self._taking = self._refused = False
+            self._fence, self._parted = life, set()
 
     def _begin_life(self) -> None:
         """All members are new: this one, the first, looks at the disk for what to go on from."""
@@ -205,20 +219,30 @@ class Membership:
 
         Raises:
             MemberLost: also where states have drifted apart: those that differ go on as new ones.
+            TakenOver: others train the run in a later life.
             TryAgain: this one's differs however often it is given that of the others.
         """
         weights = self.digest() if len(quorum.members) > 1 else 0
         digest = None if weights is None else self._state.digest(weights)
         seen = self._state.counters.seen()
         told = {**share, "digest": digest, "leaving": leaving, "seen": seen}
-        told["life"] = max(self._state.life, self._fenced)
+        told["life"] = max(self._state.life, self._fence)
         shares = self._group.gather(told)
         if self._state.go_on_in(max(theirs.get("life", 0) for theirs in shares)):
-            self._parted, self._fenced = set(), 0
+            self._parted, self._fence = set(), 0
+        self._check_owner(*max(theirs.get("overtaken", NOBODY) for theirs in shares))
         both = zip(quorum.members, shares, strict=True)
         self.staying = [member for member, theirs in both if not theirs["leaving"]]
         self._check_alike(digest, [theirs["digest"] for theirs in shares])
         return shares
+
+    def _check_owner(self, overtaken: int, why: str) -> None:
+        """All begin anew where one of them has found that others have taken a later life than this.
+
+        One after the other would take the state from those that are left, for ever.
+        """
+        if self._state.life <= overtaken:
+            raise TakenOver(why)
 
     def _check_alike(self, own: int | None, digests: list[int | None]) -> None:
         update = self._state.counters.update

@@ -10,9 +10,7 @@ import json
 import math
 import os
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
 from demoreset_api.errors import UserError
@@ -20,7 +18,6 @@ from demoreset_trainer.disk import not_now
 from demoreset_trainer.progress import Progress
 
 NAME = "metrics.jsonl"
-_LATEST, _TAIL = 10, 64 << 10  # updates that tell the pace, and bytes at the end that hold them
 
 
 class MetricsFile:
@@ -112,22 +109,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     entries = [entry for line in content.splitlines() if (entry := _parse(line)) is not None]
     by_update = {entry["update"]: entry for entry in sorted(entries, key=_life)}
     return [by_update[update] for update in sorted(by_update)]
-
-
-def pace(path: Path) -> float:
-    """Seconds that the latest updates took, their median; 0.0 where there are not two."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            entries = [entry for line in file if (entry := _parse(line)) is not None]
-    except OSError:
-        return 0.0
-    gaps = [
-        after["seconds"] - before["seconds"]
-        for before, after in pairwise(entries)
-        if after["update"] == before["update"] + 1
-    ]
-    return median(gaps[-_LATEST:]) if gaps else 0.0
 
 
 def _life(entry: dict[str, Any]) -> int:

@@ -57,8 +57,8 @@ class Progress:
     rolled_back: int = 0  # updates that a lost member interrupted; done again by the others
     frames_discarded: int = 0  # played by members before they were lost, and never learned from
     goodput: float = 1.0  # share of the time that was not spent on recoveries
-    life: int = 0  # how often the run was read from disk
-    resumed_update: int = 0  # the one that its latest life began with
+    life: int = 0
+    resumed_update: int = 0  # after which its latest life began
     resumed_frames: int = 0
     # What lies ahead
     budget_frames: int | None = None

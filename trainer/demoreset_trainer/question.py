@@ -18,7 +18,7 @@ from demoreset_trainer.waits import POLL, Waits
 
 SLICE = 20.0  # seconds of one question; then it is asked again
 BROKEN = 2.0  # seconds without an answered beat, after which no question is asked
-KNOWN = 3 * EVERY  # seconds of answered beats, after which all who live have beaten as well
+KNOWN = 3 * EVERY  # seconds of answered beats, after which most who live have beaten as well
 SILENT = "no beat is answered"
 TOLD_AFTER = 10.0  # seconds of waiting until a person is told
 

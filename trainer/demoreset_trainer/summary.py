@@ -1,7 +1,6 @@
 """What is left of a run when it ends: `summary.json`, and the last words to a person."""
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 
 from demoreset_api.errors import ExitCode, TryAgain, UserError
 from demoreset_api.spec import After, RunSpec
-from demoreset_trainer import metrics, run_folder, runfile
+from demoreset_trainer import lives, metrics, run_folder, runfile
 from demoreset_trainer.counters import losses
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.progress import Progress
@@ -20,7 +19,6 @@ from demoreset_trainer.progress import Progress
 NAME = "summary.json"
 LAST_SEEN = 30.0  # seconds, longer than who writes a run's last checkpoint tries it
 NOT_KEPT = "the run is over, but how it ended could not be saved"
-_NAME = re.compile(r"ckpt-l(\d+)-u(\d+)")  # life and update, as `checkpoint` has it, without torch
 
 
 def finish(
@@ -122,30 +120,30 @@ def _played_on(spec: RunSpec, code: int) -> bool:
 
 def saved(checkpoints: Path) -> int | None:
     """The update of the newest checkpoint; None where there is none, or the disk is away."""
-    try:
-        found = [named(path) for path in checkpoints.glob("ckpt-*")]
-    except OSError:
-        return None
-    newest = max(filter(None, found), default=None)
+    newest = _newest(checkpoints)
     return newest[1] if newest is not None else None
 
 
-def named(path: Path) -> tuple[int, int] | None:
-    """The life and the update by which a checkpoint is named; None where it is none."""
-    found = _NAME.fullmatch(path.name)
-    return (int(found[1]), int(found[2])) if found else None
+def _newest(checkpoints: Path) -> tuple[int, int] | None:
+    """Its life, and its update."""
+    try:
+        found = [lives.named(path) for path in checkpoints.glob("ckpt-*")]
+    except OSError:
+        return None
+    return max(filter(None, found), default=None)
 
 
-def kept(folder: Path, update: int, patience: float = LAST_SEEN) -> bool:
-    """Whether a run's checkpoint of this update is there; it may be just being written, elsewhere.
+def kept(folder: Path, life: int, update: int, patience: float = LAST_SEEN) -> bool:
+    """Whether a run's last checkpoint is there; it may be just being written, elsewhere.
 
     Args:
         folder: The run's.
+        life: Its last; who has trained on in a later one has saved what counts.
         update: Its last.
         patience: Seconds until it counts as not written.
     """
     deadline = time.monotonic() + patience
-    while (newest := saved(folder / "checkpoints")) is None or newest < update:
+    while (_newest(folder / "checkpoints") or (0, 0)) < (life, update):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
