@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demoreset_api.errors import TryAgain
 from demoreset_api.spec import RunSpec
 from demoreset_trainer import lives
 from demoreset_trainer.checkpoint import Snapshot
@@ -49,9 +48,6 @@ class Shelf:
 
     def __init__(self) -> None:
         self.overtaken = lives.NOBODY
-        self.lives: list[int] = []  # that were taken
-        self.away = 0  # so many times it cannot be
-        self._asked = 0
         self.saved: list[Snapshot] = []
         self.candidates: list[bool] = []  # for each of them
 
@@ -66,15 +62,7 @@ class Shelf:
         self.save(snapshot, candidate=candidate)
         return True
 
-    def take_life(self) -> int | None:
-        """At the second call, as from a disk that takes its time."""
-        self._asked += 1
-        if self.away and self._asked % 2 == 0:
-            self.away -= 1
-            raise TryAgain("away")
-        if self._asked % 2:
-            return None
-        self.lives.append(2)
+    def take_life(self) -> int:
         return 2
 
     def facts(self) -> dict[str, Any]:

@@ -268,8 +268,43 @@ def test_a_life_is_taken_without_holding_up_the_training(
     let_go.set()
     assert taken(writer) == 2
     assert (tmp_path / ".partial-another").exists(), "others may be writing it"
-    assert writer.finish(snapshot(1, life=2))
+    assert writer.finish(snapshot(1, life=1)), "its own life refuses nothing"
+    assert checkpoint.newest(tmp_path) == tmp_path / snapshot(1, life=2).name
     assert not notes
+    assert writer.overtaken == lives.NOBODY
+
+
+def test_the_last_save_waits_for_the_life_that_is_being_taken(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checkpoint.next_life(tmp_path) == 1
+    take = lives.take
+
+    def slow(folder: Path) -> int:
+        time.sleep(0.5)
+        return take(folder)
+
+    monkeypatch.setattr(lives, "take", slow)
+    assert writer.take_life() is None
+    assert writer.finish(snapshot(1, life=1))
+    assert checkpoint.newest(tmp_path) == tmp_path / snapshot(1, life=2).name
+
+
+def test_a_save_that_was_in_flight_while_a_life_was_taken_is_no_loss(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    assert checkpoint.next_life(tmp_path) == 1
+    monkeypatch.setattr(checkpoint_writer, "LAST_SAVE", 0.1)
+    slow = SlowDisk(monkeypatch)
+    writer.save(snapshot(1, life=1))
+    assert slow.begun.wait(30)
+    assert taken(writer) == 2
+    slow.go_on.set()
+    writer._wait(30)
+    assert writer.overtaken == lives.NOBODY
+    assert not notes
+    assert writer.finish(snapshot(2, life=1))
+    assert checkpoint.newest(tmp_path) == tmp_path / snapshot(2, life=2).name
 
 
 def test_a_life_that_cannot_be_taken_is_tried_again(

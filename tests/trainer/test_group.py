@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from demoreset_api.errors import TryAgain
-from demoreset_trainer import membership
+from demoreset_trainer import fence
 from demoreset_trainer.checkpoint import pack, unpack
 from demoreset_trainer.curriculum import Result
 from demoreset_trainer.demo import Demo, record
-from demoreset_trainer.group import Quorum, deal
+from demoreset_trainer.group import deal
 from demoreset_trainer.loop import Loop
-from demoreset_trainer.membership import Membership
 from demoreset_trainer.rollout import Collector
 from demoreset_trainer.slots import Begin
 from demoreset_trainer.streams import seed_from, stream
@@ -443,7 +442,7 @@ def test_who_drifts_at_every_update_gives_up_too(crossing: Demo) -> None:
 def test_who_is_lost_with_the_coordinator_may_live_and_is_fenced_off_by_a_new_life(
     crossing: Demo, coordinator_too: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(membership, "PARTED", 0.0)
+    monkeypatch.setattr(fence, "PATIENCE", 0.0)
     story = Story(crossing)
 
     def cut_off(what: str, count: int) -> bool:
@@ -460,70 +459,9 @@ def test_who_is_lost_with_the_coordinator_may_live_and_is_fenced_off_by_a_new_li
     one, other = (story.citizens[id].commits for id in "ab")
     assert one[:5] == other[:5]
     assert [update for _, update, _, _ in one] == list(range(1, len(one) + 1))
-    life, resumed = (2, 3) if coordinator_too else (1, 0)
-    assert [its for its, *_ in one] == [1, 1, 1, *[life] * (len(one) - 3)]
+    life, resumed = (2, 2) if coordinator_too else (1, 0)
+    assert [its for its, *_ in one] == [1, 1, *[life] * (len(one) - 2)]
     assert {story.loops[id].state.counters.resumed_update for id in "ab"} == {resumed}
-
-
-class Told:
-    """A group whose quorums are given, one after the other."""
-
-    def __init__(self, *quorums: str, cut_off: str) -> None:
-        self._quorums, self._cut_off = iter(quorums), cut_off
-
-    def quorum(self, step: int) -> Quorum:
-        members = next(self._quorums)
-        return Quorum(1, 0, tuple(members), cut_off=members == self._cut_off)
-
-
-def agreeing(demo: Demo, *quorums: str, cut_off: str) -> tuple[Membership, Shelf]:
-    """A member "a" that has trained with "b" and "c", and is about to see these quorums."""
-    loop, _, shelf = make(demo)
-    mine = loop._membership
-    loop.state.life, mine._group = 1, Told(*quorums, cut_off=cut_off)  # type: ignore[assignment]
-    mine.agree()
-    mine.staying = ["a", "b", "c"]
-    return mine, shelf
-
-
-def test_who_comes_later_than_another_hides_nobody_who_was_cut_off(
-    crossing: Demo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(membership, "PARTED", 0.1)
-    mine, shelf = agreeing(crossing, "abc", "a", *["ab"] * 3, cut_off="a")
-    for _ in range(2):
-        mine.agree()
-    assert not shelf.lives, "they may only be slower"
-    time.sleep(0.2)
-    for _ in range(2):
-        mine.agree()
-    assert shelf.lives == [2]
-
-
-def test_all_who_come_back_are_not_fenced_off(
-    crossing: Demo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(membership, "PARTED", 0.0)
-    mine, shelf = agreeing(crossing, "abc", "ac", "abc", "abc", cut_off="abc")
-    mine.agree()  # without a break: b is only dead
-    mine.staying = ["a", "b", "c"]
-    for _ in range(2):
-        mine.agree()
-    assert not shelf.lives
-
-
-def test_a_life_that_cannot_be_taken_is_tried_again_and_told_once(
-    crossing: Demo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(membership, "PARTED", 0.0)
-    mine, shelf = agreeing(crossing, "abc", *["ab"] * 8, cut_off="ab")
-    shelf.away, notes = 3, list[str]()
-    monkeypatch.setattr(mine, "_note", notes.append)
-    for _ in range(8):
-        mine.agree()
-    assert shelf.lives == [2]
-    assert mine._fence == 2
-    assert notes == ["others may train this run, too, and could not be fenced off: away"]
 
 
 def test_a_group_that_was_overtaken_begins_anew_as_a_whole(crossing: Demo) -> None:

@@ -1,5 +1,6 @@
 """Lives: each has one owner, and whoever has an earlier one sees that others train."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from demoreset_api.errors import TryAgain
 from demoreset_trainer import lives
 
 
@@ -103,4 +105,22 @@ def test_a_disk_that_hangs_keeps_nobody_who_shows_that_he_trains(
     monkeypatch.setattr("os.utime", hang)
     with lives.shown(tmp_path, lambda: 1):
         assert hung.wait(60)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 30
     let_go.set()
+
+
+def test_a_life_that_could_not_be_taken_leaves_no_marker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lives.take(tmp_path) == 1
+
+    def away(folder: Path) -> None:
+        raise OSError(errno.EIO, "away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lives, "flush_folder", away)
+        with pytest.raises(TryAgain):
+            lives.take(tmp_path)
+    assert lives.latest(tmp_path) == 1
+    assert lives.take(tmp_path) == 2

@@ -4,6 +4,7 @@ A `Town` does what the coordinator and the network do: it waits until every memb
 asked, adds up, and lets members die at a given moment, in the middle of a sum or of a rollout.
 """
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -129,7 +130,7 @@ class Citizen:
     def gather(self, value: Any) -> list[Any]:
         self.sums = 0
         self._fate("gather", 0)
-        return self.town.exchange(self.id, value)
+        return self.town.exchange(self.id, json.loads(json.dumps(value)))
 
     def hand_over(self, quorum: Quorum, state: bytes) -> bytes:
         return bytes(self.town.exchange(self.id, state)[quorum.source or 0])

@@ -7,9 +7,9 @@ full, read-only or away does not stop the training: it is told, and tried again.
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,6 +64,7 @@ class CheckpointWriter:
         self._blocked = 0.0  # seconds that the latest copy took
         self._failed: Exception | None = None
         self.overtaken = NOBODY
+        self.life = 0  # the latest that this process has taken for the group
         self._taking: Future[int] | None = None  # the next life, while it is being taken
         self._told_late = False
         self._ends = False  # what is written now is the last
@@ -109,10 +110,10 @@ class CheckpointWriter:
                 self._told_late = True
                 self._note(f"checkpoint {self.error}; training goes on")
             return
-        if self._taking is not None:  # a moment later this state belongs to that life
+        if self._taking is not None and not self._taking.done():  # this state is of that life
             return
         begun = time.monotonic()
-        copied = snapshot.copy()
+        copied = replace(snapshot.copy(), life=max(snapshot.life, self.life))
         self._offered = time.monotonic()
         self._blocked = self._offered - begun
         self._thread = threading.Thread(
@@ -131,6 +132,8 @@ class CheckpointWriter:
         deadline, self._ends = time.monotonic() + patience, True
         try:
             self._wait(patience)
+            if self._taking is not None:
+                wait([self._taking], max(0.0, deadline - time.monotonic()))
             if self.busy:
                 return False
             self.save(snapshot, candidate=candidate)
@@ -158,7 +161,8 @@ class CheckpointWriter:
         try:
             self._wait(LAST_SAVE)  # what is being written is of the life that ends here
             self._check_place()
-            taken.set_result(lives.take(self._folder))
+            self.life = lives.take(self._folder)
+            taken.set_result(self.life)
         except Exception as error:
             taken.set_exception(error)
 
@@ -184,11 +188,14 @@ class CheckpointWriter:
             else:
                 self._reserve.hold(2 * size)
         except Exception as error:  # the thread's end: what is not kept here is lost in silence
+            overtaken = isinstance(error, TakenOver)
+            if overtaken and (self._taking is not None or self.life > snapshot.life):
+                return  # by the life that this process takes: the next is saved in that
             first, self._failed = self._failed is None, error
-            if isinstance(error, TakenOver):
+            if overtaken:
                 self.overtaken = snapshot.life, str(error)
             if first:
-                ends = self._ends or isinstance(error, TakenOver)
+                ends = self._ends or overtaken
                 then = "" if ends else "; training goes on, tried again later"
                 self._note(f"{failed} ({error}){then}")
             return

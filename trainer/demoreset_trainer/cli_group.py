@@ -135,8 +135,8 @@ def met_on_disk(folder: Path, spec: "RunSpec", demo: "Demo") -> dict[str, Any] |
     """
     from demoreset_trainer import lives, run_folder
 
-    newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
     try:
+        newest = max((folder / "checkpoints").glob("ckpt-l*-u*/state.json"), default=None)
         state = {} if newest is None else json.loads(newest.read_text())
         if newest is None or not run_folder.goal_met(state, spec):
             return None

@@ -80,6 +80,7 @@ def _train(options: argparse.Namespace) -> ExitCode:
     from demoreset_trainer import checkpoint, lives, run_folder, runfile, stall
     from demoreset_trainer.assemble import assemble
     from demoreset_trainer.checkpoint_writer import LAST_SAVE, CheckpointWriter
+    from demoreset_trainer.disk import not_now
     from demoreset_trainer.elastic import Elastic
     from demoreset_trainer.group import Leaving
     from demoreset_trainer.membership import DISK
@@ -98,12 +99,19 @@ def _train(options: argparse.Namespace) -> ExitCode:
         better=stall.better,
     )
 
-    def find() -> "tuple[int, Snapshot | None]":
-        checkpoint.settle(checkpoints, LAST_SAVE)
-        if options.life and lives.trained_in(checkpoints, options.life, lives.WATCH, group.alive):
-            raise TryAgain(f"{folder}: others train this run now, whom this worker cannot reach")
-        if stop.is_set():
+    def watching() -> None:
+        if stop.is_set():  # else it would take the run as its last act
             raise Leaving
+        group.alive()
+
+    def find() -> "tuple[int, Snapshot | None]":
+        try:
+            checkpoint.settle(checkpoints, LAST_SAVE)
+            if options.life and lives.trained_in(checkpoints, options.life, lives.WATCH, watching):
+                raise TryAgain(f"{folder}: others train this run now, out of this worker's reach")
+        except OSError as error:
+            raise not_now(checkpoints, error) from error
+        watching()
         group.alive(DISK)
         newest = checkpoint.newest(checkpoints)
         snapshot = checkpoint.read(newest) if newest is not None else None
@@ -129,7 +137,8 @@ def _train(options: argparse.Namespace) -> ExitCode:
     )
     loop = assemble(spec, demo, group=group, watch=wire, saver=writer, find=find)
     try:
-        stopped = loop.run(stop.is_set)
+        with lives.shown(checkpoints, lambda: max(loop.state.life, writer.life)):
+            stopped = loop.run(stop.is_set)
     finally:
         group.close()
         if loop.saves and loop.state.counters.update:

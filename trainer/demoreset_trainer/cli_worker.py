@@ -22,7 +22,7 @@ from demoreset_api.names import (
     METRICS_PORT,
     TERMINATION_LOG,
 )
-from demoreset_trainer import lives, restart
+from demoreset_trainer import restart
 from demoreset_trainer.coordinator import extension
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST, listen
@@ -162,13 +162,14 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
             spawn=nursery.spawn,
             keep=partial(hangs.keep, folder),
         )
-        with lives.shown(folder / "checkpoints", lambda: supervisor.life * supervisor.trains):
-            code = supervisor.run()
-        if code in restart.OVER and not all_kept(folder, supervisor):
+        code = supervisor.run()
+        state = met_on_disk(folder, wanted.spec, demo) if code in restart.OVER else None
+        # Others may have met it in a later life, which one of our members has read.
+        met = state is not None and state["life"] > supervisor.life
+        if code in restart.OVER and not met and not all_kept(folder, supervisor):
             code, supervisor.error = ExitCode.TRY_AGAIN, LastError("NotSaved", NOT_KEPT)
     if code in restart.OVER:
-        state = met_on_disk(folder, wanted.spec, demo)
-        leave_words(_how_it_stands(supervisor.progress, state, len(demo)))
+        leave_words(_how_it_stands(supervisor.progress, state if met else None, len(demo)))
     elif code not in GOOD and supervisor.error is not None:
         to_stderr(f"demoreset: {supervisor.error}")
         leave_words(supervisor.error.report(MAX_BYTES))
@@ -182,12 +183,12 @@ def _how_it_stands(
 
     Args:
         progress: The last of which a member of this worker has told.
-        met: The newest checkpoint's state, where it says that the goal is met.
+        met: The newest checkpoint's state, where others have met the goal.
         demo_frames: Of the whole demonstration.
     """
     from demoreset_trainer.report import standing
 
-    if met is not None and (progress is None or met["life"] > progress.life):
+    if met is not None:
         return json.dumps(met_before(met, demo_frames)).encode()
     return json.dumps(standing(_kept(progress))).encode() if progress else NO_NEWS
 

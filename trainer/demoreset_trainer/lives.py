@@ -43,7 +43,7 @@ def take(folder: Path) -> int:
     """Take the next life of a run; nobody else has the same.
 
     Raises:
-        TryAgain: the disk is full, read-only, or away. Then it may be taken all the same.
+        TryAgain: the disk is full, read-only, or away.
     """
     try:
         return _take(folder)
@@ -54,12 +54,18 @@ def take(folder: Path) -> int:
 def _take(folder: Path) -> int:
     while True:
         life = latest(folder) + 1
+        marker = _marker(folder, life)
         with suppress(FileExistsError):
-            _marker(folder, life).touch(exist_ok=False)
-            # Since our look others may have taken this life, and a later one that cleared it away.
-            if latest(folder) == life:
-                break
-    flush_folder(folder)
+            marker.touch(exist_ok=False)
+            try:
+                # Since our look others may have taken it, and a later one that cleared it away.
+                if latest(folder) == life:
+                    flush_folder(folder)
+                    break
+            except OSError:
+                with suppress(OSError):
+                    marker.unlink()  # else it would refuse what its own owner saves
+                raise
     for old, path in _marked(folder):
         if old < life:
             path.unlink(missing_ok=True)
@@ -124,6 +130,9 @@ def trained_in(folder: Path, life: int, patience: float, alive: Callable[[], Non
         life: In which the one who asks has trained.
         patience: Seconds without a sign after which nobody does.
         alive: Called a few times a second meanwhile.
+
+    Raises:
+        OSError: it cannot be told, as the disk is away.
     """
     before, until = _signs(folder, life), time.monotonic() + patience
     while before and time.monotonic() < until:
@@ -139,7 +148,7 @@ def _signs(folder: Path, life: int) -> dict[str, int]:
     found = {}
     for later, path in _marked(folder):
         if later > life:
-            with suppress(FileNotFoundError):  # there is a later one still
+            with suppress(OSError):  # there is a later one still, or the disk is away
                 found[path.name] = path.stat().st_mtime_ns
     return found
 

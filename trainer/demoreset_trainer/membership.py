@@ -14,13 +14,13 @@ from demoreset_api.errors import TryAgain
 from demoreset_trainer.burn_in import BurnIn
 from demoreset_trainer.checkpoint import Snapshot, pack, unpack
 from demoreset_trainer.counters import Cause
+from demoreset_trainer.fence import Fence
 from demoreset_trainer.group import Group, MemberLost, Quorum
 from demoreset_trainer.lives import NOBODY, TakenOver
 from demoreset_trainer.ppo import Ppo
 from demoreset_trainer.run_state import RunState
 
 DISK = 120.0  # seconds that reading or writing a checkpoint may take
-PARTED = 5.0  # seconds after which who was lost with the coordinator may train on elsewhere
 MAX_APART = 3  # times in a row that a member differs from the others, before it gives up
 
 
@@ -50,15 +50,11 @@ class Membership:
         note: Callable[[str], None],
     ) -> None:
         self._group, self._state, self._ppo, self._burn_in = group, state, ppo, burn_in
-        self._find, self._take_life, self._note = find, take_life, note
+        self._find, self._note = find, note
+        self._fence = Fence(take_life, note)
         self.rank = 0  # of the latest quorum
         self.staying: list[str] = []  # members that have not said that they leave
         self._members: tuple[str, ...] = ()  # of the latest quorum
-        self._parted: set[str] = set()  # members that were lost together with the coordinator
-        self._parted_at = 0.0  # when, or when a life was tried to be taken
-        self._taking = False  # the life that keeps their saves away is being taken
-        self._refused = False  # and could not be, which was told
-        self._fence = 0  # that life, until all members know of it
         self._apart = 0  # updates in a row at which it differed from the others
         self._apart_at = -1  # the latest of them
         self._lost_at: float | None = None  # when what a lost member interrupted began
@@ -108,9 +104,7 @@ class Membership:
         while True:
             begun = time.monotonic()
             quorum = self._group.quorum(self._state.step)
-            if quorum.cut_off and (parted := {*self.staying} - {*quorum.members}):
-                self._parted, self._parted_at = self._parted | parted, time.monotonic()
-            self._parted -= {*quorum.members}  # who has only been slower
+            self._fence.lose(quorum, self.staying)
             cause, since = self._cause(quorum), self._lost_at or begun
             try:
                 if quorum.source is not None:
@@ -124,7 +118,7 @@ class Membership:
             if self._began is None:
                 self._began = time.monotonic() - self._state.counters.seconds
             self._members, self.rank, self._lost_at = quorum.members, quorum.rank, None
-            self._fence_off()
+            self._fence.build(first=quorum.first)
             return quorum, stayed
 
     def lost(self, begun: float, error: MemberLost) -> None:
@@ -167,7 +161,7 @@ class Membership:
             if (snapshot.life, snapshot.update) == (state.life, state.counters.update):
                 return True, cause, since  # another was behind
             if snapshot.life > state.life:
-                self._parted = set()  # in that life they are fenced off, if they have to be
+                self._fence.stands()
             state.check_alike(snapshot.state)
             self._ppo.load(snapshot.model, snapshot.optimizer)
             state.load(snapshot.state)
@@ -176,29 +170,6 @@ class Membership:
             self._burn_in.refresh()
             cause, since = extra["cause"], time.monotonic() - extra["spent"]
         return own, cause, since
-
-    def _fence_off(self) -> None:
-        """Take a life of its own for this group, if members were lost with the coordinator.
-
-        They may not be dead but cut off with it, and train on: what they save in an earlier life is
-        refused. A life that is being taken is waited for even where they come back meanwhile: it
-        may be on the disk, and refuse what this group saves.
-        """
-        late = time.monotonic() > self._parted_at + PARTED
-        if not (self._taking or (self._parted and self.rank == 0 and late)):
-            return
-        self._taking = True
-        try:
-            life = self._take_life()
-        except TryAgain as error:
-            if not self._refused:
-                self._refused = True
-                self._note(f"others may train this run, too, and could not be fenced off: {error}")
-            self._taking, self._parted_at = False, time.monotonic()
-            return
-        if life is not None:
-            self._taking = self._refused = False
-            self._fence, self._parted = life, set()
 
     def _begin_life(self) -> None:
         """All members are new: this one, the first, looks at the disk for what to go on from."""
@@ -226,11 +197,11 @@ class Membership:
         digest = None if weights is None else self._state.digest(weights)
         seen = self._state.counters.seen()
         told = {**share, "digest": digest, "leaving": leaving, "seen": seen}
-        told["life"] = max(self._state.life, self._fence)
+        told["life"] = max(self._state.life, self._fence.life)
         shares = self._group.gather(told)
         if self._state.go_on_in(max(theirs.get("life", 0) for theirs in shares)):
-            self._parted, self._fence = set(), 0
-        self._check_owner(*max(theirs.get("overtaken", NOBODY) for theirs in shares))
+            self._fence.stands()
+        self._check_owner(*max(tuple(theirs.get("overtaken", NOBODY)) for theirs in shares))
         both = zip(quorum.members, shares, strict=True)
         self.staying = [member for member, theirs in both if not theirs["leaving"]]
         self._check_alike(digest, [theirs["digest"] for theirs in shares])

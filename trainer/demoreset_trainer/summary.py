@@ -138,16 +138,16 @@ def kept(folder: Path, life: int, update: int, patience: float = LAST_SEEN) -> b
 
     Args:
         folder: The run's.
-        life: Its last; who has trained on in a later one has saved what counts.
+        life: Its last. Where somebody has trained it in a later one, this update counts no more.
         update: Its last.
         patience: Seconds until it counts as not written.
     """
     deadline = time.monotonic() + patience
-    while (_newest(folder / "checkpoints") or (0, 0)) < (life, update):
+    while (newest := _newest(folder / "checkpoints") or (0, 0)) < (life, update):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
-    return True
+    return newest[0] == life
 
 
 def met_already(folder: Path) -> str:

@@ -29,7 +29,6 @@ WELL = (*restart.OVER, ExitCode.DRAINED, -signal.SIGTERM)
 DUMP = 1.0  # seconds that a hung member has to say where it stands
 OOM_LOOK = 1.0  # seconds between two looks at what the kernel has killed for memory
 OOM_RECENT = 10.0  # seconds after it for which that is why a member ends
-TRAINING = "training"  # what a member does
 STARVED = "the kernel has killed a process of this worker: its memory limit is not enough"
 MAX_NOTES = 1000  # remembered, so as not to tell them twice
 
@@ -112,11 +111,6 @@ class Supervisor:
     def life(self) -> int:
         """The latest life in which a member of this group trained; 0: none has."""
         return self.progress.life if self.progress is not None else 0
-
-    @property
-    def trains(self) -> bool:
-        """Whether one of its members does."""
-        return TRAINING in self._states.values()
 
     @property
     def members(self) -> list[MemberProcess]:
@@ -376,7 +370,7 @@ class Supervisor:
             elif member.phase == ASIDE:
                 states[member.name] = ASIDE
             else:
-                states[member.name] = TRAINING if member.progress is not None else STARTING
+                states[member.name] = "training" if member.progress is not None else STARTING
         if states != self._states:
             self._states = states
             self._watch.states(states)
