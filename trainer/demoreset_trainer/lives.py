@@ -66,9 +66,10 @@ def _take(folder: Path) -> int:
                 with suppress(OSError):
                     marker.unlink()  # else it would refuse what its own owner saves
                 raise
-    for old, path in _marked(folder):
-        if old < life:
-            path.unlink(missing_ok=True)
+    with suppress(OSError):  # earlier markers mean nothing any more
+        for old, path in _marked(folder):
+            if old < life:
+                path.unlink(missing_ok=True)
     return life
 
 
