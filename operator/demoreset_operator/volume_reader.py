@@ -8,6 +8,7 @@ import time
 
 from demoreset_api.errors import UserError
 from demoreset_api.names import ANNOTATION_IMAGE, COMPONENT_WORKER, LABEL_COMPONENT, LABEL_RUN_UID
+from demoreset_operator import story
 from demoreset_operator.kubectl import Kubectl, runs
 from demoreset_operator.observation import Json, Run, trouble
 from demoreset_operator.pods import worker
@@ -42,8 +43,10 @@ class VolumeReader:
         found = self._kubectl.get("pods", "-l", selector)
         sees = [body for body in found["items"] if claim_name(self._run) in _claims(body)]
         own = [body for body in sees if body["metadata"]["labels"][LABEL_RUN_UID] == self._run.uid]
+        # Workers of a run that is over are about to end, in the middle of what is read.
+        last = own if story.over(self._run.status) else []
         for body in (*own, *sees):
-            if runs(body):
+            if runs(body) and body not in last:
                 self._pod = body["metadata"]["name"]
                 return self
         like = own[-1] if own and self._image is None else self._worker()

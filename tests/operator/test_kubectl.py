@@ -67,6 +67,19 @@ def test_a_volume_is_read_through_whoever_has_it_and_the_runs_own_first(
             assert wanted in reader.command("ls")
 
 
+def test_a_worker_of_a_run_that_is_over_is_about_to_end_and_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = training(1)
+    world.end("key-worker-0-1", 0)
+    world.settle()
+    last = running(world, "key-worker-1-1")
+    found = {"items": [last], "status": {"phase": "Running"}}
+    monkeypatch.setattr(Kubectl, "run", lambda *_, **__: json.dumps(found))
+    with VolumeReader(Kubectl(), world.run, None) as reader:
+        assert reader.made
+
+
 def test_a_character_that_stdout_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="latin-1"))
