@@ -35,9 +35,11 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     ready = trains(seen, status, now)
     answers = [seen.answers[name] for name in seen.training(now)]
     first = max(answers, key=_update, default=None)
-    known = [*answers, *_farewells(seen, status, now)]
-    latest = max(known, key=_update, default=None)
-    writer = max((one for one in known if one.status.rank == 0), key=_update, default=None)
+    farewells = _farewells(seen, status, now)
+    latest = max((*answers, *farewells), key=_update, default=None)
+    # Who ends with its run has seen the last checkpoint, whoever wrote that.
+    writers = [*farewells, *(one for one in answers if one.status.rank == 0)]
+    writer = max(writers, key=_update, default=None)
     live = [pod for pod in seen.workers if pod.live]
     wanted = 0 if seen.run.spec.suspend or over(status) else seen.run.spec.workers.max
     workers = WorkersStatus(

@@ -559,6 +559,18 @@ def test_a_change_to_a_run_that_is_over_never_costs_its_checkpoints(
     assert ("delete it and apply it anew" in message) is (FETCH in message)
 
 
+def test_whoever_ends_with_its_run_has_seen_the_last_checkpoint() -> None:
+    world = training(2)
+    kept = {"update": 40, "ageSeconds": 1.0, "bytes": 8, "error": None}
+    world.say("key-worker-0-1", 50, rank=0, checkpoint=kept)
+    world.settle()
+    words = worker_status(50, 2, rank=1, checkpoint=kept | {"update": 50})
+    world.end("key-worker-1-1", 0, words=json.dumps(words))
+    world.settle()
+    assert world.status.checkpoint is not None
+    assert world.status.checkpoint.update == 50
+
+
 def test_the_last_words_say_whether_what_was_learned_is_on_the_volume() -> None:
     world = training(2)
     full = {"update": 1, "ageSeconds": 9.0, "bytes": 1, "error": "disk full"}
