@@ -34,8 +34,7 @@ class Town:
         self.taken: dict[str, list[Any]] = {}
         self.broken: set[str] = set()  # members that must be told of a loss at their next sum
         self.group: tuple[str, ...] = ()
-        self.outage = 0.0  # seconds that the coordinator is away before the next quorum
-        self.cut_off = False  # so long that others may have been cut off with it
+        self.cut_off = False  # whether the coordinator is away for long before the next quorum
 
     def enter(self, id: str) -> "Citizen":
         with self.condition:
@@ -81,12 +80,11 @@ class Town:
                 rank,
                 members,
                 None if same else steps.index(best),
-                outage=self.outage,
                 cut_off=self.cut_off,
             )
             for rank, member in enumerate(members)
         }
-        self.outage, self.cut_off = 0.0, False
+        self.cut_off = False
         self.asked = {}
         self.condition.notify_all()
 
