@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
 CONNECTIONS, WORKERS, PORT = 16, 4, 18080
 LOSSES = 5  # of 20 pods each
+PROGRAMS = ("kube-apiserver", "kube-controller", "kube-scheduler", "etcd", "kwok")
 SETTLE = 10.0  # seconds, until the last objects that are no workers are gone
 CLAIM = {  # one for all runs: what is measured is pods
     "apiVersion": "v1",
@@ -70,25 +71,27 @@ class Pods:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        core = client.CoreV1Api()
-        while True:
-            async with watch.Watch().stream(
-                core.list_namespaced_pod, "default", label_selector=self._label
-            ) as stream:
-                async for event in stream:
-                    body = event["raw_object"]
-                    name = body["metadata"]["name"]
-                    gone = event["type"] == "DELETED" or "deletionTimestamp" in body["metadata"]
-                    self.exist.discard(name)
-                    self.places[place(body)].discard(name)
-                    self.running.pop(name, None)
-                    (self.left.discard if event["type"] == "DELETED" else self.left.add)(name)
-                    if not gone:
-                        self.exist.add(name)
-                        if body["status"].get("phase") == "Running":
-                            self.running[name] = body
-                            self.places[place(body)].add(name)
-                    self._changed.set()
+        async with client.ApiClient() as connected:
+            listed = client.CoreV1Api(connected).list_namespaced_pod
+            while True:
+                async with watch.Watch().stream(
+                    listed, "default", label_selector=self._label
+                ) as stream:
+                    async for event in stream:
+                        self._hear(event["type"], event["raw_object"])
+                        self._changed.set()
+
+    def _hear(self, kind: str, body: Json) -> None:
+        name = body["metadata"]["name"]
+        self.exist.discard(name)
+        self.places[place(body)].discard(name)
+        self.running.pop(name, None)
+        (self.left.discard if kind == "DELETED" else self.left.add)(name)
+        if kind != "DELETED" and "deletionTimestamp" not in body["metadata"]:
+            self.exist.add(name)
+            if body["status"].get("phase") == "Running":
+                self.running[name] = body
+                self.places[place(body)].add(name)
 
     async def until(self, met: Callable[[], bool], patience: float = 900) -> float:
         """Wait; the moment when it was so."""
@@ -151,9 +154,11 @@ async def floor(api: Api, runs: int) -> Json:
     watching = asyncio.create_task(pods.run())
     # Names of their own: what is deleted may stay for a while.
     made = [one for number in range(runs) for one in objects(10_000 + number)]
+    used, own = control_plane(), time.process_time()
     begun = time.monotonic()
     await many([api.create(one) for one in made])
     exist = await pods.until(lambda: len(pods.exist) == count)
+    spent = {**since(used), "script": round(time.process_time() - own, 1)}
     running = await pods.until(lambda: len(pods.running) == count)
     await asyncio.sleep(SETTLE)
     bare = {one["metadata"]["name"]: one for one in made if one["kind"] == "Pod"}
@@ -161,6 +166,7 @@ async def floor(api: Api, runs: int) -> Json:
         "objects": len(made),
         "exist": round(exist - begun, 1),
         "running": round(running - begun, 1),
+        "coreSeconds": spent,
         "lost20Seconds": await lost(api, pods, 20, bare),
     }
     names = {(one["kind"], one["metadata"]["name"]) for one in made}
@@ -209,6 +215,25 @@ def cpu(process: subprocess.Popen[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def control_plane() -> dict[str, float]:
+    """Seconds of a core that each program of the control plane has used, by its short name."""
+    found = dict.fromkeys(PROGRAMS, 0.0)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, tail = path.read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        if (name := head.partition("(")[2]) in found:
+            user, system = tail.split()[11:13]
+            found[name] += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def since(before: dict[str, float]) -> dict[str, float]:
+    """What the control plane has used since then."""
+    return {name: round(used - before[name], 1) for name, used in control_plane().items()}
+
+
 def rss(process: subprocess.Popen[bytes]) -> float:
     """MiB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -224,9 +249,15 @@ async def fleet(api: Api, runs: int) -> Json:
     count = runs * WORKERS
     async with operator() as process:
         used, asked = cpu(process), requests()
+        before, own = control_plane(), time.process_time()
         begun = time.monotonic()
         await many([api.create(run(number)) for number in range(runs)])
         exist = await pods.until(lambda: len(pods.exist) == count)
+        cores = {
+            **since(before),
+            "operator": round(cpu(process) - used, 1),
+            "script": round(time.process_time() - own, 1),
+        }
         running = await pods.until(lambda: len(pods.running) == count)
         await asyncio.sleep(15)
         spent = cpu(process) - used
@@ -234,6 +265,7 @@ async def fleet(api: Api, runs: int) -> Json:
         found: Json = {
             "exist": round(exist - begun, 1),
             "running": round(running - begun, 1),
+            "coreSeconds": cores,
             "requestsPerRun": {
                 verb: round((number - asked.get(verb, 0)) / runs, 1)
                 for verb, number in after.items()
