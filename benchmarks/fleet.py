@@ -22,7 +22,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from demoreset_operator import pods, render
 from demoreset_operator.api import Api
 from demoreset_operator.observation import parse_run
 from demoreset_operator.render import Settings
-from measure import RESULTS, machine
+from measure import RESULTS, core_seconds, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(os.environ.get("DEMORESET_TEST_CLUSTER", ROOT.parent / "shared/kubernetes"))
@@ -154,11 +154,11 @@ async def floor(api: Api, runs: int) -> Json:
     watching = asyncio.create_task(pods.run())
     # Names of their own: what is deleted may stay for a while.
     made = [one for number in range(runs) for one in objects(10_000 + number)]
-    used, own = control_plane(), time.process_time()
+    before = used()
     begun = time.monotonic()
     await many([api.create(one) for one in made])
     exist = await pods.until(lambda: len(pods.exist) == count)
-    spent = {**since(used), "script": round(time.process_time() - own, 1)}
+    cores = spent(before, used())
     running = await pods.until(lambda: len(pods.running) == count)
     await asyncio.sleep(SETTLE)
     bare = {one["metadata"]["name"]: one for one in made if one["kind"] == "Pod"}
@@ -166,7 +166,7 @@ async def floor(api: Api, runs: int) -> Json:
         "objects": len(made),
         "exist": round(exist - begun, 1),
         "running": round(running - begun, 1),
-        "coreSeconds": spent,
+        "coreSeconds": cores,
         "lost20Seconds": await lost(api, pods, 20, bare),
     }
     names = {(one["kind"], one["metadata"]["name"]) for one in made}
@@ -209,29 +209,19 @@ def requests() -> dict[str, int]:
     return found
 
 
-def cpu(process: subprocess.Popen[bytes]) -> float:
-    """Seconds of a core that a process has used."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def used(**others: int) -> dict[str, float]:
+    """Seconds of a core so far: of the control plane's programs, of this script, and of others."""
+    pids: dict[str, list[int]] = {name: [] for name in PROGRAMS}
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it has ended
+            pids.get(path.read_text().strip(), []).append(int(path.parent.name))
+    pids |= {name: [pid] for name, pid in {**others, "script": os.getpid()}.items()}
+    return {name: core_seconds(its) for name, its in pids.items()}
 
 
-def control_plane() -> dict[str, float]:
-    """Seconds of a core that each program of the control plane has used, by its short name."""
-    found = dict.fromkeys(PROGRAMS, 0.0)
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            head, _, tail = path.read_text().rpartition(")")
-        except OSError:  # it has ended
-            continue
-        if (name := head.partition("(")[2]) in found:
-            user, system = tail.split()[11:13]
-            found[name] += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return found
-
-
-def since(before: dict[str, float]) -> dict[str, float]:
-    """What the control plane has used since then."""
-    return {name: round(used - before[name], 1) for name, used in control_plane().items()}
+def spent(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
+    """What was used between two moments."""
+    return {name: round(now[name] - before[name], 1) for name in now}
 
 
 def rss(process: subprocess.Popen[bytes]) -> float:
@@ -248,19 +238,14 @@ async def fleet(api: Api, runs: int) -> Json:
     watching = asyncio.create_task(pods.run())
     count = runs * WORKERS
     async with operator() as process:
-        used, asked = cpu(process), requests()
-        before, own = control_plane(), time.process_time()
+        asked, before = requests(), used(operator=process.pid)
         begun = time.monotonic()
         await many([api.create(run(number)) for number in range(runs)])
         exist = await pods.until(lambda: len(pods.exist) == count)
-        cores = {
-            **since(before),
-            "operator": round(cpu(process) - used, 1),
-            "script": round(time.process_time() - own, 1),
-        }
+        cores = spent(before, used(operator=process.pid))
         running = await pods.until(lambda: len(pods.running) == count)
         await asyncio.sleep(15)
-        spent = cpu(process) - used
+        own = core_seconds([process.pid]) - before["operator"]
         after = requests()
         found: Json = {
             "exist": round(exist - begun, 1),
@@ -270,12 +255,12 @@ async def fleet(api: Api, runs: int) -> Json:
                 verb: round((number - asked.get(verb, 0)) / runs, 1)
                 for verb, number in after.items()
             },
-            "cpuSecondsPerRun": round(spent / runs, 4),
+            "cpuSecondsPerRun": round(own / runs, 4),
             "rssMiB": round(rss(process)),
         }
-        used = cpu(process)
+        own = core_seconds([process.pid])
         await asyncio.sleep(60)
-        found["idleCores"] = round((cpu(process) - used) / 60, 4)
+        found["idleCores"] = round((core_seconds([process.pid]) - own) / 60, 4)
         found["lost20Seconds"] = await lost(api, pods, 20)
         begun = time.monotonic()
         await many([api.delete(KIND, "default", f"run-{number}") for number in range(runs)])

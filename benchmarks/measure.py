@@ -112,11 +112,11 @@ def take_turns(
         links[name], samples[name] = (here, process.pid or 0), []
     for number in range(rounds + 1):
         for name, (link, pid) in links.items():
-            before = _core_seconds(pid)
+            before = core_seconds(tree(pid))
             link.send(seconds if number else min(seconds, 2.0))
             sample: Sample = link.recv()
             if number:
-                sample = replace(sample, core_seconds=_core_seconds(pid) - before)
+                sample = replace(sample, core_seconds=core_seconds(tree(pid)) - before)
                 samples[name].append(sample)
                 print(
                     f"round {number}/{rounds}  {name:32}{sample.rate:10,.0f}/s on "
@@ -141,9 +141,9 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def _core_seconds(root: int) -> float:
-    """What the living processes of a tree have used so far."""
-    stats = (_stat(pid) for pid in tree(root))
+def core_seconds(pids: Iterable[int]) -> float:
+    """What those of some processes that live have used so far."""
+    stats = map(_stat, pids)
     ticks = sum(int(stat[11]) + int(stat[12]) for stat in stats if stat)  # user and system
     return ticks / os.sysconf("SC_CLK_TCK")
 
