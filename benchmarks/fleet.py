@@ -4,8 +4,8 @@
 
 On the control plane of the test cluster with simulated nodes (`../shared/kubernetes`, or
 DEMORESET_TEST_CLUSTER), where pods run without a container. Beside it the floor: a bare script that
-makes the same objects, one after the other through 16 connections, and knows beforehand what they
-are. Both run on this machine, with the control plane.
+makes as many and the same objects, the runs among them, one after the other through 16 connections,
+and knows beforehand what they are. Both run on this machine, with the control plane.
 """
 
 import argparse
@@ -41,6 +41,7 @@ CONNECTIONS, WORKERS, PORT = 16, 4, 18080
 LOSSES = 5  # of 20 pods each
 PROGRAMS = ("kube-apiserver", "kube-controller", "kube-scheduler", "etcd", "kwok")
 SETTLE = 10.0  # seconds, until the last objects that are no workers are gone
+BEGUN = 20.0  # seconds, until an operator that was started has listed everything for the last time
 CLAIM = {  # one for all runs: what is measured is pods
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",
@@ -134,8 +135,8 @@ def run(number: int) -> Json:
 
 
 def objects(number: int) -> list[Json]:
-    """All that the operator makes for a run; owned by nobody, for there is none."""
-    body = run(number)
+    """A run, and all that the operator makes for it; here nobody owns them."""
+    bare, body = run(number), run(number)
     body["metadata"]["uid"] = f"bare-{number}"
     its, settings = parse_run(body), Settings("none", None, "default")
     made = [
@@ -145,7 +146,7 @@ def objects(number: int) -> list[Json]:
     ]
     for one in made:
         del one["metadata"]["ownerReferences"]
-    return made
+    return [bare, *made]
 
 
 async def floor(api: Api, runs: int) -> Json:
@@ -238,6 +239,7 @@ async def fleet(api: Api, runs: int) -> Json:
     watching = asyncio.create_task(pods.run())
     count = runs * WORKERS
     async with operator() as process:
+        await asyncio.sleep(BEGUN)
         asked, before = requests(), used(operator=process.pid)
         begun = time.monotonic()
         await many([api.create(run(number)) for number in range(runs)])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from demoreset_api.crd import COLUMNS, model_schema
+from demoreset_api.crd import COLUMNS, RULES, UNCHANGED, model_schema
 from demoreset_api.spec import RunSpec
 from demoreset_api.status import RunStatus
 
@@ -74,15 +74,18 @@ def _section(path: str, node: dict[str, Any], *, fixed: bool) -> list[str]:
 
 def _rules(node: dict[str, Any]) -> list[str]:
     lines = []
-    for rule in node.get("x-kubernetes-validations", []):
+    for rule in node.get(RULES, ()):
         if "oldSelf" not in rule["rule"]:
             lines += [f"Rule: {rule['message']}.", ""]
     return lines
 
 
 def _fixed(node: dict[str, Any]) -> set[str]:
-    rules = node.get("x-kubernetes-validations", [])
-    return {rule["fieldPath"][1:] for rule in rules if "oldSelf" in rule["rule"]}
+    return {
+        name
+        for name, one in node["properties"].items()
+        if any(rule["rule"] == UNCHANGED for rule in one.get(RULES, ()))
+    }
 
 
 def _table(fields: dict[str, dict[str, Any]], fixed: set[str]) -> list[str]:

@@ -366,6 +366,15 @@ class EnvironmentSpec(ApiModel):
         "reward.",
     )
 
+    rules = (
+        Rule(  # else an episode's first image is of fewer frames than all others
+            "!has(self.maxOverFrames) || self.maxOverFrames <= self.frameSkip",
+            lambda environment: environment.max_over_frames <= environment.frame_skip,
+            "maxOverFrames ({max_over_frames}) must not be more than frameSkip ({frame_skip}): "
+            "a decision has no more frames",
+        ),
+    )
+
 
 class Budget(ApiModel):
     """What the run may spend."""
@@ -571,6 +580,11 @@ class Workers(ApiModel):
             lambda workers: workers.max >= workers.min,
             "max ({max}) must be at least min ({min})",
         ),
+        Rule(
+            "!has(self.collectives) || self.collectives != 'Nccl' || self.gpus > 0",
+            lambda workers: workers.collectives is not Collectives.NCCL or workers.gpus > 0,
+            "collectives: Nccl needs gpus, at least 1",
+        ),
     )
 
 
@@ -659,17 +673,6 @@ class RunSpec(ApiModel):
             lambda spec: spec.environment.slots % spec.ppo.minibatches == 0,
             "environment.slots ({environment.slots}) must be a multiple of "
             "ppo.minibatches ({ppo.minibatches})",
-        ),
-        Rule(  # else an episode's first image is of fewer frames than all others
-            "self.environment.maxOverFrames <= self.environment.frameSkip",
-            lambda spec: spec.environment.max_over_frames <= spec.environment.frame_skip,
-            "environment.maxOverFrames ({environment.max_over_frames}) must not be more than "
-            "environment.frameSkip ({environment.frame_skip}): a decision has no more frames",
-        ),
-        Rule(
-            "self.workers.collectives != 'Nccl' || self.workers.gpus > 0",
-            lambda spec: spec.workers.collectives is not Collectives.NCCL or spec.workers.gpus > 0,
-            "workers.collectives: Nccl needs workers.gpus, at least 1",
         ),
         Rule(
             "self.workers.max == 1 || !has(self.checkpoint.volume.accessMode) || "

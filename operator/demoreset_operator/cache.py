@@ -40,9 +40,10 @@ class Cache:
         self._missed: dict[str, dict[str, int]] = defaultdict(dict)
         self._deleted: dict[str, set[str]] = defaultdict(set)  # pods, by us
 
-    def put_run(self, body: Json, *, gone: bool = False) -> str:
-        """A run as the API server has it now; its UID."""
+    def put_run(self, body: Json, *, gone: bool = False) -> str | None:
+        """A run as the API server has it now; its UID, where that is news."""
         uid: str = body["metadata"]["uid"]
+        before = self._versions.get(uid)
         if gone:
             self.runs.pop(uid, None)
             for known in (self._answers, self._missed, self._deleted):
@@ -52,10 +53,13 @@ class Cache:
             # Who manages which field is more than half of it, and nobody asks.
             meta = {key: its for key, its in body["metadata"].items() if key != "managedFields"}
             self.runs[uid] = {**body, "metadata": meta}
-        return uid
+        return uid if self._versions.get(uid) != before or gone else None
 
     def put(self, body: Json, *, gone: bool = False) -> str | None:
-        """An object of a run as the API server has it now; the run's UID."""
+        """An object of a run as the API server has it now; the run's UID, where that is news.
+
+        An answer has told of it before the watch does, and not all that changes is looked at.
+        """
         meta, kind = body["metadata"], body["kind"]
         own: str = meta["uid"]
         if gone:
@@ -63,22 +67,26 @@ class Cache:
         name = meta["name"]
         uid: str | None = (meta.get("labels") or {}).get(LABEL_RUN_UID)
         if uid is None or not self._believed(uid, body):
-            return uid
+            return None
         if self._succeeded(uid, body) or not self._newer(body):
-            return uid
+            return None
         if own in self._names and self._names[own] != (uid, kind, name):  # another run's by now
             self._drop(own, buried=False)
+        before: Pod | Child | None
+        now: Pod | Child
         try:
             if kind == "Pod":
                 before = self._pods[uid].get(name)
-                self._pods[uid][name] = failing(parse_pod(body), before, datetime.now(UTC))
+                now = failing(parse_pod(body), before, datetime.now(UTC))
+                self._pods[uid][name] = now
             else:
-                self._children[uid][kind, name] = parse_child(body)
+                before, now = self._children[uid].get((kind, name)), parse_child(body)
+                self._children[uid][kind, name] = now
         except (KeyError, ValueError, TypeError) as error:  # somebody forged it
             log.warning("%s %s/%s is not ours: %r", kind, meta["namespace"], name, error)
             return None
         self._names[own] = uid, kind, name
-        return uid
+        return uid if now != before else None
 
     def _drop(self, own: str, *, buried: bool = True) -> str | None:
         """An object with this UID is gone; the run that it was of."""

@@ -8,7 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -62,10 +62,12 @@ class Refusal:
 class Memory:
     """What is kept of a run between two looks at it.
 
-    failures: of looks, in a row. retry: when the next look is due after them. written: when
-    progress was last put into its status. puzzled: what of it was not understood, and was said.
+    met: when it was first heard of. failures: of looks, in a row. retry: when the next look is due
+    after them. written: when progress was last put into its status. puzzled: what of it was not
+    understood, and was said.
     """
 
+    met: float = field(default_factory=lambda: time.monotonic())
     failures: int = 0
     retry: float = 0.0
     written: float = 0.0
@@ -129,9 +131,12 @@ class Controller:
         self._memories: dict[str, Memory] = defaultdict(Memory)
         self._requests = asyncio.Semaphore(CONNECTIONS)  # more would only wait
 
-    def wake(self, uid: str) -> None:
+    def wake(self, uid: str | None) -> None:
         """Something has changed: look at a run; after a failure not before its time."""
-        self.queue.add(uid, max(0.0, self._memories[uid].retry - time.monotonic()))
+        if uid in self._busy:
+            self._again.add(uid)
+        elif uid is not None:
+            self.queue.add(uid, max(0.0, self._memories[uid].retry - time.monotonic()))
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -273,11 +278,14 @@ class Controller:
         """
         if plan.status is None:
             return meta, None
+        memory, since = self._memories[run.uid], float("-inf")
         if not story.urgent(run.status, plan.status):
-            left = self._memories[run.uid].written + PROGRESS_SECONDS - time.monotonic()
-            if left > 0:
-                return meta, left
-        self._memories[run.uid].written = time.monotonic()
+            since = memory.written
+        elif story.introduces(run.status, plan.status) and len(self.queue):
+            since = memory.met  # others wait for their pods: they go first
+        if (left := since + PROGRESS_SECONDS - time.monotonic()) > 0:
+            return meta, left
+        memory.written = time.monotonic()
         content = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         return await self._put_status(meta, content), None
 
@@ -292,7 +300,7 @@ class Controller:
                 "status": status,
             }
         )
-        self.cache.put_run(answer)
+        self.wake(self.cache.put_run(answer))
         now: Json = answer["metadata"]
         return now
 
@@ -430,7 +438,7 @@ class Controller:
 
     def _put(self, answer: Json, kind: str) -> None:
         """What was made, or deleted, is known at once, before the watch tells of it."""
-        self.cache.put({**answer, "kind": kind})
+        self.wake(self.cache.put({**answer, "kind": kind}))
 
     async def _delete(self, run: Run, kind: str, name: str, uid: str) -> None:
         if kind == "Pod":

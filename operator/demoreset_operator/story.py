@@ -430,11 +430,21 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             ],
             status.started,
             status.active_since,
-            status.begun is None,
             status.observed_generation,
         )
 
     return key(before) != key(after)
+
+
+def introduces(before: RunStatus, after: RunStatus) -> bool:
+    """Whether a run's first status says only that its pods are made: all of it is found again."""
+    return (
+        not before.observed_generation
+        and after.phase is Phase.PENDING
+        and all(one.status == "False" and one.reason not in AWAITED for one in after.conditions)
+        and not after.restarts.total
+        and not any(place.ended for place in after.places)
+    )
 
 
 def news(before: RunStatus, after: RunStatus) -> list[Condition]:

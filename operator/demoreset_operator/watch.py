@@ -126,7 +126,8 @@ class Watch:
 
     async def _on_run(self, event: Any, **_: Any) -> None:
         gone = self._hear(KIND, event)
-        self._changed(self._cache.put_run(dict(event["object"]), gone=gone))
+        if (uid := self._cache.put_run(dict(event["object"]), gone=gone)) is not None:
+            self._changed(uid)
 
     async def _on_child(self, event: Any, param: Any = None, **_: Any) -> None:
         gone = self._hear(param, event)
@@ -191,6 +192,8 @@ class Watch:
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
                 self._changed(run)
+        for run in self._cache.runs:  # whatever was missed of one, this mends it
+            self._changed(run)
         return listed
 
     async def _list(self, namespace: str, listed: dict[str, tuple[str, int]]) -> None:
@@ -200,8 +203,7 @@ class Watch:
                 meta = body["metadata"]
                 listed[meta["uid"]] = kind, int(meta["resourceVersion"])
                 put = self._cache.put_run if kind == KIND else self._cache.put
-                if (run := put({**body, "kind": kind})) is not None:
-                    self._changed(run)
+                put({**body, "kind": kind})
 
     def _missing(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """What of a list is still there, and no watch has told of it as it was then, or later."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from demoreset_api.crd import COLUMNS, crd, schema
+from demoreset_api.crd import COLUMNS, RULES, UNCHANGED, crd, schema
 from demoreset_api.names import MANAGER
 from demoreset_api.reference import reference
 from demoreset_api.spec import DemoRef, RunSpec
@@ -58,7 +58,7 @@ def test_no_rule_needs_a_field_that_its_own_default_does_not_have() -> None:
     """
     found = 0
     for path, node in nodes(schema()):
-        for rule in node.get("x-kubernetes-validations", []) if node.get("default") == {} else []:
+        for rule in node.get(RULES, []) if node.get("default") == {} else []:
             found += 1
             if "oldSelf" not in rule["rule"]:  # such rules are of changes alone
                 assert rule["rule"].startswith("!has(self."), f"{path}: {rule['rule']}"
@@ -75,9 +75,9 @@ def test_there_is_nothing_that_kubernetes_does_not_know() -> None:
 
 def test_what_is_fixed_says_why_and_never_to_delete_the_run() -> None:
     said = {
-        rule["fieldPath"][1:]: rule["message"]
-        for _, node in nodes(schema())
-        for rule in node.get("x-kubernetes-validations", ())
+        rule.get("fieldPath", path).rpartition(".")[2]: rule["message"]
+        for path, node in nodes(schema())
+        for rule in node.get(RULES, ())
         if "oldSelf" in rule["rule"]
     }
     assert {"demo", "seed", "volume", "managedBy"} <= said.keys()
@@ -88,11 +88,22 @@ def test_what_is_fixed_says_why_and_never_to_delete_the_run() -> None:
         assert ("checkpoints depend on it" in message) is depends
 
 
+def test_what_is_fixed_neither_comes_nor_goes() -> None:
+    """A field's own rule is asked only where the field is there, and was."""
+    found = set()
+    for path, node in nodes(schema()):
+        for name, one in node.get("properties", {}).items():
+            if UNCHANGED in [rule["rule"] for rule in one.get(RULES, ())]:
+                found.add(name)
+                always = name in node.get("required", ()) or "default" in one
+                both = f"has(self.{name}) == has(oldSelf.{name})"
+                assert always or both in [rule["rule"] for rule in node[RULES]], path
+    assert {"demo", "seed", "policy", "managedBy", "mode", "slots", "volume"} <= found
+
+
 def test_every_rule_between_fields_is_the_same_in_both_worlds() -> None:
     spec = schema()["properties"]["spec"]
-    assert {one["rule"] for one in spec["x-kubernetes-validations"]} > {
-        rule.cel for rule in RunSpec.rules
-    }
+    assert {one["rule"] for one in spec[RULES]} > {rule.cel for rule in RunSpec.rules}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +121,7 @@ def test_on_a_cluster_a_demo_is_on_the_volume_and_on_one_machine_anywhere(
 ) -> None:
     demo = schema()["properties"]["spec"]["properties"]["demo"]
     rule = next(rule for rule in DemoRef.rules if rule.cluster)
-    assert rule.cel in [one["rule"] for one in demo["x-kubernetes-validations"]]
+    assert rule.cel in [one["rule"] for one in demo[RULES]]
     (pattern,) = re.findall(r"matches\('(.*)'\)", rule.cel)
     assert rule.holds(DemoRef(path=path)) is (re.search(pattern, path) is None) is stays
 

@@ -85,11 +85,11 @@ RULES = [
     ),
     (
         NAMED | {"environment": {"frameSkip": 2, "maxOverFrames": 3}},
-        "environment.maxOverFrames (3) must not be more than environment.frameSkip (2)",
+        "environment: maxOverFrames (3) must not be more than frameSkip (2)",
     ),
     (
         NAMED | {"workers": {"collectives": "Nccl"}},
-        "workers.collectives: Nccl needs workers.gpus, at least 1",
+        "workers: collectives: Nccl needs gpus, at least 1",
     ),
     (
         NAMED

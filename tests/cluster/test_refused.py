@@ -35,7 +35,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a maximum over more than a decision": (
         {"environment": {"frameSkip": 1}},
-        "environment.maxOverFrames must not be more than environment.frameSkip",
+        "spec.environment: Invalid value: maxOverFrames must not be more than frameSkip",
     ),
     "no slots": ({"environment": {"slots": 0}}, "spec.environment.slots"),
     "sticky above 1": ({"environment": {"stickyProbability": 2}}, "stickyProbability"),
@@ -54,7 +54,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no workers": ({"workers": {"min": 0}}, "spec.workers.min"),
     "17 gpus": ({"workers": {"gpus": 17}}, "spec.workers.gpus"),
-    "nccl without gpus": ({"workers": {"collectives": "Nccl"}}, "Nccl needs workers.gpus"),
+    "nccl without gpus": (
+        {"workers": {"collectives": "Nccl"}},
+        "spec.workers: Invalid value: collectives: Nccl needs gpus",
+    ),
     "memory in words": (
         {"workers": {"resources": {"limits": {"memory": "much"}}}},
         "spec.workers.resources.limits.memory",

@@ -84,8 +84,10 @@ class Server:
 
 def made(**spec: Any) -> tuple[Server, Controller, str]:
     server, cache = Server(), Cache()
-    uid = cache.put_run(server._keep(World(**spec).run_body))
-    return server, Controller(server, cache, SETTINGS, Metrics()), uid  # type: ignore[arg-type]
+    body = server._keep(World(**spec).run_body)
+    cache.put_run(body)
+    controller = Controller(server, cache, SETTINGS, Metrics())  # type: ignore[arg-type]
+    return server, controller, body["metadata"]["uid"]
 
 
 def test_the_status_goes_before_what_follows_from_it() -> None:
@@ -140,8 +142,8 @@ def test_what_has_happened_is_told_though_what_follows_from_it_fails() -> None:
 def test_who_manages_which_field_of_a_run_is_not_kept() -> None:
     cache, body = Cache(), World().run_body
     body["metadata"]["managedFields"] = [{"manager": "kubectl"}]
-    uid = cache.put_run(body)
-    assert cache.runs[uid] == World().run_body
+    assert cache.put_run(body) == body["metadata"]["uid"]
+    assert list(cache.runs.values()) == [World().run_body]
     assert "managedFields" in body["metadata"], "what was given is not changed"
 
 
@@ -732,6 +734,30 @@ def test_what_must_not_be_forgotten_is_written_at_once(clock: Clock) -> None:
     assert [one["cause"] for one in known] == ["Crashed"]
 
 
+def test_while_others_wait_a_new_runs_pods_go_before_its_first_status(clock: Clock) -> None:
+    server, controller, uid = made(workers={"max": 2})
+    controller.queue.add("another")
+    asyncio.run(controller.reconcile(uid))
+    assert server.requests.count(("create", "Pod")) == 3
+    assert WRITE not in server.requests
+    clock.now += 5
+    asyncio.run(controller.reconcile(uid))
+    assert server.requests[-1] == WRITE
+    assert server.requests.count(("create", "Pod")) == 3
+
+
+def test_a_new_runs_first_loss_is_written_at_once_although_others_wait(clock: Clock) -> None:
+    server, controller, uid = made()
+    controller.queue.add("another")
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"]
+    status = {"phase": "Failed", "containerStatuses": [ended("worker", 1)]}
+    controller.cache.put(server._keep({**pod, "status": status}))
+    asyncio.run(controller.reconcile(uid))
+    known = server.objects["DemoResetRun", "key"]["status"]["attempts"]
+    assert [one["cause"] for one in known] == ["Crashed"]
+
+
 def test_a_key_waits_once_and_comes_at_its_earliest_time() -> None:
     now = 0.0
     queue = Queue(lambda: now)
@@ -757,9 +783,49 @@ def test_an_older_word_about_an_object_is_not_believed() -> None:
     body = World().run_body
     new = {**body, "metadata": {**body["metadata"], "resourceVersion": "20"}, "status": {}}
     old = {**body, "metadata": {**body["metadata"], "resourceVersion": "19"}}
-    uid = cache.put_run(new)
-    cache.put_run(old)
+    uid = body["metadata"]["uid"]
+    assert (cache.put_run(new), cache.put_run(old)) == (uid, None)
     assert "status" in cache.runs[uid]
+
+
+def test_only_what_is_looked_at_is_news() -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    cache, pod = controller.cache, server.objects["Pod", "key-worker-0-1"]
+    assert cache.put({**pod, "kind": "Pod"}) is None, "an answer has told of it before the watch"
+    noted = server._keep({**pod, "metadata": {**pod["metadata"], "annotations": {"a": "b"}}})
+    hashed = {**noted["metadata"], "annotations": pod["metadata"]["annotations"] | {"a": "b"}}
+    assert cache.put({**noted, "metadata": hashed}) is None, "nobody asks for that annotation"
+    ran = server._keep({**pod, "status": {"phase": "Running"}})
+    assert [cache.put(ran), cache.put(ran), cache.put(pod)] == [uid, None, None]
+    assert [cache.put(ran, gone=True), cache.put(ran, gone=True)] == [uid, None]
+    run = server.objects["DemoResetRun", "key"]
+    assert [cache.put_run(run), cache.put_run(server._keep(run))] == [None, uid]
+
+
+def test_what_a_look_has_changed_is_looked_at_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, controller, uid = made()
+    looks: list[str] = []
+    look = controller.reconcile
+
+    async def counted(one: str) -> None:
+        looks.append(one)
+        await look(one)
+
+    async def until_there_is_nothing_to_do() -> None:
+        works = asyncio.create_task(controller.run())
+        controller.wake(uid)
+        while not looks or len(controller.queue) or controller._busy:
+            await asyncio.sleep(0.01)
+        works.cancel()
+
+    monkeypatch.setattr(controller, "reconcile", counted)
+    asyncio.run(until_there_is_nothing_to_do())
+    assert looks == [uid, uid]
+    for (kind, _), body in server.objects.items():
+        if kind not in ("DemoResetRun", "Event"):
+            assert controller.cache.put({**body, "kind": kind}) is None
+    assert server.requests.count(("create", "Pod")) == 2  # one is the coordinator's
 
 
 def test_a_late_word_about_an_earlier_pod_of_the_name_changes_nothing() -> None:

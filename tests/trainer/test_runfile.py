@@ -71,7 +71,7 @@ def test_set_reaches_words_and_truth_values(tmp_path: Path) -> None:
         (GOOD + "  environment: {slots: 63}\n", ["slots (63)", "multiple", "minibatches (4)"]),
         (
             GOOD + "  environment: {frameSkip: 1}\n",
-            ["environment.maxOverFrames (2)", "environment.frameSkip (1)"],
+            ["spec.environment: maxOverFrames (2)", "frameSkip (1)"],
         ),
         (GOOD + "  workers: {min: 3, max: 2}\n", ["spec.workers", "max (2)", "min (3)"]),
         (GOOD.replace("DemoResetRun", "Job"), ["kind", "'Job'", "DemoResetRun"]),
