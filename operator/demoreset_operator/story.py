@@ -53,7 +53,8 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     )
     if seen.unasked and not ready:  # an operator that has just begun knows no better yet
         before = status.workers
-        same = {"ready": before.ready, "shown": before.shown, "members": before.members}
+        shown = f"{before.ready}/{wanted}"
+        same = {"ready": before.ready, "shown": shown, "members": before.members}
         workers = workers.model_copy(update=same)
     changes: Json = {"workers": workers}
     if latest is not None and _newer(latest, status):

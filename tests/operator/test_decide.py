@@ -739,6 +739,14 @@ def test_an_operator_that_has_just_begun_takes_no_group_for_too_small() -> None:
     assert running == ("True", "Training", "1 of 2 workers train; worker 1 loads")
 
 
+def test_an_operator_that_has_heard_nobody_yet_shows_the_size_that_is_wanted_now() -> None:
+    world = training(3)
+    world.answers.clear()
+    world.change(workers={"min": 1, "max": 4})
+    world.settle()
+    assert world.status.workers.shown == "3/4"
+
+
 def test_suspending_gives_the_pods_back_and_the_coordinator_last() -> None:
     world = training()
     world.change(suspend=True)
