@@ -204,9 +204,12 @@ class Controller:
             self._metrics.forget(uid)  # what becomes of it is another's to tell
             return
         now = datetime.now(UTC)
-        refusal = self._memories[uid].refusal
-        seen = self.cache.observe(run, refusal.message if refusal is not None else "")
+        seen = self._observe(run)
         plan = decide(seen, self._settings, now)
+        if plan.only_replaces:
+            await self._make(run, plan, {})
+            seen, now = self._observe(run), datetime.now(UTC)
+            plan = decide(seen, self._settings, now)  # one status tells of both, lost and made
         told = plan.status or run.status
         lost = story.claim_gone(told) and not story.over(run.status)
         if lost and await self._claim_of_another(run):
@@ -221,6 +224,10 @@ class Controller:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
         if waits:
             self.queue.add(uid, min(waits))
+
+    def _observe(self, run: Run) -> Observation:
+        refusal = self._memories[run.uid].refusal
+        return self.cache.observe(run, refusal.message if refusal is not None else "")
 
     async def _claim_of_another(self, run: Run) -> bool:
         """Whether a claim of the right name is there, which no watch shows: it has not our labels.

@@ -3,7 +3,8 @@
     observe ──▶ ledger: what ended ──▶ ending: over? ──▶ group: pods ──▶ story: what is told
 
 Of a plan the status goes first, so that what the operator must not forget is written before
-anything follows from it; what is told to people goes after the pods.
+anything follows from it; but for pods in the place of others whose loss no limit counts, which need
+not wait. What is told to people goes after the pods.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from demoreset_api.names import ANNOTATION_HASH
 from demoreset_api.spec import After
 from demoreset_api.status import Attempt, Cause, ConditionType, RunStatus
 from demoreset_operator import pods, render, story
-from demoreset_operator.causes import FINAL_CAUSES
+from demoreset_operator.causes import COUNTED_CAUSES, FINAL_CAUSES
 from demoreset_operator.ending import ANEW, Ending, confirmed, deadlines, ending, go_on
 from demoreset_operator.group import Changes, change, coordinator_due, give_back, outdated
 from demoreset_operator.hang import hung
@@ -54,6 +55,16 @@ class Plan:
     losses: list[Attempt] = field(default_factory=list)
     delete_run: bool = False
     again: datetime | None = None
+
+    @property
+    def only_replaces(self) -> bool:
+        """Whether nothing is done but to make pods, for others whose loss no limit counts.
+
+        Who forgets that loss finds it again, by the attempts.
+        """
+        others = self.apply_children, self.delete_pods, self.delete_children
+        free = not any(loss.cause in COUNTED_CAUSES for loss in self.losses)
+        return bool(self.losses and self.create_pods and free) and not any(others)
 
 
 def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:

@@ -168,8 +168,17 @@ def waiting(seen: Observation) -> str:
 
 def named(pod: Pod) -> str:
     """A pod and its trouble."""
-    who = "coordinator" if pod.worker is None else f"worker {pod.worker}"
-    return f"{who}: {pod.reason}: {pod.message}".removesuffix(": ")[:MAX_MESSAGE]
+    return f"{who(pod)}: {lacks(pod)}"[:MAX_MESSAGE]
+
+
+def who(pod: Pod) -> str:
+    """A pod, as people are told of it."""
+    return "coordinator" if pod.worker is None else f"worker {pod.worker}"
+
+
+def lacks(pod: Pod) -> str:
+    """What a pod waits for, or why it ended, in Kubernetes' words."""
+    return f"{pod.reason}: {pod.message}".removesuffix(": ")
 
 
 def _failed(reason: str, message: str) -> Ending:

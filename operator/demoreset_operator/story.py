@@ -20,7 +20,7 @@ from demoreset_api.status import (
     WorkersStatus,
 )
 from demoreset_operator import render
-from demoreset_operator.ending import named, volume_lost, waiting
+from demoreset_operator.ending import lacks, volume_lost, waiting, who
 from demoreset_operator.observation import UNANSWERED, Json, Observation, Pod
 from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
@@ -32,7 +32,7 @@ MAX_TROUBLES = 3  # that are told at once
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with what the workers answered."""
-    ready = trains(seen, status, now)
+    ready = ready_pods(seen, status, now)
     answers = [seen.answers[name] for name in seen.training(now)]
     first = max(answers, key=_update, default=None)
     farewells = _farewells(seen, status, now)
@@ -64,7 +64,7 @@ def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     return status.model_copy(update=changes)
 
 
-def trains(seen: Observation, status: RunStatus, now: datetime) -> set[str]:
+def ready_pods(seen: Observation, status: RunStatus, now: datetime) -> set[str]:
     """Names of pods whose worker trains: none where too few are there, for then all wait."""
     return set() if _too_few(seen, status, now) else seen.training(now)
 
@@ -169,7 +169,7 @@ def _short(value: float | None, digits: int = 3) -> float | None:
 
 def conditions(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The conditions of a run that is not over."""
-    ready = trains(seen, status, now)
+    ready = ready_pods(seen, status, now)
     answers = [seen.answers[name] for name in ready]
     made: list[tuple[ConditionType, bool, str, str]] = []
     if seen.run.spec.suspend:
@@ -279,11 +279,10 @@ def _held(status: RunStatus, now: datetime) -> str:
 
 def _troubles(lacking: Sequence[Pod]) -> str:
     """What keeps pods from training, each trouble once."""
-    who: dict[str, list[str]] = {}
+    of: dict[str, list[str]] = {}
     for pod in lacking:
-        name, _, trouble = named(pod).partition(": ")
-        who.setdefault(trouble, []).append(name)
-    told = [f"{', '.join(names)}: {trouble}" for trouble, names in who.items()]
+        of.setdefault(lacks(pod), []).append(who(pod))
+    told = [f"{', '.join(names)}: {trouble}" for trouble, names in of.items()]
     return "; ".join(told[:MAX_TROUBLES])
 
 
@@ -291,20 +290,20 @@ def _begins(seen: Observation, ready: set[str]) -> str:
     """Which workers have done no update yet."""
     trained = ready | {name for name, answer in seen.answers.items() if answer.status.update}
     new = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in trained]
-    return ", ".join(f"worker {pod.worker} loads" for pod in new)
+    return ", ".join(f"{who(pod)} loads" for pod in new)
 
 
 def _unreachable(seen: Observation) -> str:
     """Which workers answer the kubelet, and have not answered the operator for a while."""
     missed = [pod for pod in seen.workers if seen.missed.get(pod.name, 0) >= UNANSWERED]
-    told = ", ".join(f"worker {pod.worker}" for pod in missed if pod.live and pod.ready)
+    told = ", ".join(who(pod) for pod in missed if pod.live and pod.ready)
     return told and f"{told}: ready, but the operator cannot reach port {METRICS_PORT}"
 
 
 def _stands(seen: Observation, ready: set[str]) -> str:
     """Which workers have trained, and do not now: as one that was frozen."""
     still = [pod for pod in seen.workers if pod.live and pod.started and pod.name not in ready]
-    told = ", ".join(f"worker {pod.worker}" for pod in still)
+    told = ", ".join(who(pod) for pod in still)
     return told and f"{told}: no update for a while"
 
 
@@ -312,8 +311,8 @@ def _aside(seen: Observation, now: datetime) -> str:
     """Which workers sit out."""
     heard = seen.heard(now)
     out = [pod for pod in seen.workers if pod.name in heard and seen.aside(pod)]
-    who = ", ".join(f"worker {pod.worker} on {pod.node} sits out" for pod in out)
-    return who and f"{who}: the network to the others is too slow"
+    told = ", ".join(f"{who(pod)} on {pod.node} sits out" for pod in out)
+    return told and f"{told}: the network to the others is too slow"
 
 
 def not_understood(

@@ -828,6 +828,38 @@ def test_what_a_look_has_changed_is_looked_at_once_more(monkeypatch: pytest.Monk
     assert server.requests.count(("create", "Pod")) == 2  # one is the coordinator's
 
 
+def test_who_was_lost_at_no_cost_is_replaced_before_one_status_tells_of_both(clock: Clock) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    clock.now += 5
+    asyncio.run(controller.reconcile(uid))
+    controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
+    server.requests.clear()
+    asyncio.run(controller.reconcile(uid))
+    assert server.requests == [("create", "Pod"), WRITE, ("create", "Event")]
+    status = server.objects["DemoResetRun", "key"]["status"]
+    assert [one["cause"] for one in status["attempts"]] == ["Deleted"]
+    assert [(one["attempt"], one["ended"]) for one in status["places"]] == [(2, 1)]
+    assert ("Pod", "key-worker-0-2") in server.objects
+
+
+def test_an_operator_that_dies_before_it_told_of_a_loss_finds_it_again(clock: Clock) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    clock.now += 5
+    asyncio.run(controller.reconcile(uid))
+    controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
+    died = Controller(server, controller.cache, SETTINGS, Metrics())  # type: ignore[arg-type]
+    died._write_status = None  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        asyncio.run(died.reconcile(uid))
+    assert not server.objects["DemoResetRun", "key"]["status"]["attempts"]
+    asyncio.run(controller.reconcile(uid))
+    status = server.objects["DemoResetRun", "key"]["status"]
+    assert [(one["attempt"], one["cause"]) for one in status["attempts"]] == [(1, "Deleted")]
+    assert [name for kind, name in server.objects if "worker" in name] == ["key-worker-0-2"]
+
+
 def test_a_late_word_about_an_earlier_pod_of_the_name_changes_nothing() -> None:
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))

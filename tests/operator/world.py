@@ -118,6 +118,11 @@ class World:
                 left -= 1
             self.writes += 1
 
+        if plan.only_replaces:
+            for body in plan.create_pods:
+                request()
+                self.create(body)
+            plan = self.decide(settings)
         if plan.status is not None and not self._may_wait(plan.status):
             request()
             self.write(plan.status)
