@@ -8,6 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -203,13 +204,11 @@ class Controller:
         if not run.ours:
             self._metrics.forget(uid)  # what becomes of it is another's to tell
             return
-        now = datetime.now(UTC)
-        seen = self._observe(run)
+        seen, now = self._observe(run), datetime.now(UTC)
         plan = decide(seen, self._settings, now)
-        if plan.only_replaces:
-            await self._make(run, plan, {})
-            seen, now = self._observe(run), datetime.now(UTC)
-            plan = decide(seen, self._settings, now)  # one status tells of both, lost and made
+        if plan.pods_first:
+            seen, now = await self._make_first(seen, plan), datetime.now(UTC)
+            plan = decide(seen, self._settings, now)
         told = plan.status or run.status
         lost = story.claim_gone(told) and not story.over(run.status)
         if lost and await self._claim_of_another(run):
@@ -224,6 +223,19 @@ class Controller:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
         if waits:
             self.queue.add(uid, min(waits))
+
+    async def _make_first(self, seen: Observation, plan: Plan) -> Observation:
+        """Make pods before the status, so that one status tells of both, who was lost and who came.
+
+        Returns:
+            The run with them. The others are as they were: their loss was judged so.
+        """
+        with suppress(ApiError):  # the next plan has what could not be made
+            await self._make(seen.run, plan, {})
+        before = {pod.name for pod in seen.pods}
+        after = self._observe(seen.run)
+        made = [pod for pod in after.pods if pod.name not in before]
+        return replace(after, pods=(*seen.pods, *made))
 
     def _observe(self, run: Run) -> Observation:
         refusal = self._memories[run.uid].refusal

@@ -41,12 +41,14 @@ class Event:
 class Plan:
     """What is to be done.
 
-    status: None where there is nothing to tell. delete_pods: by name, before those that take their
-    place. delete_children: by kind and name. losses: ends that the status has and had not. again:
-    when to look again, if nothing happens before.
+    status: None where there is nothing to tell. pods_first: whether the pods need not wait for it.
+    delete_pods: by name, before those that take their place. delete_children: by kind and name.
+    losses: ends that the status has and had not. again: when to look again, if nothing happens
+    before.
     """
 
     status: RunStatus | None = None
+    pods_first: bool = False
     apply_children: list[Json] = field(default_factory=list)
     delete_pods: list[str] = field(default_factory=list)
     create_pods: list[Json] = field(default_factory=list)
@@ -55,16 +57,6 @@ class Plan:
     losses: list[Attempt] = field(default_factory=list)
     delete_run: bool = False
     again: datetime | None = None
-
-    @property
-    def only_replaces(self) -> bool:
-        """Whether nothing is done but to make pods, for others whose loss no limit counts.
-
-        Who forgets that loss finds it again, by the attempts.
-        """
-        others = self.apply_children, self.delete_pods, self.delete_children
-        free = not any(loss.cause in COUNTED_CAUSES for loss in self.losses)
-        return bool(self.losses and self.create_pods and free) and not any(others)
 
 
 def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
@@ -95,8 +87,10 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         apply, delete = _children(seen, settings, wanted, now)
         changes = change(seen, status, settings, wanted, now)
     status = story.conditions(seen, status, now)
+    nothing_else = not (apply or delete or changes.delete)
     return Plan(
         status=_if_new(run, status),
+        pods_first=nothing_else and bool(changes.create) and _replaced_at_no_cost(run, losses),
         apply_children=apply,
         delete_pods=changes.delete,
         create_pods=changes.create,
@@ -132,10 +126,11 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
         return status.model_copy(update={"active_since": None, "begun": None})
     start = now.replace(microsecond=0)
     since = status.active_since or start
+    new = not seen.run.status.observed_generation  # then no pod is from before
     begun = [
         pod.started
         for pod in seen.workers
-        if pod.started is not None and (pod.live or pod.started >= since)
+        if pod.started is not None and (pod.live or new or pod.started >= since)
     ]
     return status.model_copy(
         update={
@@ -143,6 +138,18 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
             "active_since": since,
             "begun": status.begun or min(begun, default=None),
         }
+    )
+
+
+def _replaced_at_no_cost(run: Run, losses: list[Loss]) -> bool:
+    """Whether pods were lost whose loss no limit counts, and who forgets it finds it again.
+
+    It does where the status has the attempt: one that is not there any more was deleted.
+    """
+    known = {place.worker: place.attempt for place in run.status.places}
+    lost = [loss.attempt for loss in losses]
+    return bool(lost) and all(
+        one.cause not in COUNTED_CAUSES and one.attempt <= known.get(one.worker, 0) for one in lost
     )
 
 

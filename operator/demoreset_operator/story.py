@@ -430,6 +430,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             ],
             status.started,
             status.active_since,
+            status.begun is None,
             status.observed_generation,
         )
 
@@ -441,8 +442,8 @@ def introduces(before: RunStatus, after: RunStatus) -> bool:
     return (
         not before.observed_generation
         and after.phase is Phase.PENDING
+        and after.begun is None
         and all(one.status == "False" and one.reason not in AWAITED for one in after.conditions)
-        and not after.restarts.total
         and not any(place.ended for place in after.places)
     )
 

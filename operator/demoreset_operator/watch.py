@@ -203,7 +203,8 @@ class Watch:
                 meta = body["metadata"]
                 listed[meta["uid"]] = kind, int(meta["resourceVersion"])
                 put = self._cache.put_run if kind == KIND else self._cache.put
-                put({**body, "kind": kind})
+                if (run := put({**body, "kind": kind})) is not None:
+                    self._changed(run)  # now: the list may not come to its end
 
     def _missing(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """What of a list is still there, and no watch has told of it as it was then, or later."""

@@ -843,6 +843,42 @@ def test_who_was_lost_at_no_cost_is_replaced_before_one_status_tells_of_both(clo
     assert ("Pod", "key-worker-0-2") in server.objects
 
 
+def test_a_loss_is_told_though_nobody_can_be_made_in_its_place(clock: Clock) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    clock.now += 5
+    asyncio.run(controller.reconcile(uid))
+    controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
+    refuse(server, "etcd is away", lambda body: body["kind"] == "Pod", code=503)
+    with pytest.raises(ApiError, match="etcd is away"):
+        asyncio.run(controller.reconcile(uid))
+    status = server.objects["DemoResetRun", "key"]["status"]
+    assert [one["cause"] for one in status["attempts"]] == ["Deleted"]
+
+
+def test_who_was_lost_is_judged_as_it_was_first_seen(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its pod vanishes while the next one is made."""
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    clock.now += 5
+    asyncio.run(controller.reconcile(uid))
+    pod = server.objects["Pod", "key-worker-0-1"] | {"kind": "Pod"}
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "disk pressure"}
+    controller.cache.put(server._keep({**pod, "status": evicted}))
+    create = controller._create
+
+    async def meanwhile(*of: Any) -> None:
+        await create(*of)
+        controller.cache.put(pod, gone=True)
+
+    monkeypatch.setattr(controller, "_create", meanwhile)
+    asyncio.run(controller.reconcile(uid))
+    (attempt,) = server.objects["DemoResetRun", "key"]["status"]["attempts"]
+    assert (attempt["cause"], attempt["message"]) == ("Evicted", "Evicted: disk pressure")
+
+
 def test_an_operator_that_dies_before_it_told_of_a_loss_finds_it_again(clock: Clock) -> None:
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))

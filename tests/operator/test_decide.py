@@ -747,6 +747,18 @@ def test_an_operator_that_has_heard_nobody_yet_shows_the_size_that_is_wanted_now
     assert world.status.workers.shown == "3/4"
 
 
+def test_whoever_began_before_the_first_status_has_begun() -> None:
+    world = World()
+    world.settle()
+    world.start()
+    world.tick(3)
+    world.end("key-worker-0-1", 1)
+    world.run_body["status"] = {}  # it was not written yet
+    status = world.decide().status
+    assert status is not None
+    assert status.begun is not None
+
+
 def test_suspending_gives_the_pods_back_and_the_coordinator_last() -> None:
     world = training()
     world.change(suspend=True)

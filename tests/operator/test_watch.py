@@ -191,6 +191,23 @@ def test_a_watch_that_comes_too_late_begins_anew_and_a_list_finds_what_went(
     asyncio.run(story())
 
 
+def test_what_a_list_that_breaks_off_has_found_is_looked_at() -> None:
+    """No watch tells of it again: it is known by then."""
+
+    class Broken(Api):
+        async def list(self, kind: str, namespace: str, selector: str) -> AsyncIterator[Json]:
+            if kind != KIND:
+                raise ApiError(503, "etcd is away")
+            run = World().run_body
+            yield {**run, "metadata": {**run["metadata"], "resourceVersion": "1"}}
+
+    changed: list[str] = []
+    watch = Watch(Broken(), Cache(), changed.append, [], "games", lambda: None)
+    with pytest.raises(ApiError):
+        asyncio.run(watch.fill())
+    assert changed == [UID]
+
+
 def test_what_went_while_the_watches_began_is_found_soon(
     kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

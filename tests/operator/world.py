@@ -118,7 +118,7 @@ class World:
                 left -= 1
             self.writes += 1
 
-        if plan.only_replaces:
+        if plan.pods_first:
             for body in plan.create_pods:
                 request()
                 self.create(body)
