@@ -58,7 +58,7 @@ class Cache:
     def put(self, body: Json, *, gone: bool = False) -> str | None:
         """An object of a run as the API server has it now; the run's UID, where that is news.
 
-        An answer has told of it before the watch does, and not all that changes is looked at.
+        Often it is none: an answer has told of it already, or what has changed is not kept.
         """
         meta, kind = body["metadata"], body["kind"]
         own: str = meta["uid"]

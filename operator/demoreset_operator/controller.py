@@ -68,7 +68,7 @@ class Memory:
     understood, and was said.
     """
 
-    met: float = field(default_factory=lambda: time.monotonic())
+    met: float = field(default_factory=lambda: time.monotonic())  # looked up late, for tests
     failures: int = 0
     retry: float = 0.0
     written: float = 0.0
@@ -148,9 +148,6 @@ class Controller:
     async def _work(self) -> None:
         while True:
             uid = await self.queue.get()
-            if uid in self._busy:
-                self._again.add(uid)
-                continue
             self._busy.add(uid)
             begun = time.monotonic()
             try:
@@ -207,7 +204,7 @@ class Controller:
         seen, now = self._observe(run), datetime.now(UTC)
         plan = decide(seen, self._settings, now)
         if plan.pods_first:
-            seen, now = await self._make_first(seen, plan), datetime.now(UTC)
+            seen = await self._make_first(seen, plan)
             plan = decide(seen, self._settings, now)
         told = plan.status or run.status
         lost = story.claim_gone(told) and not story.over(run.status)
@@ -228,14 +225,14 @@ class Controller:
         """Make pods before the status, so that one status tells of both, who was lost and who came.
 
         Returns:
-            The run with them. The others are as they were: their loss was judged so.
+            The run as it was seen, so that the loss is judged the same again, with those pods.
         """
         with suppress(ApiError):  # the next plan has what could not be made
             await self._make(seen.run, plan, {})
         before = {pod.name for pod in seen.pods}
         after = self._observe(seen.run)
         made = [pod for pod in after.pods if pod.name not in before]
-        return replace(after, pods=(*seen.pods, *made))
+        return replace(seen, pods=(*seen.pods, *made), refused=after.refused)
 
     def _observe(self, run: Run) -> Observation:
         refusal = self._memories[run.uid].refusal
@@ -301,7 +298,7 @@ class Controller:
         if not story.urgent(run.status, plan.status):
             since = memory.written
         elif story.introduces(run.status, plan.status) and len(self.queue):
-            since = memory.met  # others wait for their pods: they go first
+            since = memory.met  # others are due: they go first
         if (left := since + PROGRESS_SECONDS - time.monotonic()) > 0:
             return meta, left
         memory.written = time.monotonic()

@@ -3,8 +3,8 @@
     observe ──▶ ledger: what ended ──▶ ending: over? ──▶ group: pods ──▶ story: what is told
 
 Of a plan the status goes first, so that what the operator must not forget is written before
-anything follows from it; but for pods in the place of others whose loss no limit counts, which need
-not wait. What is told to people goes after the pods.
+anything follows from it. Only pods that replace others at no cost (`pods_first`) are made before.
+What is told to people goes after the pods.
 """
 
 from dataclasses import dataclass, field, replace
@@ -41,10 +41,10 @@ class Event:
 class Plan:
     """What is to be done.
 
-    status: None where there is nothing to tell. pods_first: whether the pods need not wait for it.
-    delete_pods: by name, before those that take their place. delete_children: by kind and name.
-    losses: ends that the status has and had not. again: when to look again, if nothing happens
-    before.
+    status: None where there is nothing to tell. pods_first: whether `create_pods` may be made
+    before it is written. delete_pods: by name, before those that take their place.
+    delete_children: by kind and name. losses: ends that the status has and had not. again: when to
+    look again, if nothing happens before.
     """
 
     status: RunStatus | None = None
@@ -90,7 +90,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
     nothing_else = not (apply or delete or changes.delete)
     return Plan(
         status=_if_new(run, status),
-        pods_first=nothing_else and bool(changes.create) and _replaced_at_no_cost(run, losses),
+        pods_first=nothing_else and bool(changes.create) and _may_go_first(run, losses),
         apply_children=apply,
         delete_pods=changes.delete,
         create_pods=changes.create,
@@ -124,9 +124,12 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with when the run became active, and when its first worker began since."""
     if seen.run.spec.suspend:
         return status.model_copy(update={"active_since": None, "begun": None})
-    start = now.replace(microsecond=0)
+    new = (
+        not seen.run.status.observed_generation
+    )  # its pods are all of this start, if there are any
+    there = [pod.scheduled for pod in seen.pods if new and pod.scheduled is not None]
+    start = min([now, *there]).replace(microsecond=0)
     since = status.active_since or start
-    new = not seen.run.status.observed_generation  # then no pod is from before
     begun = [
         pod.started
         for pod in seen.workers
@@ -141,10 +144,11 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     )
 
 
-def _replaced_at_no_cost(run: Run, losses: list[Loss]) -> bool:
-    """Whether pods were lost whose loss no limit counts, and who forgets it finds it again.
+def _may_go_first(run: Run, losses: list[Loss]) -> bool:
+    """Whether all that was lost may be replaced before it is told.
 
-    It does where the status has the attempt: one that is not there any more was deleted.
+    No limit counts it, and the status knows the attempt: an operator that dies in between finds it
+    again.
     """
     known = {place.worker: place.attempt for place in run.status.places}
     lost = [loss.attempt for loss in losses]

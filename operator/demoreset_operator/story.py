@@ -438,7 +438,7 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
 
 
 def introduces(before: RunStatus, after: RunStatus) -> bool:
-    """Whether a run's first status says only that its pods are made: all of it is found again."""
+    """Whether a run's first status has nothing that is awaited, or could be forgotten."""
     return (
         not before.observed_generation
         and after.phase is Phase.PENDING

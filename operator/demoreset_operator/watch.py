@@ -192,19 +192,20 @@ class Watch:
             if (run := self._cache.forget(uid)) is not None:
                 log.info("an object of run %s was gone, and no watch had told of it", run)
                 self._changed(run)
-        for run in self._cache.runs:  # whatever was missed of one, this mends it
+        for run in self._cache.runs:  # all of them, in case anything was missed
             self._changed(run)
         return listed
 
     async def _list(self, namespace: str, listed: dict[str, tuple[str, int]]) -> None:
+        known = set(self._cache.runs)  # of another one not all is known before the list has ended
         for kind in (KIND, *CHILDREN):
             selector = OURS if kind != KIND else ""
             async for body in self._api.list(kind, namespace, selector):
                 meta = body["metadata"]
                 listed[meta["uid"]] = kind, int(meta["resourceVersion"])
                 put = self._cache.put_run if kind == KIND else self._cache.put
-                if (run := put({**body, "kind": kind})) is not None:
-                    self._changed(run)  # now: the list may not come to its end
+                if (run := put({**body, "kind": kind})) in known:
+                    self._changed(str(run))
 
     def _missing(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """What of a list is still there, and no watch has told of it as it was then, or later."""
@@ -234,6 +235,7 @@ class Watch:
                 return
             except ApiError as error:
                 log.warning("not everything could be listed: %s", error)
+                wait = min(wait, SETTLE_SECONDS)  # of what it has found no watch tells again
 
     @property
     def _served(self) -> list[str]:

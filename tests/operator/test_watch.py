@@ -191,20 +191,51 @@ def test_a_watch_that_comes_too_late_begins_anew_and_a_list_finds_what_went(
     asyncio.run(story())
 
 
-def test_what_a_list_that_breaks_off_has_found_is_looked_at() -> None:
-    """No watch tells of it again: it is known by then."""
+class Listed(Api):
+    """Lists a world's run and pods, and the first time of some kinds nothing."""
 
-    class Broken(Api):
-        async def list(self, kind: str, namespace: str, selector: str) -> AsyncIterator[Json]:
-            if kind != KIND:
-                raise ApiError(503, "etcd is away")
-            run = World().run_body
-            yield {**run, "metadata": {**run["metadata"], "resourceVersion": "1"}}
+    def __init__(self, world: World, *away: str) -> None:
+        super().__init__()
+        self._world, self._away = world, set(away)
 
+    async def list(self, kind: str, namespace: str, selector: str) -> AsyncIterator[Json]:
+        if kind in self._away:
+            self._away.remove(kind)
+            raise ApiError(503, "etcd is away")
+        pods = [*self._world.pods.values()]
+        for body in {KIND: [self._world.run_body], "Pod": pods}.get(kind, []):
+            yield {**body, "metadata": {**body["metadata"], "resourceVersion": "1"}}
+
+
+def test_of_a_run_that_a_list_has_found_all_is_known_before_it_is_looked_at() -> None:
+    """Else its pods would be taken for lost."""
+    world, cache = World(), Cache()
+    world.settle()
+    known: list[int] = []
+    watch = Watch(
+        Listed(world),
+        cache,
+        lambda uid: known.append(len(cache.pods(uid))),
+        [],
+        "games",
+        lambda: None,
+    )
+    asyncio.run(watch.fill())
+    assert known == [len(world.pods)]
+
+
+def test_a_list_that_breaks_off_is_made_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has found is news to no watch."""
+    slept: list[float] = []
     changed: list[str] = []
-    watch = Watch(Broken(), Cache(), changed.append, [], "games", lambda: None)
-    with pytest.raises(ApiError):
-        asyncio.run(watch.fill())
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    watch = Watch(Listed(World(), "Pod"), Cache(), changed.append, [], "games", lambda: None)
+    asyncio.run(watch._again(watch.fill, RESYNC_SECONDS))
+    assert slept == [RESYNC_SECONDS, SETTLE_SECONDS]
     assert changed == [UID]
 
 
