@@ -294,13 +294,11 @@ class Controller:
         """
         if plan.status is None:
             return meta, None
-        memory, since = self._memories[run.uid], float("-inf")
-        if not story.urgent(run.status, plan.status):
-            since = memory.written
-        elif story.introduces(run.status, plan.status) and len(self.queue):
-            since = memory.met  # others are due: they go first
-        if (left := since + PROGRESS_SECONDS - time.monotonic()) > 0:
-            return meta, left
+        memory = self._memories[run.uid]
+        if not story.urgent(run.status, plan.status, others=len(self.queue) > 0):
+            left = (memory.written or memory.met) + PROGRESS_SECONDS - time.monotonic()
+            if left > 0:
+                return meta, left
         memory.written = time.monotonic()
         content = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         return await self._put_status(meta, content), None

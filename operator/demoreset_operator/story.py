@@ -407,11 +407,18 @@ def phase(status: RunStatus) -> Phase:
     return Phase.PENDING
 
 
-def urgent(before: RunStatus, after: RunStatus) -> bool:
+def urgent(before: RunStatus, after: RunStatus, *, others: bool = False) -> bool:
     """Whether a status must be written at once: it has what must not be forgotten, or is awaited.
 
     All else, as progress, may wait for a few seconds.
+
+    Args:
+        before: As it is.
+        after: As it is to be.
+        others: Whether other runs are due. They go first where a run only begins.
     """
+    if others and _introduces(before, after):
+        return False
 
     def key(status: RunStatus) -> object:
         return (
@@ -430,19 +437,18 @@ def urgent(before: RunStatus, after: RunStatus) -> bool:
             ],
             status.started,
             status.active_since,
-            status.begun is None,
+            status.begun is None and not others,
             status.observed_generation,
         )
 
     return key(before) != key(after)
 
 
-def introduces(before: RunStatus, after: RunStatus) -> bool:
+def _introduces(before: RunStatus, after: RunStatus) -> bool:
     """Whether a run's first status has nothing that is awaited, or could be forgotten."""
     return (
         not before.observed_generation
         and after.phase is Phase.PENDING
-        and after.begun is None
         and all(one.status == "False" and one.reason not in AWAITED for one in after.conditions)
         and not any(place.ended for place in after.places)
     )

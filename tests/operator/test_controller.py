@@ -423,7 +423,7 @@ def test_a_pod_that_may_not_be_taken_away_is_told_of() -> None:
     suspended = {**run, "spec": {**run["spec"], "suspend": True}}
     controller.cache.put_run(server._keep(suspended))
     asyncio.run(controller.reconcile(uid))
-    controller._memories[uid].written = 0.0  # that is not urgent
+    controller._memories[uid].written -= 5  # that is not urgent
     assert "save and leave; 403: admission webhook denied the request" in conditions(
         server, controller, uid
     )
@@ -739,11 +739,17 @@ def test_while_others_wait_a_new_runs_pods_go_before_its_first_status(clock: Clo
     controller.queue.add("another")
     asyncio.run(controller.reconcile(uid))
     assert server.requests.count(("create", "Pod")) == 3
+    pod = server.objects["Pod", "key-worker-0-1"]
+    state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    begun = {"phase": "Running", "containerStatuses": [{"name": "worker", "state": state}]}
+    controller.cache.put(server._keep({**pod, "status": begun}))
+    asyncio.run(controller.reconcile(uid))
     assert WRITE not in server.requests
     clock.now += 5
     asyncio.run(controller.reconcile(uid))
     assert server.requests[-1] == WRITE
     assert server.requests.count(("create", "Pod")) == 3
+    assert "begun" in server.objects["DemoResetRun", "key"]["status"]
 
 
 def test_a_new_runs_first_loss_is_written_at_once_although_others_wait(clock: Clock) -> None:
