@@ -63,7 +63,7 @@ def test_a_lost_worker_is_replaced_though_the_operator_is_lost_with_it(
     assert replaced(run, 0, stopped, 10) < 10
     assert replaced(run, 1, killed, 30) < 30
     assert set(run.pods("coordinator")) == coordinator, "nobody else was touched"
-    assert run.status["restarts"]["total"] == 2
+    until(lambda: run.status["restarts"]["total"] == 2, "both are told of")  # after they are there
     kube.upgrade(cluster, CHART, "--set", "replicas=1")
 
 
