@@ -834,12 +834,18 @@ def test_what_a_look_has_changed_is_looked_at_once_more(monkeypatch: pytest.Monk
     assert server.requests.count(("create", "Pod")) == 2  # one is the coordinator's
 
 
-def test_who_was_lost_at_no_cost_is_replaced_before_one_status_tells_of_both(clock: Clock) -> None:
+def deleted(clock: Clock) -> tuple[Server, Controller, str]:
+    """A run of which all is written, and whose worker's pod was deleted then."""
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))
     clock.now += 5
     asyncio.run(controller.reconcile(uid))
     controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
+    return server, controller, uid
+
+
+def test_who_was_lost_at_no_cost_is_replaced_before_one_status_tells_of_both(clock: Clock) -> None:
+    server, controller, uid = deleted(clock)
     server.requests.clear()
     asyncio.run(controller.reconcile(uid))
     assert server.requests == [("create", "Pod"), WRITE, ("create", "Event")]
@@ -850,11 +856,7 @@ def test_who_was_lost_at_no_cost_is_replaced_before_one_status_tells_of_both(clo
 
 
 def test_a_loss_is_told_though_nobody_can_be_made_in_its_place(clock: Clock) -> None:
-    server, controller, uid = made()
-    asyncio.run(controller.reconcile(uid))
-    clock.now += 5
-    asyncio.run(controller.reconcile(uid))
-    controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
+    server, controller, uid = deleted(clock)
     refuse(server, "etcd is away", lambda body: body["kind"] == "Pod", code=503)
     with pytest.raises(ApiError, match="etcd is away"):
         asyncio.run(controller.reconcile(uid))
@@ -886,11 +888,7 @@ def test_who_was_lost_is_judged_as_it_was_first_seen(
 
 
 def test_an_operator_that_dies_before_it_told_of_a_loss_finds_it_again(clock: Clock) -> None:
-    server, controller, uid = made()
-    asyncio.run(controller.reconcile(uid))
-    clock.now += 5
-    asyncio.run(controller.reconcile(uid))
-    controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
+    server, controller, uid = deleted(clock)
     died = Controller(server, controller.cache, SETTINGS, Metrics())  # type: ignore[arg-type]
     died._write_status = None  # type: ignore[assignment]
     with pytest.raises(TypeError):
