@@ -124,9 +124,7 @@ def _times(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
     """The status with when the run became active, and when its first worker began since."""
     if seen.run.spec.suspend:
         return status.model_copy(update={"active_since": None, "begun": None})
-    new = (
-        not seen.run.status.observed_generation
-    )  # its pods are all of this start, if there are any
+    new = not seen.run.status.observed_generation  # then all its pods are of this start
     there = [pod.scheduled for pod in seen.pods if new and pod.scheduled is not None]
     start = min([now, *there]).replace(microsecond=0)
     since = status.active_since or start

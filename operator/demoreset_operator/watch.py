@@ -205,7 +205,7 @@ class Watch:
                 listed[meta["uid"]] = kind, int(meta["resourceVersion"])
                 put = self._cache.put_run if kind == KIND else self._cache.put
                 if (run := put({**body, "kind": kind})) in known:
-                    self._changed(str(run))
+                    self._changed(run)
 
     def _missing(self, listed: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """What of a list is still there, and no watch has told of it as it was then, or later."""

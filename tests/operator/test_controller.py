@@ -834,12 +834,18 @@ def test_what_a_look_has_changed_is_looked_at_once_more(monkeypatch: pytest.Monk
     assert server.requests.count(("create", "Pod")) == 2  # one is the coordinator's
 
 
-def deleted(clock: Clock) -> tuple[Server, Controller, str]:
-    """A run of which all is written, and whose worker's pod was deleted then."""
+def written(clock: Clock) -> tuple[Server, Controller, str]:
+    """A run with its pods, of which all is written."""
     server, controller, uid = made()
     asyncio.run(controller.reconcile(uid))
     clock.now += 5
     asyncio.run(controller.reconcile(uid))
+    return server, controller, uid
+
+
+def deleted(clock: Clock) -> tuple[Server, Controller, str]:
+    """The same, and its worker's pod was deleted then."""
+    server, controller, uid = written(clock)
     controller.cache.put(server.objects.pop(("Pod", "key-worker-0-1")) | {"kind": "Pod"}, gone=True)
     return server, controller, uid
 
@@ -868,10 +874,7 @@ def test_who_was_lost_is_judged_as_it_was_first_seen(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though its pod vanishes while the next one is made."""
-    server, controller, uid = made()
-    asyncio.run(controller.reconcile(uid))
-    clock.now += 5
-    asyncio.run(controller.reconcile(uid))
+    server, controller, uid = written(clock)
     pod = server.objects["Pod", "key-worker-0-1"] | {"kind": "Pod"}
     evicted = {"phase": "Failed", "reason": "Evicted", "message": "disk pressure"}
     controller.cache.put(server._keep({**pod, "status": evicted}))

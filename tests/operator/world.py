@@ -118,10 +118,13 @@ class World:
                 left -= 1
             self.writes += 1
 
-        if plan.pods_first:
-            for body in plan.create_pods:
+        def make(pods: list[Json]) -> None:
+            for body in pods:
                 request()
                 self.create(body)
+
+        if plan.pods_first:
+            make(plan.create_pods)
             plan = self.decide(settings)
         if plan.status is not None and not self._may_wait(plan.status):
             request()
@@ -135,9 +138,7 @@ class World:
             request()
             self.taken.add(name)
             self.delete(name)
-        for body in plan.create_pods:
-            request()
-            self.create(body)
+        make(plan.create_pods)
         for key in plan.delete_children:
             request()
             self.children.pop(key, None)
