@@ -119,9 +119,9 @@ def _regained(lost: Attempt, answers: Sequence[Answer]) -> Attempt:
         "lost_frames": 0,
     }
     resumed = first.status.resumed
-    # Further on than what was known of the run: others have gone on in a life of their own.
-    from_disk = resumed.update <= (lost.update or 0)
-    if lost.life and first.status.life > lost.life and from_disk:
+    # Else others went on: among members, and maybe with a checkpoint of theirs later.
+    nobody_did = resumed.life is not None and resumed.life <= (lost.life or 0)
+    if lost.life and first.status.life > lost.life and nobody_did:
         found["resumed_from"] = resumed.update
         found["lost_frames"] = max(0, (lost.frames or 0) - resumed.frames)
     return lost.model_copy(update=found)

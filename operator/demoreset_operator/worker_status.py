@@ -54,8 +54,13 @@ class Evaluation(StatusModel):
 
 
 class Resumed(StatusModel):
-    """Where the run's latest life began: at a checkpoint, or among members that went on."""
+    """Where the run's latest life began, and the life of the checkpoint that it began with.
 
+    life: 0 where it began with nothing; None where with no checkpoint, but among members that
+        went on.
+    """
+
+    life: int | None = 0
     update: int = 0
     frames: int = 0
 

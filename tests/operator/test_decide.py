@@ -179,18 +179,39 @@ def test_of_workers_that_do_not_tell_their_life_nothing_is_guessed() -> None:
     assert (lost.recovery_seconds, lost.lost_frames) == (None, None)
 
 
-def test_who_went_on_in_a_life_of_their_own_read_no_checkpoint() -> None:
+@pytest.mark.parametrize(
+    "went_on",
+    [
+        {"life": 2, "resumed": {"life": None, "update": 42, "frames": 42 * 8192}},
+        # Then they, too, were lost, before anything was heard of them.
+        {"life": 3, "resumed": {"life": 2, "update": 50, "frames": 50 * 8192}},
+    ],
+)
+def test_who_went_on_in_a_life_of_their_own_read_no_checkpoint(went_on: dict[str, Any]) -> None:
     world = training(2)
     world.train(42, life=1)
     world.end("key-worker-1-1", 137)
     world.settle()
     world.tick(20)
-    world.train(51, life=2, resumed={"update": 50, "frames": 50 * 8192})
+    world.train(51, **went_on)
     world.settle()
     (lost,) = world.status.attempts
     assert (lost.recovery_seconds, lost.resumed_from, lost.lost_frames) == (20, None, 0)
     (message,) = (event.message for event in world.events if event.reason == "Recovered")
     assert "checkpoint" not in message
+
+
+def test_a_checkpoint_may_be_later_than_what_was_known_of_the_run() -> None:
+    world = training(1)
+    world.train(42, life=1)
+    world.end("key-worker-0-1", 137)
+    world.settle()
+    world.start()
+    world.tick(20)
+    world.train(45, life=2, resumed={"life": 1, "update": 44, "frames": 44 * 8192})
+    world.settle()
+    (lost,) = world.status.attempts
+    assert (lost.update, lost.resumed_from, lost.lost_frames) == (42, 44, 0)
 
 
 def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:

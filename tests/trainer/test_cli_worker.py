@@ -168,7 +168,7 @@ def test_a_worker_whose_run_was_done_before_says_how_it_stands() -> None:
     counters = {"update": 9, "frames": 700, "seconds": 8.5, "episodes": 3}
     state = {
         "life": 2,
-        "counters": counters | {"resumed_update": 4, "resumed_frames": 300},
+        "counters": counters | {"resumed_life": 1, "resumed_update": 4, "resumed_frames": 300},
         "goal": {
             "met": True,
             "latest": [True, True, True, False],
@@ -177,7 +177,7 @@ def test_a_worker_whose_run_was_done_before_says_how_it_stands() -> None:
     }
     told = met_before(state, 356)
     assert (told["update"], told["frames"], told["seconds"], told["life"]) == (9, 700, 8.5, 2)
-    assert told["resumed"] == {"update": 4, "frames": 300}
+    assert told["resumed"] == {"life": 1, "update": 4, "frames": 300}
     assert told["curriculum"]["goalRate"] == 0.75
     assert told["evaluation"] == {"update": 9, "episodes": 100, "successRate": 0.93}
     same = standing(PROGRESS)
@@ -527,6 +527,9 @@ def test_a_worker_that_is_done_leaves_how_the_run_stands(
     stands = json.loads(coordinator.read_text())
     assert stands["update"] == 3
     assert stands["frames"] >= 1500
-    assert (stands["life"], stands["resumed"]) == (1, {"update": 0, "frames": 0})
+    assert (stands["life"], stands["resumed"]) == (
+        1,
+        {"life": 0, "update": 0, "frames": 0},
+    )
     assert stands["curriculum"]["demoFrames"] > 0
     assert stands["evaluation"]["episodes"] is None

@@ -67,14 +67,15 @@ def test_a_run_goes_on_from_a_snapshot_with_all_that_it_had(crossing: Demo) -> N
     again._membership.load(snapshot)
     assert torch.equal(weights(loop), weights(again))
     assert again.state.counters == replace(
-        loop.state.counters, resumed_update=3, resumed_frames=3 * 8 * 8 * 4
+        loop.state.counters, resumed_life=1, resumed_update=3, resumed_frames=3 * 8 * 8 * 4
     )
     assert again.state.curriculum.state() == loop.state.curriculum.state()
     assert again.state.goal.state() == loop.state.goal.state()
     again.run(after(again, 1))
     assert diary.progress[0].update == 4
     assert diary.progress[0].frames == 4 * 8 * 8 * 4
-    assert (diary.progress[0].resumed_update, loop.state.counters.resumed_update) == (3, 0)
+    assert (diary.progress[0].resumed_life, diary.progress[0].resumed_update) == (1, 3)
+    assert (loop.state.counters.resumed_life, loop.state.counters.resumed_update) == (0, 0)
     assert diary.progress[0].seconds > loop.state.counters.seconds
     # Adam went on with its moments: a fresh one would begin to count its steps anew.
     steps = [value for name, value in again.ppo.state()[1].items() if name.endswith(".step")]

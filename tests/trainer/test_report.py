@@ -54,7 +54,8 @@ METRICS = """
     frames_discarded_total=frames_discarded
 """
 STANDING = """
-    generation=generation worldSize=members rank=rank life=life resumed.update=resumed_update
+    generation=generation worldSize=members rank=rank life=life resumed.life=resumed_life
+    resumed.update=resumed_update
     resumed.frames=resumed_frames update=update frames=frames seconds=seconds
     curriculum.startFrame=start_frame curriculum.demoFrames=demo_frames
     curriculum.progress=progress_ratio curriculum.successRate=success_rate

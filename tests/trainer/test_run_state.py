@@ -48,7 +48,7 @@ def test_what_was_reached_under_other_rules_says_nothing(
     said = run_folder.going_on(Path("x"), Snapshot(1, 7, 1000, 1, {}, {}, before), wanted)
     assert ("the goal is confirmed anew" not in said) is same_rules
     state = RunState(wanted, freeway)
-    state.resume(before)
+    state.resume(before, life=1)
     assert state.goal.met is met
     assert (state.goal.evaluation is not None) is met
     assert (state.goal.rate is not None) is same_rules
@@ -63,14 +63,14 @@ def test_what_follows_the_goal_is_no_part_of_it(freeway: Demo, after: str) -> No
     wanted = spec(goal={"after": after})
     assert run_folder.goal_met(met, wanted) is (after == "Stop")
     state = RunState(wanted, freeway)
-    state.resume(met)
+    state.resume(met, life=1)
     assert state.goal.met
     assert state.playing_on
 
 
 def test_another_goal_after_playing_on_is_judged_by_what_comes(freeway: Demo) -> None:
     state = RunState(spec(goal={"successRate": 0.99, "after": "PlayOn"}), freeway)
-    state.resume(learned(freeway) | {"playing_on": True})
+    state.resume(learned(freeway) | {"playing_on": True}, life=1)
     assert not state.goal.met
     assert not state.playing_on
     assert state.goal.rate is None, "the record is of a policy that has played for score since"

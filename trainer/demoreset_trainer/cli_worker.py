@@ -24,6 +24,7 @@ from demoreset_api.names import (
 )
 from demoreset_trainer import restart
 from demoreset_trainer.coordinator import extension
+from demoreset_trainer.counters import Counters
 from demoreset_trainer.flags import PORT, place
 from demoreset_trainer.network import LOCALHOST, listen
 from demoreset_trainer.nursery import Nursery
@@ -200,13 +201,19 @@ def met_before(state: dict[str, Any], demo_frames: int) -> dict[str, Any]:
         state: Of its newest checkpoint, as `met_on_disk` finds it.
         demo_frames: Of the whole demonstration.
     """
-    counters, goal = state["counters"], state["goal"]
-    update, latest, tried = counters["update"], goal["latest"], goal["evaluation"]
+    counters, goal = Counters.load(state["counters"]), state["goal"]
+    latest, tried = goal["latest"], goal["evaluation"]
     return {
         "worldSize": 1,
         "life": state["life"],
-        "resumed": {"update": counters["resumed_update"], "frames": counters["resumed_frames"]},
-        **{key: counters[key] for key in ("update", "frames", "seconds")},
+        "resumed": {
+            "life": counters.resumed_life,
+            "update": counters.resumed_update,
+            "frames": counters.resumed_frames,
+        },
+        "update": counters.update,
+        "frames": counters.frames,
+        "seconds": counters.seconds,
         "curriculum": {
             "startFrame": 0,
             "demoFrames": demo_frames,
@@ -218,7 +225,7 @@ def met_before(state: dict[str, Any], demo_frames: int) -> dict[str, Any]:
             "episodes": tried["episodes"],
             "successRate": tried["successes"] / tried["episodes"],
         },
-        "checkpoint": {"update": update},
+        "checkpoint": {"update": counters.update},
     }
 
 

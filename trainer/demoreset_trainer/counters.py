@@ -33,7 +33,9 @@ class Counters:
     rejected: int = 0
     start_reached_frames: int | None = None  # when the frontier first was the game's own start
     start_reached_seconds: float | None = None
-    # Where its latest life began: at a checkpoint, or among members that went on
+    # Where its latest life began, and the life of the checkpoint that it began with; 0: with
+    # nothing, None: with no checkpoint, but among members that went on
+    resumed_life: int | None = 0
     resumed_update: int = 0
     resumed_frames: int = 0
     # The group's faults: as the member saw them whose state went on
@@ -41,6 +43,11 @@ class Counters:
     recovery_seconds: dict[str, float] = field(default_factory=dict)
     rolled_back: int = 0
     frames_discarded: int = 0
+
+    def resumed(self, life: int | None) -> None:
+        """A life begins here: with a checkpoint of this life, or, with None, among members."""
+        self.resumed_life = life
+        self.resumed_update, self.resumed_frames = self.update, self.frames
 
     def recovered(self, cause: str, since: float) -> None:
         """Something was lost, or came, and has cost the time since then (time.monotonic)."""

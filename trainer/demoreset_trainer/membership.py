@@ -78,7 +78,7 @@ class Membership:
     def load(self, snapshot: Snapshot) -> None:
         """Go on from a checkpoint: every slot begins anew."""
         self._ppo.load(snapshot.model, snapshot.optimizer)
-        self._state.resume(snapshot.state)
+        self._state.resume(snapshot.state, snapshot.life)
 
     def digest(self) -> int | None:
         """A checksum of the weights; None where one is not finite."""

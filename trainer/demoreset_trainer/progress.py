@@ -58,7 +58,9 @@ class Progress:
     frames_discarded: int = 0  # played by members before they were lost, and never learned from
     goodput: float = 1.0  # share of the time that was not spent on recoveries
     life: int = 0
-    resumed_update: int = 0  # after which its latest life began
+    # Where its latest life began, and of which life its checkpoint was: see `Counters`
+    resumed_life: int | None = 0
+    resumed_update: int = 0
     resumed_frames: int = 0
     # What lies ahead
     budget_frames: int | None = None

@@ -273,7 +273,11 @@ def standing(p: Progress) -> dict[str, Any]:
         "worldSize": p.members,
         "rank": p.rank,
         "life": p.life,
-        "resumed": {"update": p.resumed_update, "frames": p.resumed_frames},
+        "resumed": {
+            "life": p.resumed_life,
+            "update": p.resumed_update,
+            "frames": p.resumed_frames,
+        },
         "update": p.update,
         "frames": p.frames,
         "seconds": p.seconds,

@@ -95,15 +95,15 @@ class RunState:
         """Be in this life from here on, with all that was learned; whether it is a later one."""
         if life <= self.life:
             return False
-        self.life, counters = life, self.counters
-        counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
+        self.life = life
+        self.counters.resumed(None)
         return True
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state: every slot begins anew."""
+    def resume(self, state: dict[str, Any], life: int) -> None:
+        """Go on from the state of a checkpoint of this life: every slot begins anew."""
         self.load(state)
         counters = self.counters
-        counters.resumed_update, counters.resumed_frames = counters.update, counters.frames
+        counters.resumed(life)
         if run_folder.other_goal(state, self._spec):
             if self.playing_on:  # its record is of a policy that has played for score since
                 self.goal = GoalWatch(self._spec.goal)

@@ -92,6 +92,7 @@ class Telling:
                 recovery_seconds=dict(counters.recovery_seconds),
                 rolled_back=counters.rolled_back,
                 frames_discarded=counters.frames_discarded,
+                resumed_life=counters.resumed_life,
                 resumed_update=counters.resumed_update,
                 resumed_frames=counters.resumed_frames,
                 goodput=counters.goodput,
