@@ -24,13 +24,21 @@ from pydantic.alias_generators import to_camel
 from demoreset_api.names import API_VERSION, KIND, MANAGER
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# As Kubernetes writes amounts: 500m, 2, 1.5Gi. A number in a YAML file is one, too.
+
+
+def _quantity(value: object) -> object:
+    if isinstance(value, float):  # the schema of a custom resource has no word for it
+        raise ValueError(f"{value} must be in quotes, or a number of thousandths, as 500m")
+    return str(value) if isinstance(value, int) else value
+
+
+# As Kubernetes writes amounts: 500m, 2, 1.5Gi. A whole number in a YAML file is one, too.
 Quantity = Annotated[
     str,
     Field(
         pattern=r"^[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$", json_schema_extra={"quantity": True}
     ),
-    BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
+    BeforeValidator(_quantity),
 ]
 MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
 MAX_MEMBERS = 64  # of one worker
@@ -560,8 +568,15 @@ class Workers(ApiModel):
         default=[], max_length=16, description="How workers spread over the cluster."
     )
     priority_class_name: str | None = Field(default=None, description="Of the run's pods.")
-    labels: dict[str, str] = Field(default={}, description="More labels of the worker's pods.")
-    annotations: dict[str, str] = Field(default={}, description="Annotations of the worker's pods.")
+    runtime_class_name: str | None = Field(
+        default=None,
+        description="Of the workers' pods, as nvidia where GPUs need a container runtime.",
+    )
+    scheduler_name: str | None = Field(
+        default=None, description="Of the workers' pods. Default: the cluster's."
+    )
+    labels: dict[str, str] = Field(default={}, description="More labels of the run's pods.")
+    annotations: dict[str, str] = Field(default={}, description="Annotations of the run's pods.")
     env: dict[str, str] = Field(
         default={},
         description="Environment variables of workers and the coordinator, as the limits of "

@@ -90,11 +90,12 @@ class Api:
             if not more:
                 return
 
-    async def create(self, body: Json) -> Json | None:
-        """Make an object; None where it is there already."""
+    async def create(self, body: Json, *, dry_run: bool = False) -> Json | None:
+        """Make an object, or only ask whether it would be taken; None where it is there already."""
         path = _path(body["kind"], body["metadata"]["namespace"])
+        query = (*_STRICT, ("dryRun", "All")) if dry_run else _STRICT
         try:
-            return await self._request("POST", path, body, query=_STRICT)
+            return await self._request("POST", path, body, query=query)
         except ApiError as error:
             if error.code == 409 and "already exists" in str(error):
                 return None

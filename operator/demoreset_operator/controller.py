@@ -39,6 +39,8 @@ PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED_WAIT = 5.0  # after a refusal: what was in the way may be gone
 REFUSED_CODES = (400, 403, 422, 500)  # what a person may have to mend; 500: a webhook is down
+# Of a refusal to make a pod while another is there: it may be taken in its place.
+SAYS_NOTHING = ("exceeded quota", "does not support dry run")
 
 UNCLEAR = "run %s: not understood: %s"
 
@@ -352,20 +354,41 @@ class Controller:
     ) -> float | None:
         """Take away what lives and is to leave, then make what is to be there."""
         try:
+            if leave and plan.create_pods:
+                if (left := self._held_back(run)) > 0:
+                    return left
+                await self._would_be_taken(plan.create_pods[-1])
             await self._all([self._delete(run, *key, known.get(key, "")) for key in leave])
         except ApiError as error:
             return self._refused(run, error)
         return await self._make(run, plan, known)
+
+    async def _would_be_taken(self, pod: Json) -> None:
+        """See that a pod can be made before one that trains makes room for it.
+
+        Raises:
+            ApiError: it would be refused, with that one gone, too.
+        """
+        try:
+            await self._api.create(pod, dry_run=True)
+        except ApiError as error:
+            if not any(words in str(error) for words in SAYS_NOTHING):
+                raise
+
+    def _held_back(self, run: Run) -> float:
+        """For how many seconds nothing is made, after a refusal of what the run says still."""
+        refusal = self._memories[run.uid].refusal
+        if refusal is None or refusal.generation != run.generation:
+            return 0.0
+        return max(0.0, refusal.until - time.monotonic())
 
     async def _make(
         self, run: Run, plan: Plan, known: Mapping[tuple[str, str], str]
     ) -> float | None:
         """Make what is to be there; after a refusal not at once again, while all else goes on."""
         refusal = self._memories[run.uid].refusal
-        if refusal is not None and (plan.apply_children or plan.create_pods):
-            left = refusal.until - time.monotonic()
-            if left > 0 and refusal.generation == run.generation:
-                return left
+        if (plan.apply_children or plan.create_pods) and (left := self._held_back(run)) > 0:
+            return left
         try:
             for body in plan.apply_children:
                 if (body["kind"], body["metadata"]["name"]) in known:
@@ -374,8 +397,9 @@ class Controller:
                     await self._create(run, body)
             create = plan.create_pods
             if refusal is not None and create:  # one that is taken first, and then the others
-                await self._create(run, create[0])
-                create = create[1:]
+                first = refusal.times % len(create)  # not always the one that was refused
+                await self._create(run, create[first])
+                create = create[:first] + create[first + 1 :]
             await self._all([self._create(run, body) for body in create])
         except ApiError as error:
             return self._refused(run, error)

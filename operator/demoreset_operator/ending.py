@@ -12,7 +12,7 @@ from demoreset_operator.observation import STUCK_AFTER, Observation, Pod, Run
 from demoreset_operator.reasons import Reason
 from demoreset_operator.render import claim_name
 
-NO_ROOM = ("Unschedulable", "SchedulingGated")  # on no node, or not in its queue's turn
+NO_ROOM = ("Unschedulable", "SchedulingGated", "SchedulerError")  # on no node: see `why.DO`
 ANEW = "delete it and apply it anew"  # of a run whose checkpoints this does not cost: see `anew`
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
@@ -163,7 +163,20 @@ def waiting(seen: Observation) -> str:
     """What a run waits for, in Kubernetes' words."""
     if seen.refused:
         return seen.refused
-    return next((named(pod) for pod in seen.pods if pod.live and pod.reason), "pods are being made")
+    troubled = next((named(pod) for pod in seen.pods if pod.live and pod.reason), "")
+    if not troubled and (claim := unbound(seen)):
+        return f"{Reason.CLAIM_PENDING}: {claim}"
+    return troubled or "pods are being made"
+
+
+def unbound(seen: Observation) -> str:
+    """The run's own claim where it has no volume: a pod that waits for one may not say so."""
+    claim = next((one for one in seen.children if one.unbound), None)
+    if claim is None:
+        return ""
+    volume = seen.run.spec.checkpoint.volume
+    which = f"class {volume.storage_class_name}" if volume.storage_class_name else "default class"
+    return f"the claim {claim.name} has no volume yet: {', '.join(claim.access)}, of the {which}"
 
 
 def named(pod: Pod) -> str:

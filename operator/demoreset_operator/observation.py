@@ -156,7 +156,8 @@ class Pod:
 class Child:
     """Another object of a run: a ConfigMap, Service, claim, policy.
 
-    access: of a claim, from how many nodes its volume can be used.
+    access: of a claim, from how many nodes its volume can be used. unbound: whether it is a claim
+    that has no volume.
     """
 
     kind: str
@@ -164,6 +165,7 @@ class Child:
     hash: str
     uid: str = ""
     access: tuple[str, ...] = ()
+    unbound: bool = False
     deleting: bool = False
 
 
@@ -348,6 +350,7 @@ def parse_child(body: Json) -> Child:
         hash=(meta.get("annotations") or {}).get(ANNOTATION_HASH, ""),
         uid=meta["uid"],
         access=tuple(body.get("spec", {}).get("accessModes", ())),
+        unbound=(body.get("status") or {}).get("phase") == "Pending",
         deleting="deletionTimestamp" in meta,
     )
 

@@ -78,6 +78,7 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
     # A quota of CPU limits refuses pods without one; the beats of some 700 members need a core.
     # It is not in the hash: a coordinator that was made without it is not replaced.
     made["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "1"
+    _add(made, run)
     return made
 
 
@@ -153,10 +154,14 @@ def worker(
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
     }
-    if workers.affinity:
-        spec["affinity"] = workers.affinity
-    if workers.topology_spread_constraints:
-        spec["topologySpreadConstraints"] = workers.topology_spread_constraints
+    for key, value in (
+        ("affinity", workers.affinity),
+        ("topologySpreadConstraints", workers.topology_spread_constraints),
+        ("runtimeClassName", workers.runtime_class_name),
+        ("schedulerName", workers.scheduler_name),
+    ):
+        if value:
+            spec[key] = value
     # Of what is a wish of ours no pod is replaced.
     mark = digest([spec, workers.labels, workers.annotations])
     if together and not workers.affinity:
@@ -169,11 +174,10 @@ def worker(
         spec,
         {LABEL_WORKER: str(index)},
     )
-    made["metadata"]["labels"] = {**workers.labels, **made["metadata"]["labels"]}
+    _add(made, run)
     if queue := run.labels.get(QUEUE):
         made["metadata"]["labels"][QUEUE] = queue
-    made["metadata"]["annotations"] = {
-        **workers.annotations,
+    made["metadata"]["annotations"] |= {
         ANNOTATION_HASH: mark,
         ANNOTATION_CONFIG: digest(config(run)),
     }
@@ -319,3 +323,12 @@ def _pod(
     }
     made["metadata"]["annotations"] = {ANNOTATION_HASH: digest(spec)}
     return made
+
+
+def _add(pod: Json, run: Run) -> None:
+    """Give a pod the labels and annotations that the run's pods are to have; its own win."""
+    for kind, more in (
+        ("labels", run.spec.workers.labels),
+        ("annotations", run.spec.workers.annotations),
+    ):
+        pod["metadata"][kind] = {**more, **pod["metadata"][kind]}

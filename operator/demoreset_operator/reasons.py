@@ -14,6 +14,7 @@ class Reason(StrEnum):
     TRAINING = "Training"
     TOO_FEW_WORKERS = "TooFewWorkers"  # those who are there wait for spec.workers.min
     CREATING = "Creating"
+    CLAIM_PENDING = "ClaimPending"  # the run's own claim has no volume
     STARTING = "Starting"
     REFUSED = "Refused"  # the API server would not take a request
     NO_UPDATES = "NoUpdates"

@@ -20,7 +20,7 @@ from demoreset_api.status import (
     WorkersStatus,
 )
 from demoreset_operator import render
-from demoreset_operator.ending import lacks, volume_lost, waiting, who
+from demoreset_operator.ending import lacks, unbound, volume_lost, waiting, who
 from demoreset_operator.observation import UNANSWERED, Json, Observation, Pod
 from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
@@ -28,6 +28,7 @@ from demoreset_operator.worker_status import Answer, read
 TROUBLE = (Reason.TOO_FEW_WORKERS, Reason.UNREACHABLE, Reason.NOT_WRITTEN)
 AWAITED = (*TROUBLE, Reason.RESUMED, Reason.REFUSED)  # that are told at once
 MAX_TROUBLES = 3  # that are told at once
+ALL_TRAIN = "all workers train"
 
 
 def progress(seen: Observation, status: RunStatus, now: datetime) -> RunStatus:
@@ -240,7 +241,8 @@ def _running(
     trouble = trouble or _aside(seen, now) or _unreachable(seen) or _begins(seen, ready)
     wanted, there = seen.run.spec.workers.max, len(_there(seen, now))
     if len(ready) == wanted:
-        return Reason.TRAINING, "all workers train"
+        refused = f"; {Reason.REFUSED}: {seen.refused}" if seen.refused else ""
+        return Reason.TRAINING, (ALL_TRAIN + refused)[:MAX_MESSAGE]
     if ready:
         told, trouble = f"{len(ready)} of {wanted} workers train", trouble or _stands(seen, ready)
         return Reason.TRAINING, (told + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
@@ -265,6 +267,8 @@ def _running(
         return Reason.NO_UPDATES, _aside(seen, now) or message
     if any(pod.started and pod.live for pod in seen.workers):
         return Reason.STARTING, "workers load the demonstration and meet one another"
+    if claim := unbound(seen):
+        return Reason.CLAIM_PENDING, claim
     return Reason.CREATING, waiting(seen)
 
 

@@ -52,7 +52,8 @@ class VolumeReader:
         like = own[-1] if own and self._image is None else self._worker()
         self._pod, self.made = f"{self._run.name}-reader-{secrets.token_hex(3)}", True
         self._container = "reader"
-        self._kubectl.run("create", "-f", "-", given=json.dumps(_pod_like(self._pod, like)))
+        body = _pod_like(self._pod, like, self._run)
+        self._kubectl.run("create", "-f", "-", given=json.dumps(body))
         print(f"kubectl demoreset: waiting for the pod {self._pod}", file=sys.stderr)
         try:
             self._wait()
@@ -130,9 +131,10 @@ def _claims(pod: Json) -> list[str]:
     return [one["claimName"] for one in volumes if one]
 
 
-def _pod_like(name: str, worker: Json) -> Json:
-    """A pod like a worker's, that only waits."""
-    spec = worker["spec"]
+def _pod_like(name: str, worker: Json, run: Run) -> Json:
+    """A pod like a worker's of this run, that only waits."""
+    spec, more = worker["spec"], run.spec.workers  # its labels are not a worker's: nobody takes it
+    nodes = {k: v for k, v in (spec.get("affinity") or {}).items() if k == "nodeAffinity"}
     container = next(one for one in spec["containers"] if one["name"] == "worker")
     kept = ("image", "imagePullPolicy", "securityContext")
     seen = ("data", "tmp")  # its run file may be gone
@@ -145,13 +147,19 @@ def _pod_like(name: str, worker: Json) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": worker["metadata"]["namespace"]},
+        "metadata": {
+            "name": name,
+            "namespace": run.namespace,
+            "labels": more.labels,
+            "annotations": more.annotations,
+        },
         "spec": {
             "containers": [{**{key: container[key] for key in kept if key in container}, **wait}],
             "volumes": [one for one in spec["volumes"] if one["name"] in seen],
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 1,
             "activeDeadlineSeconds": LIFE_SECONDS,
+            **({"affinity": nodes} if nodes else {}),
             **{
                 key: spec[key]
                 for key in (

@@ -8,7 +8,7 @@ from demoreset_operator.causes import NO_LOSS
 from demoreset_operator.ending import NO_ROOM, anew, go_on
 from demoreset_operator.observation import HOPELESS_REASONS, Run
 from demoreset_operator.reasons import Reason
-from demoreset_operator.story import claim_gone, find
+from demoreset_operator.story import ALL_TRAIN, claim_gone, find
 
 MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')  # the scheduler's words
 IMAGE = "Correct spec.workers.image or imagePullSecrets."
@@ -23,6 +23,11 @@ DO = {
     "read that pod's log.",
     "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node; "
     "where the message names a claim, see that it can be bound (`kubectl describe pvc`).",
+    "SchedulerError": "See whether its claim has a volume (`kubectl describe pvc`).",
+    "ClaimPending": "Where this lasts, `kubectl describe pvc` says why. A class that cannot be "
+    "used from several nodes makes no ReadWriteMany: then name one that can "
+    "(spec.checkpoint.volume.storageClassName), or keep all workers on one node (accessMode: "
+    "ReadWriteOnce); delete the run and its claim, and apply it anew.",
     "SchedulingGated": "It waits for its turn: see its queue (`kubectl describe workloads`).",
     "ContainerCreating": "Its image is fetched and its volume mounted. Where this lasts, its "
     "events in `kubectl describe pod` say why: FailedMount or FailedAttachVolume where the "
@@ -118,7 +123,7 @@ def _said(found: Condition) -> str:
 
 def _do(run: Run, found: Condition) -> list[str]:
     """What to do about a condition."""
-    words = [found.reason, *found.message.rstrip(".").split(": ")]  # of a worker that is lacking
+    words = [found.reason, *re.split("[:;] ", found.message.rstrip("."))]  # of who is lacking
     if found.reason in LACKS:
         words.append(words.pop(0))
     word = next((word for word in words if word in DO or word in CHANGES), "")
@@ -145,7 +150,7 @@ def _speaks(found: Condition, status: RunStatus) -> bool:
             lost = found.reason == Reason.VOLUME_LOST and status.phase is Phase.FAILED
             return found.status == "False" and not lost
         case ConditionType.RUNNING:
-            well = found.reason == Reason.TRAINING and status.workers.ready == status.workers.wanted
+            well = found.message == ALL_TRAIN and status.workers.ready == status.workers.wanted
             return status.phase is Phase.PENDING or (status.phase is Phase.RUNNING and not well)
     return False
 

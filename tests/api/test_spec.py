@@ -66,6 +66,16 @@ def test_what_cannot_be_is_refused(spec: dict[str, object]) -> None:
         RunSpec.model_validate(spec)
 
 
+def test_an_amount_is_what_a_cluster_takes_too() -> None:
+    def cpu(amount: object) -> str:
+        wanted = {"demo": {"name": "x"}, "workers": {"resources": {"requests": {"cpu": amount}}}}
+        return RunSpec.model_validate(wanted).workers.resources.requests["cpu"]
+
+    assert [cpu(2), cpu("0.5"), cpu("500m")] == ["2", "0.5", "500m"]
+    with pytest.raises(ValidationError, match=r"0\.5 must be in quotes"):
+        cpu(0.5)
+
+
 NAMED = {"demo": {"name": "x"}}
 RULES = [
     ({"demo": {}}, "demo: set exactly one of name"),

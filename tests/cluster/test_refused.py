@@ -62,6 +62,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"workers": {"resources": {"limits": {"memory": "much"}}}},
         "spec.workers.resources.limits.memory",
     ),
+    "half a core without quotes": (
+        {"workers": {"resources": {"requests": {"cpu": 0.5}}}},
+        "spec.workers.resources.requests.cpu",
+    ),
     "another pull policy": ({"workers": {"imagePullPolicy": "Often"}}, "imagePullPolicy"),
     "a negative limit": ({"restart": {"limit": -1}}, "spec.restart.limit"),
     "a deadline of 0": ({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds"),

@@ -108,13 +108,15 @@ class Server:
         for body in await self._serve("list", kind, lambda: self.found(kind, namespace, selector)):
             yield body
 
-    async def create(self, body: Json) -> Json | None:
+    async def create(self, body: Json, *, dry_run: bool = False) -> Json | None:
         there = key(body)
 
         def take() -> Json | None:
-            return None if there in self.objects() else self._keep(body)
+            if there in self.objects():
+                return None
+            return body if dry_run else self._keep(body)
 
-        return await self._serve("create", body["kind"], take)
+        return await self._serve("try to create" if dry_run else "create", body["kind"], take)
 
     async def apply(self, body: Json) -> Json:
         assert body["kind"] != "Pod", "a pod is made once, and never changed"

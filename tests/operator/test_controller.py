@@ -51,11 +51,11 @@ class Server:
         self._took("get", kind)
         return self.objects.get((kind, name))
 
-    async def create(self, body: Json) -> Json | None:
-        self._took("create", body["kind"])
+    async def create(self, body: Json, *, dry_run: bool = False) -> Json | None:
+        self._took("try to create" if dry_run else "create", body["kind"])
         if (body["kind"], body["metadata"]["name"]) in self.objects:
             return None
-        return self._keep(body)
+        return body if dry_run else self._keep(body)
 
     async def apply(self, body: Json) -> Json:
         self._took("apply", body["kind"])
@@ -125,14 +125,7 @@ def test_what_has_happened_is_told_though_what_follows_from_it_fails() -> None:
     meta = pod["metadata"] | {"resourceVersion": "999"}
     status = {"phase": "Failed", "containerStatuses": [its]}
     controller.cache.put({**pod, "metadata": meta, "status": status})
-    real = server.create
-
-    async def create(body: Json) -> Json | None:
-        if body["kind"] == "Pod":
-            raise ApiError(503, "no luck")
-        return await real(body)
-
-    server.create = create  # type: ignore[method-assign]
+    refuse(server, "no luck", lambda body: body["kind"] == "Pod", 503)
     with pytest.raises(ApiError, match="no luck"):
         asyncio.run(controller.reconcile(uid))
     events = [body for (kind, _), body in server.objects.items() if kind == "Event"]
@@ -371,10 +364,10 @@ def refuse(
     """The server takes some objects no more; what lets it take them again."""
     real = server.create
 
-    async def create(body: Json) -> Json | None:
+    async def create(body: Json, *, dry_run: bool = False) -> Json | None:
         if which(body):
             raise ApiError(code, why)
-        return await real(body)
+        return await real(body, dry_run=dry_run)
 
     def take_again() -> None:
         server.create = real  # type: ignore[method-assign]
@@ -389,6 +382,57 @@ def test_one_request_that_fails_does_not_keep_others_from_being_made() -> None:
     asyncio.run(controller.reconcile(uid))
     assert ("Pod", "key-worker-2-1") in server.objects
     assert "exceeded quota" in conditions(server, controller, uid)
+
+
+def change(controller: Controller, server: Server, **workers: Any) -> None:
+    """The user edits the run."""
+    body = server.objects["DemoResetRun", "key"]
+    spec = {**body["spec"], "workers": {**body["spec"].get("workers", {}), **workers}}
+    meta = {**body["metadata"], "generation": body["metadata"]["generation"] + 1}
+    controller.cache.put_run(server._keep({**body, "metadata": meta, "spec": spec}))
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "stays"),
+    [
+        (422, "spec.tolerations[0].effect: Unsupported value", True),
+        (403, "no PriorityClass with name urgent was found", True),
+        (403, "exceeded quota: cpu, requested: 2, used: 2, limited: 2", False),
+        (400, "admission webhook does not support dry run", False),
+    ],
+)
+def test_no_worker_goes_for_one_that_the_api_server_would_refuse(
+    code: int, why: str, stays: bool
+) -> None:
+    server, controller, uid = made()
+    asyncio.run(controller.reconcile(uid))
+    take_again = refuse(server, why, lambda body: body["kind"] == "Pod", code)
+    change(controller, server, tolerations=[{"key": "gpu", "effect": "NoSchedul"}])
+    for _ in range(2):
+        asyncio.run(controller.reconcile(uid))
+        assert (("Pod", "key-worker-0-1") in server.objects) is stays
+    assert why in conditions(server, controller, uid)
+    take_again()
+    change(controller, server, tolerations=[{"key": "gpu", "effect": "NoSchedule"}])
+    asyncio.run(controller.reconcile(uid))
+    assert {"key-worker-0-1", "key-worker-0-2"} & {name for _, name in server.objects} == {
+        "key-worker-0-2"
+    }
+
+
+def test_after_a_refusal_another_one_is_tried_each_time() -> None:
+    server, controller, uid = made(workers={"max": 2})
+    take_again = refuse(server, "exceeded quota", lambda body: body["kind"] == "Pod")
+    asyncio.run(controller.reconcile(uid))
+    take_again()
+    refuse(server, "no label team", lambda body: body["metadata"]["name"] == "key-coordinator-1")
+    for _ in range(3):
+        memory = controller._memories[uid]
+        assert memory.refusal is not None
+        memory.refusal = replace(memory.refusal, until=0.0)
+        asyncio.run(controller.reconcile(uid))
+    made_now = {name for kind, name in server.objects if kind == "Pod"}
+    assert made_now == {"key-worker-0-1", "key-worker-1-1"}
 
 
 def test_a_pod_that_may_not_be_tidied_up_does_not_keep_its_workers_next_from_coming() -> None:

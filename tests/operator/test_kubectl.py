@@ -115,10 +115,18 @@ def test_a_pod_of_somebody_elses_component_is_not_looked_at(
 
 
 def test_the_volume_of_a_suspended_run_is_read_where_it_names_its_image(made: list[Json]) -> None:
-    read(World(suspend=True, workers={"image": "mine:1", "nodeSelector": {"disk": "fast"}}))
+    workers = {
+        "image": "mine:1",
+        "nodeSelector": {"disk": "fast"},
+        "affinity": {"nodeAffinity": {"a": 1}, "podAntiAffinity": {"b": 1}},
+        "labels": {"team": "a"},
+    }
+    read(World(suspend=True, workers=workers))
     (reader,) = made
     assert reader["spec"]["containers"][0]["image"] == "mine:1"
     assert reader["spec"]["nodeSelector"] == {"disk": "fast"}
+    assert reader["spec"]["affinity"] == {"nodeAffinity": {"a": 1}}
+    assert reader["metadata"]["labels"] == {"team": "a"}, "none by which it is a worker"
     assert {"claimName": "key-data"} in [
         volume.get("persistentVolumeClaim") for volume in reader["spec"]["volumes"]
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from demoreset_api.names import ANNOTATION_HASH, LABEL_RUN_UID, LABEL_VERSION
+from demoreset_api.names import ANNOTATION_HASH, LABEL_COMPONENT, LABEL_RUN_UID, LABEL_VERSION
 from demoreset_api.spec import DemoResetRun
 from demoreset_operator import pods, render
 from demoreset_operator.observation import Run
@@ -57,6 +57,7 @@ def test_a_demo_on_the_volume_is_found_there() -> None:
         ({"workers": {"max": 5, "min": 2}}, "coordinator"),
         ({"workers": {"image": "other:1"}}, "worker coordinator"),
         ({"workers": {"labels": {"team": "a"}}}, "worker"),
+        ({"workers": {"runtimeClassName": "nvidia"}}, "worker"),
         ({"workers": {"affinity": {"podAntiAffinity": {"a": 1}}}}, "worker"),
         ({"workers": {"priorityClassName": "high"}}, "worker coordinator"),
         ({"workers": {"resources": {"limits": {"memory": "2Gi"}}}}, "worker"),
@@ -140,6 +141,8 @@ def test_gpus_and_placement_pass_through() -> None:
             "affinity": {"nodeAffinity": {}},
             "topologySpreadConstraints": [{"maxSkew": 1}],
             "priorityClassName": "low",
+            "runtimeClassName": "nvidia",
+            "schedulerName": "volcano",
             "imagePullSecrets": ["registry"],
             "labels": {"team": "a", LABEL_RUN_UID: "forged"},
             "annotations": {"note": "b"},
@@ -157,6 +160,7 @@ def test_gpus_and_placement_pass_through() -> None:
     assert spec["affinity"] == {"nodeAffinity": {}}
     assert spec["topologySpreadConstraints"] == [{"maxSkew": 1}]
     assert spec["priorityClassName"] == "low"
+    assert (spec["runtimeClassName"], spec["schedulerName"]) == ("nvidia", "volcano")
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["terminationGracePeriodSeconds"] == 90
     assert pod["metadata"]["labels"]["demoreset.dev/generation"] == "1"
@@ -191,6 +195,15 @@ def test_a_coordinator_fits_a_quota_and_one_that_was_made_without_a_limit_stays(
     assert all(resources[kind].keys() == {"cpu", "memory"} for kind in ("requests", "limits"))
     del resources["limits"]["cpu"]
     assert made["metadata"]["annotations"][ANNOTATION_HASH] == render.digest(made["spec"])
+
+
+def test_what_a_cluster_demands_of_every_pod_the_coordinator_has_too() -> None:
+    labels = {"team": "a", LABEL_COMPONENT: "forged"}
+    wanted = run(workers={"labels": labels, "annotations": {"sidecar.istio.io/inject": "false"}})
+    made = pods.coordinator(wanted, SETTINGS, 1)
+    assert made["metadata"]["labels"]["team"] == "a"
+    assert made["metadata"]["labels"][LABEL_COMPONENT] == "coordinator", "ours cannot be forged"
+    assert made["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
 
 
 def test_the_coordinator_is_not_kept_from_nodes_that_have_workers() -> None:

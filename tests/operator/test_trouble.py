@@ -29,6 +29,32 @@ def test_an_operator_that_has_just_begun_tells_nothing_new() -> None:
     assert world.writes <= before + 1, "the number of those who train"
 
 
+def test_a_claim_that_gets_no_volume_is_told_though_the_pod_says_nothing() -> None:
+    """A pod that the scheduler waits with for a volume has no condition PodScheduled."""
+    world = World(workers={"max": 2})
+    world.settle()
+    world.children["PersistentVolumeClaim", "key-data"]["status"] = {"phase": "Pending"}
+    world.settle()
+    told = "the claim key-data has no volume yet: ReadWriteMany, of the default class"
+    assert condition(world, "Running") == ("False", "ClaimPending", told)
+    paragraph = why(world.run, world.now)
+    assert told in paragraph
+    assert "kubectl describe pvc" in paragraph
+    world.children["PersistentVolumeClaim", "key-data"]["status"] = {"phase": "Bound"}
+    world.settle()
+    assert condition(world, "Running")[1] == "Creating"
+
+
+def test_a_change_that_is_refused_is_told_though_all_train() -> None:
+    world = training()
+    assert "Refused" not in why(world.run, world.now)
+    world.refused = "pods is forbidden: no PriorityClass with name urgent was found"
+    world.settle()
+    told = f"all workers train; Refused: {world.refused}"
+    assert condition(world, "Running") == ("True", "Training", told)
+    assert f"{told}. Mend what the message names" in why(world.run, world.now)
+
+
 def test_an_operator_with_another_image_does_not_take_all_workers_for_idle() -> None:
     world = training()
     world.answers.clear()

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -267,7 +268,8 @@ class Running:
     def send(self, number: int) -> None:
         """A signal to all processes that came of it."""
         for pid in self.session():
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it may just have ended
+                os.kill(pid, number)
 
 
 @pytest.fixture
