@@ -34,7 +34,8 @@ from demoreset_operator.observation import Json, Observation, Run, not_understoo
 from demoreset_operator.reasons import Reason
 from demoreset_operator.render import Settings, claim_name
 
-AT_ONCE = 16  # runs that are worked on
+AT_ONCE = 32  # runs that are worked on
+OTHERS_SECONDS = 0.5  # that who has made its lost pods waits at most for others to have theirs
 PROGRESS_SECONDS = 5.0  # between two status writes that are not urgent
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # after a failure
 LONGEST_REFUSED_WAIT = 5.0  # after a refusal: what was in the way may be gone
@@ -133,6 +134,8 @@ class Controller:
         self._again: set[str] = set()  # that changed while they were worked on
         self._memories: dict[str, Memory] = defaultdict(Memory)
         self._requests = asyncio.Semaphore(CONNECTIONS)  # more would only wait
+        self._making = 0  # runs whose lost pods are being made
+        self._made = asyncio.Event()  # none are
 
     def wake(self, uid: str | None) -> None:
         """Something has changed: look at a run; after a failure not before its time."""
@@ -226,11 +229,22 @@ class Controller:
     async def _make_first(self, seen: Observation, plan: Plan) -> Observation:
         """Make pods before the status, so that one status tells of both, who was lost and who came.
 
+        Where many runs have lost some, as with a node, all of their pods come before any status.
+
         Returns:
             The run as it was seen, so that the loss is judged the same again, with those pods.
         """
-        with suppress(ApiError):  # the next plan has what could not be made
-            await self._make(seen.run, plan, {})
+        self._making += 1
+        self._made.clear()
+        try:
+            with suppress(ApiError):  # the next plan has what could not be made
+                await self._make(seen.run, plan, {})
+        finally:
+            self._making -= 1
+            if not self._making:
+                self._made.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._made.wait(), OTHERS_SECONDS)
         before = {pod.name for pod in seen.pods}
         after = self._observe(seen.run)
         made = [pod for pod in after.pods if pod.name not in before]

@@ -905,6 +905,36 @@ def test_who_was_lost_at_no_cost_is_replaced_before_one_status_tells_of_both(clo
     assert ("Pod", "key-worker-0-2") in server.objects
 
 
+def test_the_lost_of_all_runs_are_replaced_before_any_status_tells_of_them(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, controller, uid = written(clock)
+    body = World().run_body
+    other = {**body, "metadata": {**body["metadata"], "name": "other", "uid": "u-2"}}
+    controller.cache.put_run(server._keep(other))
+    for _ in range(2):
+        asyncio.run(controller.reconcile("u-2"))
+        clock.now += 5
+    for name in ("key-worker-0-1", "other-worker-0-1"):
+        controller.cache.put({**server.objects.pop(("Pod", name)), "kind": "Pod"}, gone=True)
+    create = server.create
+
+    async def slow(body: Json, *, dry_run: bool = False) -> Json | None:
+        if body["metadata"]["name"].startswith("other"):
+            await asyncio.sleep(0.01)
+        return await create(body, dry_run=dry_run)
+
+    async def both() -> None:
+        await asyncio.gather(controller.reconcile(uid), controller.reconcile("u-2"))
+
+    monkeypatch.setattr(server, "create", slow)
+    server.requests.clear()
+    asyncio.run(both())
+    first = [one for one in server.requests if one in (("create", "Pod"), WRITE)]
+    assert first[:2] == [("create", "Pod")] * 2
+    assert first.count(WRITE) == 2
+
+
 def test_a_loss_is_told_though_nobody_can_be_made_in_its_place(clock: Clock) -> None:
     server, controller, uid = deleted(clock)
     refuse(server, "etcd is away", lambda body: body["kind"] == "Pod", code=503)
