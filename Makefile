@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/montezuma-first-key
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-timed test-others lint format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,8 +35,15 @@ lint: .venv/tested  ## style, types, import contracts, the Dockerfile
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-test: lint  ## lint, and all tests
-	$(BIN)/pytest
+test: lint  ## lint, and all tests: those that are timed one by one, beside them all others
+	@$(MAKE) --no-print-directory --jobs=2 test-timed test-others
+
+test-timed:
+	$(BIN)/pytest -m "timed or cluster"
+
+test-others:  # on what is left of the cores; they are told of when they are done
+	@nice -n 19 $(BIN)/pytest -m "not timed and not cluster" > .venv/others.log 2>&1 \
+		&& tail -n 1 .venv/others.log || { cat .venv/others.log; exit 1; }
 
 format: .venv/tested  ## put the code into shape, and make what is generated from it
 	$(BIN)/ruff check --fix

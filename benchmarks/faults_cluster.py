@@ -388,7 +388,7 @@ def too_little_memory(trials: int) -> Outcome:
 ROWS = {
     "pod": Row(2, "a worker's pod, kill -9", 20, repeated(killed, kills=1), p95=1),
     "pod-back": Row(
-        2, "the same: until the group is whole again", 10, repeated(regrown, kills=1), p95=15
+        2, "the same: until the group is whole again", 10, repeated(regrown, kills=1), p95=START + 5
     ),
     "first-pod": Row(
         3, "the first worker's pod, the same", 10, repeated(first_killed, kills=1), p95=1

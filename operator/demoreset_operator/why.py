@@ -95,6 +95,9 @@ def why(run: Run, now: datetime, *, running: int | None = None) -> str:
     for found in status.conditions:
         if _speaks(found, status):
             sentences += [_said(found), *_do(run, found)]
+    if status.phase is Phase.COMPLETE:
+        fetch = f"`kubectl demoreset fetch {run.name}` brings it to runs/{run.name} here"
+        sentences.append(f"{fetch}; `demoreset evaluate` and `demoreset video` show what it does.")
     if (lost := _lost(status, now)) is not None:
         sentences.append(lost)
     return " ".join(sentences)

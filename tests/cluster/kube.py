@@ -311,7 +311,7 @@ def reached_by(cluster: Cluster, namespace: str, pod: str, doors: set[str]) -> s
 
 def upgrade(cluster: Cluster, chart: Path, *more: str) -> None:
     """Upgrade it to another chart, or with other values."""
-    same = ("--namespace", SYSTEM, "--reuse-values", "--wait", "--timeout", "90s")
+    same = ("--namespace", SYSTEM, "--reset-then-reuse-values", "--wait", "--timeout", "90s")
     cluster.helm("upgrade", "demoreset", str(chart), *same, *more)
 
 

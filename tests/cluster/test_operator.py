@@ -111,6 +111,44 @@ def test_a_retained_volume_is_gone_on_from(
     assert run.update >= before - 1, "SIGTERM saved"
 
 
+def test_a_change_is_rolled_and_one_that_is_refused_costs_nobody(
+    cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any]
+) -> None:
+    wanted["spec"]["workers"]["max"] = 1
+    cluster.apply(namespace, wanted)
+    run = Told(cluster, namespace, RUN)
+    run.ready(1)
+    (first,) = run.live()
+    run.patch(workers={"tolerations": [{"key": "gpu", "effect": "NoSchedul"}]})
+    until(lambda: "Unsupported value" in run.condition("Running")["message"], "it is refused")
+    run.goes_on()
+    assert run.live() == [first]
+    before = run.done()
+    run.patch(workers={"tolerations": [{"key": "gpu", "effect": "NoSchedule"}]})
+    until(lambda: run.live() and run.live() != [first], "another worker")
+    run.ready(1)
+    run.goes_on()
+    assert run.condition("Running")["message"] == "all workers train"
+    assert run.status["restarts"]["counted"] == 0
+    if history := run.history():
+        assert history[-1]["resumed_update"] >= before, "SIGTERM saved"
+
+
+def test_a_claim_that_gets_no_volume_is_told(
+    cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any]
+) -> None:
+    name = f"of-nobody-{namespace}"
+    nobodys = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass"}
+    nobodys |= {"provisioner": "example.com/nobody", "volumeBindingMode": "WaitForFirstConsumer"}
+    cluster.apply(namespace, {**nobodys, "metadata": {"name": name}})
+    wanted["spec"]["checkpoint"]["volume"]["storageClassName"] = name
+    cluster.apply(namespace, wanted)
+    run = Told(cluster, namespace, RUN)
+    until(lambda: run.condition("Running").get("reason") == "ClaimPending", "its claim is told of")
+    assert f"ReadWriteMany, of the class {name}" in run.condition("Running")["message"]
+    cluster.kubectl("delete", "storageclass", name)
+
+
 def test_a_run_learns_on_while_its_operator_is_upgraded_and_where_it_goes(
     cluster: Cluster, operator: str, namespace: str, wanted: dict[str, Any], tmp_path: Path
 ) -> None:

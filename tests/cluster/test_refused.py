@@ -166,6 +166,24 @@ def test_what_may_change_can_be(
     cluster.kubectl("patch", "drr", suspended, "-n", operator, "--type=merge", "-p", patch)
 
 
+def test_it_is_shown_among_all_with_its_columns(
+    cluster: Cluster, operator: str, suspended: str
+) -> None:
+    shown = cluster.kubectl("get", "all", "-n", operator)
+    assert f"demoresetrun.demoreset.dev/{suspended}" in shown
+    header, *_ = cluster.kubectl("get", "drr", "-n", operator).splitlines()
+    columns = ["NAME", "PHASE", "START", "PROGRESS", "SUCCESS", "WORKERS", "RESTARTS", "AGE"]
+    assert header.split() == columns
+
+
+def test_a_size_that_no_group_can_have_is_refused(
+    cluster: Cluster, operator: str, suspended: str
+) -> None:
+    said = cluster.kubectl("scale", "drr", suspended, "-n", operator, "--replicas=0", check=False)
+    assert "spec.workers.max" in said
+    assert "scaled" not in said
+
+
 def test_explain_teaches(cluster: Cluster, operator: str) -> None:
     said = cluster.kubectl("explain", "drr.spec.workers")
     assert "Least members that train" in " ".join(said.split())

@@ -728,16 +728,30 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def trains(server: Server, controller: Controller, uid: str, update: int) -> None:
-    """The first worker runs, and tells of an update."""
-    pod = server.objects["Pod", "key-worker-0-1"]
+def trains(server: Server, controller: Controller, uid: str, update: int, worker: int = 0) -> None:
+    """A worker runs, and tells of an update; none yet: 0."""
+    name = f"key-worker-{worker}-1"
+    pod = server.objects["Pod", name]
     if "status" not in pod:
         its = {"name": "worker", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
         status = {"phase": "Running", "podIP": "10.0.0.9", "containerStatuses": [its]}
         controller.cache.put(server._keep({**pod, "status": status}))
-    told = WorkerStatus.model_validate(worker_status(update, 1))
-    now = datetime.now(UTC)
-    controller.cache.answered(uid, "key-worker-0-1", told, now, timedelta(seconds=30))
+    if update:
+        told = WorkerStatus.model_validate(worker_status(update, 1))
+        controller.cache.answered(uid, name, told, datetime.now(UTC), timedelta(seconds=30))
+
+
+def test_a_run_of_four_workers_is_written_14_times_until_it_trains(clock: Clock) -> None:
+    """Six objects, four workers, three statuses, and the event that it trains."""
+    server, controller, uid = made(workers={"max": 4})
+    for update in (0, 1):
+        asyncio.run(controller.reconcile(uid))
+        clock.now += 5
+        for worker in range(4):
+            trains(server, controller, uid, update, worker)
+            asyncio.run(controller.reconcile(uid))
+    assert server.objects["DemoResetRun", "key"]["status"]["phase"] == "Running"
+    assert len([one for one in server.requests if one[0] != "get"]) <= 14
 
 
 def test_progress_is_written_from_time_to_time_and_the_latest_is_not_forgotten(

@@ -58,6 +58,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RETRY", 0.01)
 
 
+def test_the_limits_keep_what_the_docs_promise() -> None:
+    """A second one acts 20 s after a loss, and in less than 3 s where the Lease is given back."""
+    assert leases.SECONDS + leases.RETRY < 18
+    assert leases.RETRY + leases.FAREWELL <= 3
+
+
 def test_the_first_takes_it_and_a_second_waits() -> None:
     server, clock = Server(), Clock()
     first, second = (Lease(server, "ns", "lease", name, clock) for name in "ab")

@@ -25,6 +25,14 @@ def test_a_run_that_trains_says_where_it_stands() -> None:
     )
 
 
+def test_a_run_that_is_complete_says_how_to_have_what_it_learned() -> None:
+    world = training(1)
+    world.end("key-worker-0-1", 0)
+    world.settle()
+    assert "is complete: the policy plays from the game's own start" in explanation(world)
+    assert "`kubectl demoreset fetch key` brings it to runs/key" in explanation(world)
+
+
 def test_a_loss_is_told() -> None:
     world = World(workers={"max": 2})
     world.settle()

@@ -27,6 +27,8 @@ from demoreset_trainer.env import Rules
 from demoreset_trainer.slots import Slots
 from demoreset_trainer.states import View
 
+pytestmark = pytest.mark.timed
+
 if __name__ == "__main__":
     demo = load(find("freeway-crossing"))
     slots = Slots(demo, Rules(), View(), slots=1, processes=1).ready()

@@ -294,6 +294,8 @@ def test_one_that_beats_without_an_update_says_where_it_stands_when_asked_to_sto
         tmp_path,
         f"""
 import faulthandler
+
+pytestmark = pytest.mark.timed
 drain(); faulthandler.register(signal.SIGUSR1); progress(7)
 def stand():
     while True:
