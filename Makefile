@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/montezuma-first-key
 
-.PHONY: help install demo test test-timed test-others lint format bench clean
+TESTS := test test-cluster test-rest test-timed test-others
+
+.PHONY: help install demo $(TESTS) lint format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,13 +37,19 @@ lint: .venv/tested  ## style, types, import contracts, the Dockerfile
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-test: lint  ## lint, and all tests: those that are timed one by one, beside them all others
-	@$(MAKE) --no-print-directory --jobs=2 test-timed test-others
+test: lint  ## lint, and all tests: the cluster's first, then those that are timed, beside them all others
+	@$(MAKE) --no-print-directory --keep-going test-cluster test-rest
 
-test-timed:
-	$(BIN)/pytest -m "timed or cluster"
+test-cluster: .venv/tested
+	$(BIN)/pytest -m cluster
 
-test-others:  # on what is left of the cores; they are told of when they are done
+test-rest:
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-timed test-others
+
+test-timed: .venv/tested
+	$(BIN)/pytest -m "timed and not cluster"
+
+test-others: .venv/tested  # on what is left of the cores; they are told of when they are done
 	@nice -n 19 $(BIN)/pytest -m "not timed and not cluster" > .venv/others.log 2>&1 \
 		&& tail -n 1 .venv/others.log || { cat .venv/others.log; exit 1; }
 

@@ -575,8 +575,16 @@ class Workers(ApiModel):
     scheduler_name: str | None = Field(
         default=None, description="Of the workers' pods. Default: the cluster's."
     )
-    labels: dict[str, str] = Field(default={}, description="More labels of the run's pods.")
-    annotations: dict[str, str] = Field(default={}, description="Annotations of the run's pods.")
+    labels: dict[str, str] = Field(default={}, description="More labels of the workers' pods.")
+    annotations: dict[str, str] = Field(default={}, description="Annotations of the workers' pods.")
+    common_labels: dict[str, str] = Field(
+        default={},
+        description="More labels of all of the run's pods, the coordinator's and those that read "
+        "its volume, too: what a cluster demands of every pod.",
+    )
+    common_annotations: dict[str, str] = Field(
+        default={}, description="Annotations of all of the run's pods."
+    )
     env: dict[str, str] = Field(
         default={},
         description="Environment variables of workers and the coordinator, as the limits of "

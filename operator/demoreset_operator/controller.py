@@ -67,7 +67,8 @@ class Memory:
     """What is kept of a run between two looks at it.
 
     met: when it was first heard of. failures: of looks, in a row. retry: when the next look is due
-    after them. written: when progress was last put into its status. puzzled: what of it was not
+    after them. written: when progress was last put into its status. refusal: of what was to be
+    made. unfit: of a pod as the run says now, while others train. puzzled: what of it was not
     understood, and was said.
     """
 
@@ -76,6 +77,7 @@ class Memory:
     retry: float = 0.0
     written: float = 0.0
     refusal: Refusal | None = None
+    unfit: Refusal | None = None
     puzzled: str = ""
 
 
@@ -208,6 +210,9 @@ class Controller:
             return
         seen, now = self._observe(run), datetime.now(UTC)
         plan = decide(seen, self._settings, now)
+        if await self._unfit(run, plan.trial):
+            seen = replace(self._observe(run), unfit=True)
+            plan = decide(seen, self._settings, now)
         if plan.pods_first:
             seen = await self._make_first(seen, plan)
             plan = decide(seen, self._settings, now)
@@ -220,16 +225,34 @@ class Controller:
         meta, late = await self._write_status(run, plan, body["metadata"])
         self._metrics.lost(plan.losses)
         held = await self._carry_out(seen, plan, meta["resourceVersion"])
-        waits = [wait for wait in (late, held) if wait is not None]
+        tried = self._held_back(run, self._memories[uid].unfit) if seen.unfit else None
+        waits = [wait for wait in (late, held, tried) if wait is not None]
         if plan.again is not None:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
         if waits:
             self.queue.add(uid, min(waits))
 
+    async def _unfit(self, run: Run, pod: Json | None) -> bool:
+        """Whether the API server would refuse a pod as the run says now: no worker goes for that.
+
+        It is asked from time to time, for what was in the way may be gone.
+        """
+        memory = self._memories[run.uid]
+        if pod is None:
+            memory.unfit = None
+        elif self._held_back(run, memory.unfit) <= 0:
+            try:
+                await self._api.create(pod, dry_run=True)
+                memory.unfit = None
+            except ApiError as error:
+                nothing = any(words in str(error) for words in SAYS_NOTHING)
+                memory.unfit = None if nothing else self._refusal(run, error, memory.unfit)
+        return memory.unfit is not None
+
     async def _make_first(self, seen: Observation, plan: Plan) -> Observation:
         """Make pods before the status, so that one status tells of both, who was lost and who came.
 
-        Where many runs have lost some, as with a node, all of their pods come before any status.
+        Where many runs have lost some, as with a node, their pods come before their statuses.
 
         Returns:
             The run as it was seen, so that the loss is judged the same again, with those pods.
@@ -251,7 +274,8 @@ class Controller:
         return replace(seen, pods=(*seen.pods, *made), refused=after.refused)
 
     def _observe(self, run: Run) -> Observation:
-        refusal = self._memories[run.uid].refusal
+        memory = self._memories[run.uid]
+        refusal = memory.refusal or memory.unfit
         return self.cache.observe(run, refusal.message if refusal is not None else "")
 
     async def _claim_of_another(self, run: Run) -> bool:
@@ -368,30 +392,13 @@ class Controller:
     ) -> float | None:
         """Take away what lives and is to leave, then make what is to be there."""
         try:
-            if leave and plan.create_pods:
-                if (left := self._held_back(run)) > 0:
-                    return left
-                await self._would_be_taken(plan.create_pods[-1])
             await self._all([self._delete(run, *key, known.get(key, "")) for key in leave])
         except ApiError as error:
             return self._refused(run, error)
         return await self._make(run, plan, known)
 
-    async def _would_be_taken(self, pod: Json) -> None:
-        """See that a pod can be made before one that trains makes room for it.
-
-        Raises:
-            ApiError: it would be refused, with that one gone, too.
-        """
-        try:
-            await self._api.create(pod, dry_run=True)
-        except ApiError as error:
-            if not any(words in str(error) for words in SAYS_NOTHING):
-                raise
-
-    def _held_back(self, run: Run) -> float:
-        """For how many seconds nothing is made, after a refusal of what the run says still."""
-        refusal = self._memories[run.uid].refusal
+    def _held_back(self, run: Run, refusal: Refusal | None) -> float:
+        """For how many seconds it is not tried again: what the run says was refused."""
         if refusal is None or refusal.generation != run.generation:
             return 0.0
         return max(0.0, refusal.until - time.monotonic())
@@ -401,7 +408,8 @@ class Controller:
     ) -> float | None:
         """Make what is to be there; after a refusal not at once again, while all else goes on."""
         refusal = self._memories[run.uid].refusal
-        if (plan.apply_children or plan.create_pods) and (left := self._held_back(run)) > 0:
+        left = self._held_back(run, refusal)
+        if (plan.apply_children or plan.create_pods) and left > 0:
             return left
         try:
             for body in plan.apply_children:
@@ -429,13 +437,14 @@ class Controller:
         if not (isinstance(error, Taken) or error.code in REFUSED_CODES):
             raise error
         memory = self._memories[run.uid]
-        before = memory.refusal
+        before, memory.refusal = memory.refusal, self._refusal(run, error, memory.refusal)
+        return self._held_back(run, memory.refusal) if before is not None else 0.0
+
+    def _refusal(self, run: Run, error: ApiError, before: Refusal | None) -> Refusal:
         times = before.times + 1 if before is not None else 1
-        wait = _back_off(times, LONGEST_REFUSED_WAIT)
-        said = str(error)[:MAX_MESSAGE]  # longer ones no status takes
-        memory.refusal = Refusal(said, time.monotonic() + wait, run.generation, times)
+        until = time.monotonic() + _back_off(times, LONGEST_REFUSED_WAIT)
         log.info("run %s: refused: %s", self._name(run.uid), error)
-        return wait if before is not None else 0.0
+        return Refusal(str(error)[:MAX_MESSAGE], until, run.generation, times)  # no status has more
 
     async def _tell(self, run: Run, events: list[Event]) -> None:
         async def one(event: Event) -> None:

@@ -42,7 +42,8 @@ class Plan:
     """What is to be done.
 
     status: None where there is nothing to tell. pods_first: whether `create_pods` may be made
-    before it is written. delete_pods: by name, before those that take their place.
+    before it is written. delete_pods: by name, before those that take their place. trial: a pod as
+    the run says now, for which some of them go: they stay where the API server would refuse it.
     delete_children: by kind and name. losses: ends that the status has and had not. again: when to
     look again, if nothing happens before.
     """
@@ -52,6 +53,7 @@ class Plan:
     apply_children: list[Json] = field(default_factory=list)
     delete_pods: list[str] = field(default_factory=list)
     create_pods: list[Json] = field(default_factory=list)
+    trial: Json | None = None
     delete_children: list[tuple[str, str]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     losses: list[Attempt] = field(default_factory=list)
@@ -94,6 +96,7 @@ def decide(seen: Observation, settings: Settings, now: datetime) -> Plan:
         apply_children=apply,
         delete_pods=changes.delete,
         create_pods=changes.create,
+        trial=changes.trial,
         delete_children=delete,
         events=_events(run, status, losses) + _recovered(back),
         losses=[loss.attempt for loss in losses],

@@ -16,10 +16,11 @@ COORDINATOR_REST = timedelta(seconds=10)  # at least, from one that ends to the 
 
 @dataclass
 class Changes:
-    """Pods to make and to delete."""
+    """Pods to make and to delete; and one as the run says now, where some go for it."""
 
     create: list[Json] = field(default_factory=list)
     delete: list[str] = field(default_factory=list)
+    trial: Json | None = None
 
 
 def outdated(seen: Observation, wanted: Wanted) -> list[Pod]:
@@ -48,8 +49,11 @@ def change(
     # What is learned has changed: members with different rules must not meet in one group. All
     # leave, the last one saves, and the new ones go on from there.
     others = [pod for pod in seen.workers if pod.config != wanted.config and pod.present(now)]
+    if others and seen.unfit:  # nor may new ones meet those who stay
+        return changes
     if others:
         changes.delete += [pod.name for pod in others if not pod.deleting]
+        changes.trial = pods.worker(run, settings, 0, 0)
         return changes
     live: dict[int, Pod] = {}
     places = {place.worker: place for place in status.places}
@@ -62,7 +66,8 @@ def change(
             changes.delete.append(pod.name)
         else:
             live[pod.index] = pod
-    stale = _roll(seen, status, wanted, live, now)
+    stale = [] if seen.unfit else _roll(seen, status, wanted, live, now)
+    changes.trial = pods.worker(run, settings, stale[0], 0) if stale else None
     changes.delete += [live.pop(index).name for index in stale]
     together = render.one_node(run, seen.children)
     for index in range(run.spec.workers.max):

@@ -175,8 +175,8 @@ class Observation:
 
     answers: the latest of workers, by pod name. missed: how often in a row they did not answer.
     deleted: pods that the operator has deleted. refused: what the API server said of the latest
-    request that it would not take. claimed: whether a claim has the name of the run's, and is not
-    known as its.
+    request that it would not take. unfit: whether it would not take a pod as the run says now.
+    claimed: whether a claim has the name of the run's, and is not known as its.
     """
 
     run: Run
@@ -186,6 +186,7 @@ class Observation:
     missed: dict[str, int] = field(default_factory=dict)
     deleted: frozenset[str] = frozenset()
     refused: str = ""
+    unfit: bool = False
     claimed: bool = False
 
     @property

@@ -1,5 +1,6 @@
 """The pods of a run, built purely: the coordinator's and the workers'."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from demoreset_api.names import (
@@ -47,7 +48,8 @@ def members_per_worker(run: Run) -> int:
 
 def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
     """The pod that knows which members live; its kubelet starts it again in place."""
-    least = run.spec.workers.min * members_per_worker(run)
+    workers = run.spec.workers
+    least = workers.min * members_per_worker(run)
     container = {
         "name": "coordinator",
         "args": ["coordinator", "--min", str(least)],
@@ -78,7 +80,7 @@ def coordinator(run: Run, settings: Settings, attempt: int) -> Json:
     # A quota of CPU limits refuses pods without one; the beats of some 700 members need a core.
     # It is not in the hash: a coordinator that was made without it is not replaced.
     made["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "1"
-    _add(made, run)
+    _add(made, workers.common_labels, workers.common_annotations)
     return made
 
 
@@ -163,7 +165,9 @@ def worker(
         if value:
             spec[key] = value
     # Of what is a wish of ours no pod is replaced.
-    mark = digest([spec, workers.labels, workers.annotations])
+    labels = {**workers.common_labels, **workers.labels}
+    annotations = {**workers.common_annotations, **workers.annotations}
+    mark = digest([spec, labels, annotations])
     if together and not workers.affinity:
         spec["affinity"] = {"podAffinity": _near(run)}
     made = _pod(
@@ -174,7 +178,7 @@ def worker(
         spec,
         {LABEL_WORKER: str(index)},
     )
-    _add(made, run)
+    _add(made, labels, annotations)
     if queue := run.labels.get(QUEUE):
         made["metadata"]["labels"][QUEUE] = queue
     made["metadata"]["annotations"] |= {
@@ -325,10 +329,7 @@ def _pod(
     return made
 
 
-def _add(pod: Json, run: Run) -> None:
-    """Give a pod the labels and annotations that the run's pods are to have; its own win."""
-    for kind, more in (
-        ("labels", run.spec.workers.labels),
-        ("annotations", run.spec.workers.annotations),
-    ):
+def _add(pod: Json, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+    """Give a pod more labels and annotations; its own win."""
+    for kind, more in (("labels", labels), ("annotations", annotations)):
         pod["metadata"][kind] = {**more, **pod["metadata"][kind]}

@@ -237,12 +237,12 @@ def _running(
 ) -> tuple[str, str]:
     """Reason and message of the condition Running."""
     lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
-    trouble = seen.refused or _troubles(lacking)
+    refused = f"{Reason.REFUSED}: {seen.refused}" if seen.refused else ""
+    trouble = refused or _troubles(lacking)
     trouble = trouble or _aside(seen, now) or _unreachable(seen) or _begins(seen, ready)
     wanted, there = seen.run.spec.workers.max, len(_there(seen, now))
     if len(ready) == wanted:
-        refused = f"; {Reason.REFUSED}: {seen.refused}" if seen.refused else ""
-        return Reason.TRAINING, (ALL_TRAIN + refused)[:MAX_MESSAGE]
+        return Reason.TRAINING, (ALL_TRAIN + (refused and f"; {refused}"))[:MAX_MESSAGE]
     if ready:
         told, trouble = f"{len(ready)} of {wanted} workers train", trouble or _stands(seen, ready)
         return Reason.TRAINING, (told + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
@@ -250,7 +250,7 @@ def _running(
     if there and _too_few(seen, status, now):
         text = f"{there} of the {seen.run.spec.workers.min} workers that it needs "
         text += "(spec.workers.min) are there; the others are waited for"
-        trouble = f"{Reason.REFUSED}: {trouble}" if seen.refused else trouble or held
+        trouble = trouble or held
         return Reason.TOO_FEW_WORKERS, (text + (trouble and f"; {trouble}"))[:MAX_MESSAGE]
     if seen.refused:
         return Reason.REFUSED, seen.refused

@@ -133,7 +133,7 @@ def _claims(pod: Json) -> list[str]:
 
 def _pod_like(name: str, worker: Json, run: Run) -> Json:
     """A pod like a worker's of this run, that only waits."""
-    spec, more = worker["spec"], run.spec.workers  # its labels are not a worker's: nobody takes it
+    spec, more = worker["spec"], run.spec.workers  # its labels are not a worker's: nobody counts it
     nodes = {k: v for k, v in (spec.get("affinity") or {}).items() if k == "nodeAffinity"}
     container = next(one for one in spec["containers"] if one["name"] == "worker")
     kept = ("image", "imagePullPolicy", "securityContext")
@@ -150,8 +150,8 @@ def _pod_like(name: str, worker: Json, run: Run) -> Json:
         "metadata": {
             "name": name,
             "namespace": run.namespace,
-            "labels": more.labels,
-            "annotations": more.annotations,
+            "labels": more.common_labels,
+            "annotations": more.common_annotations,
         },
         "spec": {
             "containers": [{**{key: container[key] for key in kept if key in container}, **wait}],

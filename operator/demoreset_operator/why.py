@@ -23,7 +23,8 @@ DO = {
     "read that pod's log.",
     "Unschedulable": "Give it fewer gpus or resources, another nodeSelector, or wait for a node; "
     "where the message names a claim, see that it can be bound (`kubectl describe pvc`).",
-    "SchedulerError": "See whether its claim has a volume (`kubectl describe pvc`).",
+    "SchedulerError": "The scheduler tries again; where the message names volumes, see whether the "
+    "claim has one (`kubectl describe pvc`).",
     "ClaimPending": "Where this lasts, `kubectl describe pvc` says why. A class that cannot be "
     "used from several nodes makes no ReadWriteMany: then name one that can "
     "(spec.checkpoint.volume.storageClassName), or keep all workers on one node (accessMode: "

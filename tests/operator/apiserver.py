@@ -116,7 +116,7 @@ class Server:
                 return None
             return body if dry_run else self._keep(body)
 
-        return await self._serve("try to create" if dry_run else "create", body["kind"], take)
+        return await self._serve("create", body["kind"], take)
 
     async def apply(self, body: Json) -> Json:
         assert body["kind"] != "Pod", "a pod is made once, and never changed"

@@ -160,7 +160,7 @@ def test_time_that_a_run_was_suspended_is_no_recovery() -> None:
     world.settle()
     world.start()
     world.tick()
-    world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
+    world.train(8, life=2, resumed={"life": 1, "update": 7, "frames": 7 * 8192})
     world.settle()
     (lost,) = world.status.attempts
     assert (lost.cause, lost.recovery_seconds, lost.lost_frames) == (Cause.CRASHED, None, None)
@@ -173,7 +173,7 @@ def test_of_workers_that_do_not_tell_their_life_nothing_is_guessed() -> None:
     world.settle()
     world.start()
     world.tick()
-    world.train(31, life=2, resumed={"update": 30, "frames": 30 * 8192})
+    world.train(31, life=2, resumed={"life": 1, "update": 30, "frames": 30 * 8192})
     world.settle()
     (lost,) = world.status.attempts
     assert (lost.recovery_seconds, lost.lost_frames) == (None, None)
@@ -225,7 +225,7 @@ def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:
     world.settle()
     world.start()
     world.tick(20)
-    world.train(31, life=2, resumed={"update": 30, "frames": 30 * 8192})
+    world.train(31, life=2, resumed={"life": 1, "update": 30, "frames": 30 * 8192})
     world.settle()
     for lost in world.status.attempts:
         assert (lost.update, lost.life) == (42, 1)
@@ -698,7 +698,7 @@ def test_a_recovery_counts_from_the_end_that_the_pod_tells_though_the_operator_w
     world.vanish()
     world.tick(10)
     world.start()
-    world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
+    world.train(8, life=2, resumed={"life": 1, "update": 7, "frames": 7 * 8192})
     world.settle()
     (lost,) = world.status.attempts
     assert (lost.recovery_seconds, lost.found_at) == (seconds, found)

@@ -119,7 +119,8 @@ def test_the_volume_of_a_suspended_run_is_read_where_it_names_its_image(made: li
         "image": "mine:1",
         "nodeSelector": {"disk": "fast"},
         "affinity": {"nodeAffinity": {"a": 1}, "podAntiAffinity": {"b": 1}},
-        "labels": {"team": "a"},
+        "labels": {"rank": "b"},
+        "commonLabels": {"team": "a"},
     }
     read(World(suspend=True, workers=workers))
     (reader,) = made

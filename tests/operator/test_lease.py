@@ -10,6 +10,7 @@ from demoreset_operator.api import ApiError
 from demoreset_operator.lease import Lease
 
 Json = dict[str, Any]
+RETRY = leases.RETRY  # as it is, before these tests have less of it
 
 
 class Server:
@@ -60,8 +61,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_limits_keep_what_the_docs_promise() -> None:
     """A second one acts 20 s after a loss, and in less than 3 s where the Lease is given back."""
-    assert leases.SECONDS + leases.RETRY < 18
-    assert leases.RETRY + leases.FAREWELL <= 3
+    assert leases.SECONDS + RETRY < 18
+    assert RETRY + leases.FAREWELL <= 3
 
 
 def test_the_first_takes_it_and_a_second_waits() -> None:

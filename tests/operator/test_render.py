@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from demoreset_api.names import ANNOTATION_HASH, LABEL_COMPONENT, LABEL_RUN_UID, LABEL_VERSION
+from demoreset_api.names import (
+    ANNOTATION_HASH,
+    LABEL_COMPONENT,
+    LABEL_RUN_UID,
+    LABEL_VERSION,
+    LABEL_WORKER,
+)
 from demoreset_api.spec import DemoResetRun
 from demoreset_operator import pods, render
 from demoreset_operator.observation import Run
@@ -58,6 +64,7 @@ def test_a_demo_on_the_volume_is_found_there() -> None:
         ({"workers": {"image": "other:1"}}, "worker coordinator"),
         ({"workers": {"labels": {"team": "a"}}}, "worker"),
         ({"workers": {"runtimeClassName": "nvidia"}}, "worker"),
+        ({"workers": {"commonLabels": {"team": "a"}}}, "worker"),
         ({"workers": {"affinity": {"podAntiAffinity": {"a": 1}}}}, "worker"),
         ({"workers": {"priorityClassName": "high"}}, "worker coordinator"),
         ({"workers": {"resources": {"limits": {"memory": "2Gi"}}}}, "worker"),
@@ -198,12 +205,16 @@ def test_a_coordinator_fits_a_quota_and_one_that_was_made_without_a_limit_stays(
 
 
 def test_what_a_cluster_demands_of_every_pod_the_coordinator_has_too() -> None:
-    labels = {"team": "a", LABEL_COMPONENT: "forged"}
-    wanted = run(workers={"labels": labels, "annotations": {"sidecar.istio.io/inject": "false"}})
-    made = pods.coordinator(wanted, SETTINGS, 1)
-    assert made["metadata"]["labels"]["team"] == "a"
-    assert made["metadata"]["labels"][LABEL_COMPONENT] == "coordinator", "ours cannot be forged"
-    assert made["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+    mesh = {"sidecar.istio.io/inject": "false"}
+    common = {"commonLabels": {"team": "a", LABEL_COMPONENT: "forged"}, "commonAnnotations": mesh}
+    wanted = run(workers={**common, "labels": {"rank": "b"}})
+    for made in (pods.coordinator(wanted, SETTINGS, 1), pods.worker(wanted, SETTINGS, 0, 1)):
+        component = "worker" if LABEL_WORKER in made["metadata"]["labels"] else "coordinator"
+        assert made["metadata"]["labels"]["team"] == "a"
+        assert made["metadata"]["labels"][LABEL_COMPONENT] == component, "ours cannot be forged"
+        assert made["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+        # By a label of its own a group is kept apart; the coordinator must not take a place of it.
+        assert ("rank" in made["metadata"]["labels"]) is (component == "worker")
 
 
 def test_the_coordinator_is_not_kept_from_nodes_that_have_workers() -> None:

@@ -55,6 +55,32 @@ def test_a_change_that_is_refused_is_told_though_all_train() -> None:
     assert f"{told}. Mend what the message names" in why(world.run, world.now)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"runtimeClassName": "no-such"}, {"membersPerWorker": 2}], ids=str
+)
+def test_where_a_new_pod_would_be_refused_all_but_the_change_goes_on(changed: Any) -> None:
+    world = training()
+    world.refused, world.unfit = "spec.runtimeClassName: not found", True
+    world.change(workers={"min": 1, "max": 3, **changed})
+    world.settle()
+    first = {f"key-worker-{index}-1" for index in range(3)}
+    assert set(world.live().values()) == first, "who trains stays"
+    del world.pods["key-coordinator-1"]
+    world.settle()
+    assert world.coordinators(), "without one nobody trains"
+    world.unfit = False
+    world.settle()
+    assert set(world.live().values()) < first | {f"key-worker-{n}-2" for n in range(3)}
+
+
+def test_where_a_new_pod_would_be_refused_the_group_shrinks_as_wanted() -> None:
+    world = training()
+    world.refused, world.unfit = "spec.runtimeClassName: not found", True
+    world.change(workers={"min": 1, "max": 1, "runtimeClassName": "no-such"})
+    world.settle()
+    assert set(world.live().values()) == {"key-worker-0-1"}
+
+
 def test_an_operator_with_another_image_does_not_take_all_workers_for_idle() -> None:
     world = training()
     world.answers.clear()

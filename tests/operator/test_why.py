@@ -54,7 +54,7 @@ def test_what_a_loss_has_cost_is_told() -> None:
     world.settle()
     world.start()
     world.tick(9)
-    world.train(8, life=2, resumed={"update": 7, "frames": 7 * 8192})
+    world.train(8, life=2, resumed={"life": 1, "update": 7, "frames": 7 * 8192})
     world.settle()
     assert explanation(world).endswith(
         " The run learned again 9 s later, from update 7: 24,576 frames lost."

@@ -64,6 +64,7 @@ class World:
         self.pods_before: dict[str, Pod] = {}  # as they were last seen
         self.taken: set[str] = set()  # that the operator has deleted
         self.refused = ""
+        self.unfit = False  # whether the API server would refuse a pod as the run says now
         self.behind = timedelta(0)  # that the nodes' clocks are
         self.events: list[Event] = []
         self.recorded: list[Attempt] = []
@@ -96,6 +97,7 @@ class World:
             {name: count for name, count in self.missed.items() if name in self.pods},
             frozenset(self.taken),
             self.refused,
+            self.unfit,
         )
 
     def _own(self, body: Json) -> bool:

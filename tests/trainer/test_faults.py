@@ -18,6 +18,7 @@ import injured
 from measure import tree
 
 pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
+pytestmark = pytest.mark.timed
 
 PATIENCE = 60.0  # seconds for anything; never what is measured
 PARENT = """
@@ -26,8 +27,6 @@ from demoreset_trainer.demo import find, load
 from demoreset_trainer.env import Rules
 from demoreset_trainer.slots import Slots
 from demoreset_trainer.states import View
-
-pytestmark = pytest.mark.timed
 
 if __name__ == "__main__":
     demo = load(find("freeway-crossing"))

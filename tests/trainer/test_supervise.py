@@ -16,6 +16,8 @@ from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Limits
 from demoreset_trainer.supervise import Supervisor, share
 
+pytestmark = pytest.mark.timed
+
 BASE = Progress(
     update=0,
     frames=0,
@@ -294,8 +296,6 @@ def test_one_that_beats_without_an_update_says_where_it_stands_when_asked_to_sto
         tmp_path,
         f"""
 import faulthandler
-
-pytestmark = pytest.mark.timed
 drain(); faulthandler.register(signal.SIGUSR1); progress(7)
 def stand():
     while True:
