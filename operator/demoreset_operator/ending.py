@@ -12,7 +12,8 @@ from demoreset_operator.observation import STUCK_AFTER, Observation, Pod, Run
 from demoreset_operator.reasons import Reason
 from demoreset_operator.render import claim_name
 
-NO_ROOM = ("Unschedulable", "SchedulingGated", "SchedulerError")  # on no node: see `why.DO`
+SCHEDULER_ERROR = "SchedulerError"
+NO_ROOM = ("Unschedulable", "SchedulingGated", SCHEDULER_ERROR)  # on no node
 ANEW = "delete it and apply it anew"  # of a run whose checkpoints this does not cost: see `anew`
 HOPE = timedelta(minutes=5)  # that a pod that cannot be started is given, in a run that never began
 EXPLANATIONS = {
@@ -163,10 +164,19 @@ def waiting(seen: Observation) -> str:
     """What a run waits for, in Kubernetes' words."""
     if seen.refused:
         return seen.refused
-    troubled = next((named(pod) for pod in seen.pods if pod.live and pod.reason), "")
+    troubled = next((named(pod) for pod in seen.pods if pod.live and speaks(pod, seen)), "")
     if not troubled and (claim := unbound(seen)):
         return f"{Reason.CLAIM_PENDING}: {claim}"
     return troubled or "pods are being made"
+
+
+def speaks(pod: Pod, seen: Observation) -> bool:
+    """Whether a pod says what it waits for.
+
+    Pods of one claim meet in the scheduler, which fails for some, tries again, and then waits for
+    the volume without a word: what they say is the old error.
+    """
+    return bool(pod.reason) and not (pod.reason == SCHEDULER_ERROR and unbound(seen))
 
 
 def unbound(seen: Observation) -> str:

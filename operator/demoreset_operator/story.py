@@ -20,7 +20,7 @@ from demoreset_api.status import (
     WorkersStatus,
 )
 from demoreset_operator import render
-from demoreset_operator.ending import lacks, unbound, volume_lost, waiting, who
+from demoreset_operator.ending import lacks, speaks, unbound, volume_lost, waiting, who
 from demoreset_operator.observation import UNANSWERED, Json, Observation, Pod
 from demoreset_operator.reasons import Reason
 from demoreset_operator.worker_status import Answer, read
@@ -236,7 +236,7 @@ def _running(
     seen: Observation, status: RunStatus, ready: set[str], now: datetime
 ) -> tuple[str, str]:
     """Reason and message of the condition Running."""
-    lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and pod.reason]
+    lacking = [pod for pod in seen.pods if pod.live and pod.name not in ready and speaks(pod, seen)]
     refused = f"{Reason.REFUSED}: {seen.refused}" if seen.refused else ""
     trouble = refused or _troubles(lacking)
     trouble = trouble or _aside(seen, now) or _unreachable(seen) or _begins(seen, ready)

@@ -53,8 +53,11 @@ def test_a_node_is_lost_and_the_run_goes_on_without_waiting_for_its_pods(
             180,
         )
         print(f"{loss}: replaced and training again after {time.monotonic() - begun:.0f} s")
+        until(
+            lambda: "NodeLost" in [attempt["cause"] for attempt in run.status["attempts"]],
+            "the loss is told of",
+        )
         run.ready(2)
-        assert "NodeLost" in [attempt["cause"] for attempt in run.status["attempts"]]
         assert run.status["restarts"]["counted"] == 0
         if loss == "cut":  # who is cut off has a coordinator, and reaches the volume
             time.sleep(10)  # some checkpoints' worth

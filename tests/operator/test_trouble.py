@@ -37,10 +37,14 @@ def test_a_claim_that_gets_no_volume_is_told_though_the_pod_says_nothing() -> No
     world.settle()
     told = "the claim key-data has no volume yet: ReadWriteMany, of the default class"
     assert condition(world, "Running") == ("False", "ClaimPending", told)
+    world.unschedulable("key-worker-0-1", "running PreBind plugin", "SchedulerError")
+    world.settle()
+    assert condition(world, "Running") == ("False", "ClaimPending", told), "that is over"
     paragraph = why(world.run, world.now)
     assert told in paragraph
     assert "kubectl describe pvc" in paragraph
     world.children["PersistentVolumeClaim", "key-data"]["status"] = {"phase": "Bound"}
+    del world.pods["key-worker-0-1"]["status"]["conditions"]
     world.settle()
     assert condition(world, "Running")[1] == "Creating"
 

@@ -238,9 +238,9 @@ class World:
         """A pod's container cannot be started."""
         self._container(name, {"waiting": {"reason": reason, "message": message}})
 
-    def unschedulable(self, name: str, message: str) -> None:
+    def unschedulable(self, name: str, message: str, reason: str = "Unschedulable") -> None:
         """No node takes a pod."""
-        found = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        found = {"type": "PodScheduled", "status": "False", "reason": reason}
         self.pods[name]["status"]["conditions"] = [{**found, "message": message}]
 
     def _container(self, name: str, state: Json) -> None:
