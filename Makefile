@@ -3,9 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/montezuma-first-key
 
-TESTS := test test-cluster test-rest test-timed test-others
-
-.PHONY: help install demo $(TESTS) lint format bench clean
+.PHONY: help install demo test lint format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,21 +35,8 @@ lint: .venv/tested  ## style, types, import contracts, the Dockerfile
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-test: lint  ## lint, and all tests: the cluster's first, then those that are timed, beside them all others
-	@$(MAKE) --no-print-directory --keep-going test-cluster test-rest
-
-test-cluster: .venv/tested
-	$(BIN)/pytest -m cluster
-
-test-rest:
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-timed test-others
-
-test-timed: .venv/tested
-	$(BIN)/pytest -m "timed and not cluster"
-
-test-others: .venv/tested  # on what is left of the cores; they are told of when they are done
-	@nice -n 19 $(BIN)/pytest -m "not timed and not cluster" > .venv/others.log 2>&1 \
-		&& tail -n 1 .venv/others.log || { cat .venv/others.log; exit 1; }
+test: lint  ## lint, and all tests
+	$(BIN)/pytest
 
 format: .venv/tested  ## put the code into shape, and make what is generated from it
 	$(BIN)/ruff check --fix

@@ -387,7 +387,6 @@ def test_nothing_is_pruned_while_it_cannot_be_told_which_is_the_best(
     assert names(tmp_path) == before
 
 
-@pytest.mark.timed
 def test_one_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     partial = tmp_path / ".partial-slow"
     partial.mkdir()

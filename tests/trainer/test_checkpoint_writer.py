@@ -109,7 +109,6 @@ def test_training_goes_on_while_the_disk_is_slow(
     assert saved.model["w"].eq(1).all()
 
 
-@pytest.mark.timed
 def test_a_disk_that_does_not_answer_is_told_of_once_and_when_it_does_again(
     writer: CheckpointWriter,
     notes: list[str],

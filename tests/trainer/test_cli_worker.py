@@ -28,8 +28,6 @@ from demoreset_trainer.restart import LastError
 from demoreset_trainer.runfile import read
 from small_progress import PROGRESS
 
-pytestmark = pytest.mark.timed
-
 CROSSING = Path(__file__).parents[2] / "demos" / "freeway-crossing.yaml"
 PATIENCE = 120.0  # seconds until a test counts as stuck
 SMALL = [

@@ -15,10 +15,7 @@ import pytest
 from demoreset_api.errors import TryAgain, UserError
 from demoreset_trainer import coordinator
 
-pytestmark = [
-    pytest.mark.timed,
-    pytest.mark.skipif(sys.platform != "linux", reason="torchft is for Linux"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchft is for Linux")
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(sysconfig.get_path("purelib"))

@@ -18,8 +18,6 @@ from demoreset_trainer.checkpoint import newest
 from demoreset_trainer.wire import Note, parse
 from small_run import make
 
-pytestmark = pytest.mark.timed
-
 os.environ.setdefault("RUST_LOG", "error")
 torchft = pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
 

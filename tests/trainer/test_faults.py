@@ -18,7 +18,6 @@ import injured
 from measure import tree
 
 pytest.importorskip("torchft.coordination", reason="needs demoreset[elastic]")
-pytestmark = pytest.mark.timed
 
 PATIENCE = 60.0  # seconds for anything; never what is measured
 PARENT = """

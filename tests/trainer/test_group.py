@@ -233,7 +233,6 @@ def test_what_an_episode_is_follows_from_its_numbers_and_the_table_whoever_plays
     assert {(result.slot, result.episode, result.start) for result in ended} <= starts
 
 
-@pytest.mark.timed
 def test_what_a_member_waits_for_is_no_loss_of_the_others(crossing: Demo) -> None:
     """Who comes while the others play waits for them; a total never falls when it tells it."""
     story = Story(crossing)

@@ -15,8 +15,6 @@ if sys.platform != "linux":
 from demoreset_trainer import heart
 from demoreset_trainer.heart import Heart
 
-pytestmark = pytest.mark.timed
-
 PATIENCE = 30.0
 
 

@@ -17,8 +17,6 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from demoreset_trainer import links
 from demoreset_trainer.links import GIVEN_UP, Links, fetch, outcast, quick, slow
 
-pytestmark = pytest.mark.timed
-
 PATIENCE = 30.0
 ALL = ("a", "b", "c", "d")
 

@@ -26,7 +26,6 @@ print(time.monotonic() - begun)
 """
 
 pytestmark = [
-    pytest.mark.timed,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces"),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]

@@ -13,8 +13,6 @@ import pytest
 from demoreset_trainer.member_process import DEMORESET, MemberProcess
 from demoreset_trainer.nursery import Nursery
 
-pytestmark = pytest.mark.timed
-
 PATIENCE = 60.0  # seconds until a test counts as stuck
 FOR_EVER = ["coordinator", "--port", "0", "--host", "127.0.0.1"]  # until a signal comes
 

@@ -26,8 +26,6 @@ from demoreset_trainer.group import Quorum
 from demoreset_trainer.links import KEY
 from demoreset_trainer.question import BROKEN, KNOWN
 
-pytestmark = pytest.mark.timed
-
 PATIENCE = 30.0  # seconds for anything; never what is measured
 SOON = 3.0  # seconds; a group with who does not come costs 5
 Make = Callable[..., Elastic]

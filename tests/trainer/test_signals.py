@@ -8,8 +8,6 @@ import pytest
 
 from demoreset_trainer.signals import Signals
 
-pytestmark = pytest.mark.timed
-
 
 def test_the_first_is_acknowledged_while_the_main_thread_is_busy() -> None:
     heard: queue.Queue[str] = queue.Queue()

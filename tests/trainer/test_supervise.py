@@ -16,8 +16,6 @@ from demoreset_trainer.progress import Progress
 from demoreset_trainer.restart import Limits
 from demoreset_trainer.supervise import Supervisor, share
 
-pytestmark = pytest.mark.timed
-
 BASE = Progress(
     update=0,
     frames=0,
