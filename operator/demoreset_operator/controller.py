@@ -225,7 +225,7 @@ class Controller:
         meta, late = await self._write_status(run, plan, body["metadata"])
         self._metrics.lost(plan.losses)
         held = await self._carry_out(seen, plan, meta["resourceVersion"])
-        tried = self._held_back(run, self._memories[uid].unfit) if seen.unfit else None
+        tried = _held_back(run, self._memories[uid].unfit) if seen.unfit else None
         waits = [wait for wait in (late, held, tried) if wait is not None]
         if plan.again is not None:
             waits.append(max(0.0, (plan.again - now) / timedelta(seconds=1)) + 0.01)
@@ -240,7 +240,7 @@ class Controller:
         memory = self._memories[run.uid]
         if pod is None:
             memory.unfit = None
-        elif self._held_back(run, memory.unfit) <= 0:
+        elif _held_back(run, memory.unfit) <= 0:
             try:
                 await self._api.create(pod, dry_run=True)
                 memory.unfit = None
@@ -397,18 +397,12 @@ class Controller:
             return self._refused(run, error)
         return await self._make(run, plan, known)
 
-    def _held_back(self, run: Run, refusal: Refusal | None) -> float:
-        """For how many seconds it is not tried again: what the run says was refused."""
-        if refusal is None or refusal.generation != run.generation:
-            return 0.0
-        return max(0.0, refusal.until - time.monotonic())
-
     async def _make(
         self, run: Run, plan: Plan, known: Mapping[tuple[str, str], str]
     ) -> float | None:
         """Make what is to be there; after a refusal not at once again, while all else goes on."""
         refusal = self._memories[run.uid].refusal
-        left = self._held_back(run, refusal)
+        left = _held_back(run, refusal)
         if (plan.apply_children or plan.create_pods) and left > 0:
             return left
         try:
@@ -438,7 +432,7 @@ class Controller:
             raise error
         memory = self._memories[run.uid]
         before, memory.refusal = memory.refusal, self._refusal(run, error, memory.refusal)
-        return self._held_back(run, memory.refusal) if before is not None else 0.0
+        return _held_back(run, memory.refusal) if before is not None else 0.0
 
     def _refusal(self, run: Run, error: ApiError, before: Refusal | None) -> Refusal:
         times = before.times + 1 if before is not None else 1
@@ -512,6 +506,13 @@ class Controller:
 def _back_off(failures: int, longest: float) -> float:
     wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 10), longest)
     return wait * random.uniform(0.8, 1.2)
+
+
+def _held_back(run: Run, refusal: Refusal | None) -> float:
+    """For how many seconds what the run says is not tried again, after it was refused."""
+    if refusal is None or refusal.generation != run.generation:
+        return 0.0
+    return max(0.0, refusal.until - time.monotonic())
 
 
 def _event(about: Json, event: Event) -> Json:

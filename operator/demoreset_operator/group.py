@@ -49,11 +49,10 @@ def change(
     # What is learned has changed: members with different rules must not meet in one group. All
     # leave, the last one saves, and the new ones go on from there.
     others = [pod for pod in seen.workers if pod.config != wanted.config and pod.present(now)]
-    if others and seen.unfit:  # nor may new ones meet those who stay
-        return changes
     if others:
-        changes.delete += [pod.name for pod in others if not pod.deleting]
-        changes.trial = pods.worker(run, settings, 0, 0)
+        if not seen.unfit:  # else they stay, and none is made beside them
+            changes.delete += [pod.name for pod in others if not pod.deleting]
+            changes.trial = pods.worker(run, settings, 0, 0)
         return changes
     live: dict[int, Pod] = {}
     places = {place.worker: place for place in status.places}

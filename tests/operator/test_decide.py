@@ -158,10 +158,7 @@ def test_time_that_a_run_was_suspended_is_no_recovery() -> None:
     world.tick(3600)
     world.change(suspend=False)
     world.settle()
-    world.start()
-    world.tick()
-    world.train(8, life=2, resumed={"life": 1, "update": 7, "frames": 7 * 8192})
-    world.settle()
+    world.go_on(1, checkpoint=7)
     (lost,) = world.status.attempts
     assert (lost.cause, lost.recovery_seconds, lost.lost_frames) == (Cause.CRASHED, None, None)
 
@@ -171,10 +168,7 @@ def test_of_workers_that_do_not_tell_their_life_nothing_is_guessed() -> None:
     world.train(42)
     world.end("key-worker-0-1", 1)
     world.settle()
-    world.start()
-    world.tick()
-    world.train(31, life=2, resumed={"life": 1, "update": 30, "frames": 30 * 8192})
-    world.settle()
+    world.go_on(1, checkpoint=30)
     (lost,) = world.status.attempts
     assert (lost.recovery_seconds, lost.lost_frames) == (None, None)
 
@@ -206,10 +200,7 @@ def test_a_checkpoint_may_be_later_than_what_was_known_of_the_run() -> None:
     world.train(42, life=1)
     world.end("key-worker-0-1", 137)
     world.settle()
-    world.start()
-    world.tick(20)
-    world.train(45, life=2, resumed={"life": 1, "update": 44, "frames": 44 * 8192})
-    world.settle()
+    world.go_on(20, checkpoint=44)
     (lost,) = world.status.attempts
     assert (lost.update, lost.resumed_from, lost.lost_frames) == (42, 44, 0)
 
@@ -223,10 +214,7 @@ def test_where_all_are_lost_the_checkpoint_says_what_it_costs() -> None:
     for worker in (0, 1):
         world.end(f"key-worker-{worker}-1", 137)
     world.settle()
-    world.start()
-    world.tick(20)
-    world.train(31, life=2, resumed={"life": 1, "update": 30, "frames": 30 * 8192})
-    world.settle()
+    world.go_on(20, checkpoint=30)
     for lost in world.status.attempts:
         assert (lost.update, lost.life) == (42, 1)
         assert (lost.resumed_from, lost.lost_frames) == (30, 12 * 8192)

@@ -52,10 +52,7 @@ def test_what_a_loss_has_cost_is_told() -> None:
     world.train(10, life=1)
     world.end("key-worker-0-1", 137)
     world.settle()
-    world.start()
-    world.tick(9)
-    world.train(8, life=2, resumed={"life": 1, "update": 7, "frames": 7 * 8192})
-    world.settle()
+    world.go_on(9, checkpoint=7)
     assert explanation(world).endswith(
         " The run learned again 9 s later, from update 7: 24,576 frames lost."
     )

@@ -212,6 +212,14 @@ class World:
             if pod.phase == "Running" and pod.live:
                 self.say(pod.name, update, **more)
 
+    def go_on(self, seconds: float, *, checkpoint: int) -> None:
+        """All workers are new, and train so much later, in life 2, from a checkpoint of life 1."""
+        self.start()
+        self.tick(seconds)
+        resumed = {"life": 1, "update": checkpoint, "frames": 8192 * checkpoint}
+        self.train(checkpoint + 1, life=2, resumed=resumed)
+        self.settle()
+
     def say(self, name: str, update: int | None, **more: Any) -> None:
         """A worker tells of an update; None: it has loaded nothing yet."""
         loads = {"phase": "starting", "worldSize": 1, "generation": 0}
