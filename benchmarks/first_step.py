@@ -18,7 +18,7 @@ from faults_cluster import Deployed, cluster, prepared
 from injured import PATIENCE
 from measure import RESULTS, machine
 
-PARTS = ("operator", "schedule", "container", "import and load", "first update")
+PARTS = ("operator", "schedule", "container", "import", "load", "first update")
 
 
 class Pods:
@@ -69,10 +69,11 @@ def parts(run: Deployed, applied: float, pods: Pods) -> dict[str, float]:
 
     run.find()
     run.wait(lambda: first("commit"), "an update", PATIENCE)
-    began, done = first("quorum"), first("commit")
-    assert began is not None
-    assert done is not None
-    ends = [pods.seen["exists"], pods.seen["scheduled"], pods.seen["running"], began, done]
+    ends = [pods.seen["exists"], pods.seen["scheduled"], pods.seen["running"]]
+    for event in ("imported", "quorum", "commit"):
+        happened = first(event)
+        assert happened is not None, event
+        ends.append(happened)
     begins = [applied, *ends[:-1]]
     return dict(zip(PARTS, (b - a for a, b in zip(begins, ends, strict=True)), strict=True))
 

@@ -189,7 +189,7 @@ class Watched:
 
     def kill_any(self) -> bool:
         """Kill one of the members that live; whether there was one."""
-        pids = {event["member"]: event["pid"] for event in self.look()}
+        pids = {event["member"]: event["pid"] for event in self.look() if event["member"]}
         living = [pid for pid in pids.values() if alive(pid)]
         if living:
             os.kill(random.choice(living), signal.SIGKILL)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from demoreset_api.names import GROUP, KIND, PLURAL, SHORT, SINGULAR, VERSION
-from demoreset_api.spec import MAX_NAME, ApiModel, RunSpec
+from demoreset_api.spec import NAME, ApiModel, RunSpec
 from demoreset_api.status import RunStatus
 
 MAX_TEXT = 4096  # characters of a text without a limit of its own: CEL must know its cost
@@ -86,9 +86,8 @@ def crd() -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """The schema of the whole resource."""
     name = {
-        "rule": f"self.metadata.name.matches('^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$')",
-        "message": f"metadata.name: at most {MAX_NAME} of a-z, 0-9 and -, a letter first, no - "
-        "last: a Service is named after it",
+        "rule": f"self.metadata.name.matches('{NAME.pattern}')",
+        "message": f"metadata.name: {NAME.right}",
     }
     return {
         "type": "object",
@@ -153,14 +152,16 @@ class _Schema:
             made: dict[str, Any] = {
                 "x-kubernetes-int-or-string": True,
                 "anyOf": [{"type": "integer"}, {"type": "string"}],
-                "pattern": node["pattern"],  # of a text
-                "minimum": 0,  # of a number
             }
         elif "const" in node:
             made = {"type": "string", "enum": [node["const"]]}
         else:
             made = {"type": node["type"], **self._typed(node)}
-        for key in ("enum", "pattern", "minLength", "maxLength", "maxItems", "format"):
+        if form := node.get("form"):
+            so = f"self.matches('{form['pattern']}')"
+            rule = f"type(self) == int ? self >= 0 : {so}" if node.get("quantity") else so
+            made[RULES] = [{"rule": rule, "message": form["right"]}]
+        for key in ("enum", "minLength", "maxLength", "maxItems", "format"):
             if key in node:
                 made[key] = node[key]
         if self._defaults and node.get("default") is not None:

@@ -15,11 +15,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from demoreset_api.names import API_VERSION, KIND, MANAGER
 
@@ -32,18 +36,53 @@ def _quantity(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
-# As Kubernetes writes amounts: 500m, 2, 1.5Gi. A whole number in a YAML file is one, too.
+@dataclass(frozen=True)
+class Form:
+    """How a text is written, an annotation of it: checked here, and as CEL in the API server.
+
+    pattern: a regular expression that both know, without a quote or a backslash. right: what is
+    right, for people.
+    """
+
+    pattern: str
+    right: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Check it after what it is a text by."""
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Tell it to who writes the schema of the resource."""
+        return {**handler(core), "form": {"pattern": self.pattern, "right": self.right}}
+
+    def _check(self, value: str) -> str:
+        if re.fullmatch(self.pattern, value) is None:  # of which $ is before no last newline
+            raise ValueError(self.right)
+        return value
+
+
+MAX_NAME = 51  # with what is added, as `-coordinator`, the name of a Service: 63
+NAME = Form(
+    f"^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$",
+    f"at most {MAX_NAME} of a-z, 0-9 and -, a letter first, no - last: a Service is named after it",
+)
+# A whole number in a YAML file is one, too.
 Quantity = Annotated[
     str,
-    Field(
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$", json_schema_extra={"quantity": True}
+    Field(max_length=64, json_schema_extra={"quantity": True}),
+    Form(
+        "^[0-9]+([.][0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$",
+        "it is an amount as Kubernetes writes it: 2, 500m (thousandths), 1.5Gi",
     ),
     BeforeValidator(_quantity),
 ]
 MAX_EPISODE_FRAMES = 108_000  # 30 minutes of play, the field's usual limit
 MAX_MEMBERS = 64  # of one worker
 MAX_SECONDS = 2**31 - 1  # 68 years: as much as Kubernetes' own fields of this kind hold
-MAX_NAME = 51  # with what is added, as `-coordinator`, the name of a Service: 63
 CONTROLLER = "^[a-z0-9.-]+/[A-Za-z0-9._/-]+$"  # what manages an object, as Kubernetes names it
 Opaque = dict[str, Any]  # an object of Kubernetes' own, checked by Kubernetes
 
@@ -106,20 +145,30 @@ class ApiModel(BaseModel):
 class DemoRef(ApiModel):
     """Which demonstration is learned, and how much of it."""
 
-    name: str | None = Field(
-        default=None,
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        description="A bundled demonstration.",
-    )
+    name: (
+        Annotated[
+            str,
+            Form(
+                "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+                "it is one of `demoreset demo list`: of a-z, 0-9 and -, no - first or last",
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="A bundled demonstration.")
     path: str | None = Field(
         default=None,
         min_length=1,
         description="A demonstration's file; relative to the run file, on a cluster to the "
         "volume's root, with or without a / before it.",
     )
-    sha256: str | None = Field(
+    sha256: (
+        Annotated[
+            str,
+            Form("^[0-9a-f]{64}$", "it is 64 of 0-9 and a-f, as `demoreset demo info` shows them"),
+        ]
+        | None
+    ) = Field(
         default=None,
-        pattern=r"^[0-9a-f]{64}$",
         description="The demo's SHA-256, as `demoreset demo info` shows it; another is refused.",
     )
     end_frame: int | None = Field(
@@ -412,10 +461,19 @@ class Retention(StrEnum):
 class Volume(ApiModel):
     """On a cluster: the volume that holds the run's folder, named after the run."""
 
-    claim: str | None = Field(
+    claim: (
+        Annotated[
+            str,
+            Field(max_length=253),
+            Form(
+                "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+                "it is the name of a PersistentVolumeClaim: of a-z, 0-9, - and ., none of these "
+                "two first or last",
+            ),
+        ]
+        | None
+    ) = Field(
         default=None,
-        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
-        max_length=253,
         description="An existing PersistentVolumeClaim. Default: one is made for the run.",
     )
     size: Quantity = Field(default="10Gi", description="Of the claim that is made.")
@@ -737,11 +795,7 @@ class Metadata(ApiModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str = Field(
-        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
-        max_length=MAX_NAME,
-        description="The run's name.",
-    )
+    name: Annotated[str, NAME] = Field(description="The run's name.")
 
 
 class DemoResetRun(ApiModel):

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from demoreset_api.errors import ExitCode
-from demoreset_api.names import OUT_OF_MEMORY
+from demoreset_api.names import METRICS_PORT, OUT_OF_MEMORY
 from demoreset_api.status import Cause
 from demoreset_operator.observation import Pod
 from demoreset_operator.worker_status import read
@@ -31,6 +31,10 @@ NODE_LOST_REASONS = (
     "DeletionByPodGC",
 )
 MAX_LAST_WORDS = 900  # characters
+STOPPED = (
+    "its kubelet stopped it, though nobody had deleted it; where `kubectl get events` tells of its "
+    f"liveness probe, the node does not reach it on port {METRICS_PORT}"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def verdict(pod: Pod) -> Verdict:
         return Verdict(Cause.EVICTED, f"{word}: {pod.message}".removesuffix(": "))
     if pod.unknown:
         return Verdict(Cause.NODE_LOST, f"node {pod.node} does not know how its container ended")
+    if by_code is Cause.DRAINED and not pod.deleting:
+        return Verdict(by_code, STOPPED)
     if by_code is not None:
         return Verdict(by_code, words)
     if pod.exit_code is None:

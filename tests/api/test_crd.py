@@ -73,6 +73,18 @@ def test_there_is_nothing_that_kubernetes_does_not_know() -> None:
             assert isinstance(node.get(key, False), bool), path
 
 
+def test_who_writes_a_text_wrong_is_told_what_is_right() -> None:
+    """Of a `pattern` the API server tells the regular expression."""
+    rules = []
+    for path, node in nodes(schema()):
+        assert "pattern" not in node, path
+        rules += [one for one in node.get(RULES, ()) if "self.matches(" in one["rule"]]
+    assert len(rules) >= 6
+    for rule in rules:
+        assert "\\" not in rule["rule"], "a text in CEL has escapes of its own"
+        assert "^" not in rule["message"]
+
+
 def test_what_is_fixed_says_why_and_never_to_delete_the_run() -> None:
     said = {
         rule.get("fieldPath", path).rpartition(".")[2]: rule["message"]

@@ -74,6 +74,9 @@ def test_an_amount_is_what_a_cluster_takes_too() -> None:
     assert [cpu(2), cpu("0.5"), cpu("500m")] == ["2", "0.5", "500m"]
     with pytest.raises(ValidationError, match=r"0\.5 must be in quotes"):
         cpu(0.5)
+    for wrong in ("2 cores", "half", -1, "2\n"):
+        with pytest.raises(ValidationError, match="it is an amount as Kubernetes writes it"):
+            cpu(wrong)
 
 
 NAMED = {"demo": {"name": "x"}}

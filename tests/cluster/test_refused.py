@@ -11,9 +11,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no demo": ({"demo": None}, "spec.demo: Required value"),
     "neither name nor path": ({"demo": {}}, "spec.demo: Invalid value: set exactly one of name"),
     "name and path": ({"demo": {"name": "a", "path": "b"}}, "set exactly one of name"),
-    "a name that is none": ({"demo": {"name": "A B"}}, "spec.demo.name"),
+    "a name that is none": (
+        {"demo": {"name": "A B"}},
+        "spec.demo.name: Invalid value: it is one of `demoreset demo list`",
+    ),
     "an empty path": ({"demo": {"path": ""}}, "spec.demo.path"),
-    "a short hash": ({"demo": {"name": "a", "sha256": "0"}}, "spec.demo.sha256"),
+    "a short hash": (
+        {"demo": {"name": "a", "sha256": "0"}},
+        "spec.demo.sha256: Invalid value: it is 64 of 0-9 and a-f",
+    ),
     "frame 0": ({"demo": {"name": "a", "endFrame": 0}}, "spec.demo.endFrame"),
     "a number as text": ({"seed": "three"}, "spec.seed: Invalid value"),
     "a negative seed": ({"seed": -1}, "spec.seed"),
@@ -43,7 +49,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no budget": ({"budget": {"frames": 0}}, "spec.budget.frames"),
     "interval 0": ({"checkpoint": {"intervalSeconds": 0}}, "spec.checkpoint.intervalSeconds"),
     "keep 1": ({"checkpoint": {"keep": 1}}, "spec.checkpoint.keep"),
-    "a size in words": ({"checkpoint": {"volume": {"size": "large"}}}, "checkpoint.volume.size"),
+    "a size in words": (
+        {"checkpoint": {"volume": {"size": "large"}}},
+        "spec.checkpoint.volume.size: Invalid value: it is an amount as Kubernetes writes it",
+    ),
+    "a claim that none can be": (
+        {"checkpoint": {"volume": {"claim": "My_Claim"}}},
+        "spec.checkpoint.volume.claim: Invalid value: it is the name of a PersistentVolumeClaim",
+    ),
     "a claim and a class": (
         {"checkpoint": {"volume": {"claim": "mine", "storageClassName": "fast"}}},
         "spec.checkpoint.volume: Invalid value: claim is an existing one",
@@ -60,7 +73,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "memory in words": (
         {"workers": {"resources": {"limits": {"memory": "much"}}}},
-        "spec.workers.resources.limits.memory",
+        "spec.workers.resources.limits[memory]: Invalid value: it is an amount as Kubernetes",
     ),
     "half a core without quotes": (
         {"workers": {"resources": {"requests": {"cpu": 0.5}}}},
@@ -75,7 +88,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "less than no core": (
         {"workers": {"resources": {"limits": {"cpu": -1}}}},
-        "spec.workers.resources.limits.cpu in body should be greater than or equal to 0",
+        "spec.workers.resources.limits[cpu]: Invalid value: it is an amount as Kubernetes",
     ),
     "two on a volume for one": (
         {"workers": {"max": 2}, "checkpoint": {"volume": {"accessMode": "ReadWriteOncePod"}}},

@@ -56,6 +56,12 @@ def test_a_verdict(seen: Pod, cause: Cause, counts: bool) -> None:
     assert (found.cause, found.counts) == (cause, counts)
 
 
+def test_who_was_stopped_and_not_deleted_is_told_by_whom() -> None:
+    """As by a liveness probe that never gets through: the run would begin anew for ever."""
+    assert "liveness probe" in verdict(pod(exit_code=143)).message
+    assert verdict(pod(exit_code=143, leaves_at=BEGIN)).message == ""
+
+
 def test_a_signal_is_named() -> None:
     assert verdict(pod(exit_code=139)).message == "exit code 139 (signal 11)"
     assert verdict(pod(exit_code=255)).message == "exit code 255"

@@ -9,7 +9,11 @@ from demoreset_api.names import ENV_EVENTS
 
 
 class Events:
-    """Appends lines of JSON to the file that DEMORESET_EVENTS names; without it does nothing."""
+    """Appends lines of JSON to the file that DEMORESET_EVENTS names; without it does nothing.
+
+    Args:
+        member: To whom it happens; "" for the nursery that it comes from.
+    """
 
     def __init__(self, member: str) -> None:
         path = os.environ.get(ENV_EVENTS)

@@ -25,6 +25,7 @@ from typing import Any, NoReturn, Self
 
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import ENV_WIRE
+from demoreset_trainer.events import Events
 from demoreset_trainer.member_process import DEMORESET, SETTINGS
 from demoreset_trainer.parent import adopt_orphans, end_with_parent
 
@@ -226,6 +227,7 @@ def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):  # each member will say what is wrong with it
         preload()
+        Events("").tell("imported")
         if stock is not None:
             from demoreset_trainer import emulator
 
