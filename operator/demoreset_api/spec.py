@@ -399,7 +399,8 @@ class EnvironmentSpec(ApiModel):
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="Environment processes per member. Default: the cores it may use.",
+        description="Environment processes per member. Default: the cores it may use; more where "
+        "one would have over 32 slots.",
     )
     frame_skip: int = Field(default=4, ge=1, le=16, description="Frames per decision.")
     sticky_probability: Share = Field(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from demoreset_api.errors import UserError
+from demoreset_api.spec import EnvironmentSpec
 from demoreset_trainer import machine
-from demoreset_trainer.machine import cores
+from demoreset_trainer.machine import cores, environment_processes, stock
 
 V1 = {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}
 
@@ -56,3 +57,24 @@ def test_a_process_that_is_kept_on_one_core_has_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "1", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("slots", "cores", "said", "processes", "emulators"),
+    [
+        (64, 1, None, 2, 32),
+        (64, 0, None, 2, 32),  # of a member among more of them than there are cores
+        (64, 2, None, 2, 32),
+        (64, 8, None, 8, 8),
+        (65, 2, None, 3, 22),
+        (4, 8, None, 4, 1),
+        (64, 8, 1, 1, 64),
+        (3, 2, 8, 3, 1),
+    ],
+)
+def test_a_process_begins_with_the_emulators_that_it_needs(
+    slots: int, cores: int, said: int | None, processes: int, emulators: int
+) -> None:
+    environment = EnvironmentSpec(slots=slots, processes=said)
+    assert environment_processes(slots, max(1, cores), said) == processes
+    assert stock(environment, cores) == emulators

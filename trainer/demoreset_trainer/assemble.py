@@ -11,7 +11,7 @@ from demoreset_trainer.env import DemoResetEnv
 from demoreset_trainer.episode import rules
 from demoreset_trainer.group import Group
 from demoreset_trainer.loop import Loop, Saver
-from demoreset_trainer.machine import cores
+from demoreset_trainer.machine import cores, environment_processes
 from demoreset_trainer.policy import Policy, architecture
 from demoreset_trainer.progress import Watch
 from demoreset_trainer.slots import Slots
@@ -36,7 +36,7 @@ def assemble(
     codes = DemoResetEnv(demo, rules=rules(spec), view=shape.view, states=states).action_codes
 
     def make_slots(count: int) -> Slots:
-        processes = spec.environment.processes or cores()
+        processes = environment_processes(count, cores(), spec.environment.processes)
         return Slots(demo, rules(spec), shape.view, slots=count, processes=processes)
 
     return Loop(

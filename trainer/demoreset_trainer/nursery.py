@@ -30,7 +30,7 @@ from demoreset_trainer.member_process import DEMORESET, SETTINGS
 from demoreset_trainer.parent import adopt_orphans, end_with_parent
 
 MAX_BYTES = 1 << 17  # of a request: what a link takes
-MAX_EMULATORS = 64  # of a stock: a process of environments seldom has more
+MAX_EMULATORS = 64  # of a stock: more are made when they are needed
 
 
 class Nursery:
