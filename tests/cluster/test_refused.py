@@ -13,12 +13,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "name and path": ({"demo": {"name": "a", "path": "b"}}, "set exactly one of name"),
     "a name that is none": (
         {"demo": {"name": "A B"}},
-        "spec.demo.name: Invalid value: it is one of `demoreset demo list`",
+        'spec.demo.name: Invalid value: "A B": it is one of `demoreset demo list`',
     ),
     "an empty path": ({"demo": {"path": ""}}, "spec.demo.path"),
     "a short hash": (
         {"demo": {"name": "a", "sha256": "0"}},
-        "spec.demo.sha256: Invalid value: it is 64 of 0-9 and a-f",
+        'spec.demo.sha256: Invalid value: "0": it is 64 of 0-9 and a-f',
     ),
     "frame 0": ({"demo": {"name": "a", "endFrame": 0}}, "spec.demo.endFrame"),
     "a number as text": ({"seed": "three"}, "spec.seed: Invalid value"),
@@ -51,11 +51,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "keep 1": ({"checkpoint": {"keep": 1}}, "spec.checkpoint.keep"),
     "a size in words": (
         {"checkpoint": {"volume": {"size": "large"}}},
-        "spec.checkpoint.volume.size: Invalid value: it is an amount as Kubernetes writes it",
+        'spec.checkpoint.volume.size: Invalid value: "large": it is an amount as Kubernetes',
     ),
     "a claim that none can be": (
         {"checkpoint": {"volume": {"claim": "My_Claim"}}},
-        "spec.checkpoint.volume.claim: Invalid value: it is the name of a PersistentVolumeClaim",
+        'spec.checkpoint.volume.claim: Invalid value: "My_Claim": it is the name of a Persistent',
     ),
     "a claim and a class": (
         {"checkpoint": {"volume": {"claim": "mine", "storageClassName": "fast"}}},
@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "memory in words": (
         {"workers": {"resources": {"limits": {"memory": "much"}}}},
-        "spec.workers.resources.limits[memory]: Invalid value: it is an amount as Kubernetes",
+        'spec.workers.resources.limits[memory]: Invalid value: "much": it is an amount as',
     ),
     "half a core without quotes": (
         {"workers": {"resources": {"requests": {"cpu": 0.5}}}},
@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "less than no core": (
         {"workers": {"resources": {"limits": {"cpu": -1}}}},
-        "spec.workers.resources.limits[cpu]: Invalid value: it is an amount as Kubernetes",
+        "spec.workers.resources.limits[cpu]: Invalid value: -1: it is an amount as Kubernetes",
     ),
     "two on a volume for one": (
         {"workers": {"max": 2}, "checkpoint": {"volume": {"accessMode": "ReadWriteOncePod"}}},
