@@ -1,12 +1,30 @@
 """What several tests use: a short demo of a real game, and a cache of start states of their own."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: one thread, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from demoreset_trainer.demo import Demo, record
+
+# Timed, or of processes that want all cores: nothing runs beside them.
+ALONE = {
+    *("test_cli_run", "test_cli_worker", "test_coordinator", "test_disk", "test_elastic"),
+    *("test_faults", "test_fence", "test_group", "test_hangs", "test_heart", "test_links"),
+    *("test_lives", "test_network", "test_nursery", "test_question", "test_signals"),
+    "test_supervise",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ALONE or item.path.parent.name == "cluster":
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from demoreset_api.errors import UserError
 from demoreset_api.spec import EnvironmentSpec
 from demoreset_trainer import machine
-from demoreset_trainer.machine import cores, environment_processes, stock
+from demoreset_trainer.machine import cores, emulators_per_process, environment_processes
 
 V1 = {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}
 
@@ -77,4 +77,4 @@ def test_a_process_begins_with_the_emulators_that_it_needs(
 ) -> None:
     environment = EnvironmentSpec(slots=slots, processes=said)
     assert environment_processes(slots, max(1, cores), said) == processes
-    assert stock(environment, cores) == emulators
+    assert emulators_per_process(environment, cores) == emulators

@@ -49,7 +49,7 @@ def environment_processes(slots: int, cores: int, said: int | None = None) -> in
     return min(slots, said or max(cores, math.ceil(slots / MOST_SLOTS)))
 
 
-def stock(environment: "EnvironmentSpec", cores: int) -> int:
+def emulators_per_process(environment: "EnvironmentSpec", cores: int) -> int:
     """Emulators that one of these processes needs where it plays all slots of the run."""
     slots = environment.slots
     return math.ceil(slots / environment_processes(slots, max(1, cores), environment.processes))
