@@ -36,8 +36,8 @@ lint: .venv/tested  ## style, types, import contracts, the Dockerfile
 	$(BIN)/hadolint Dockerfile
 
 test: lint  ## lint, and all tests
-	$(BIN)/pytest -m "not alone" --numprocesses auto --dist loadfile
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest -m "not alone" --numprocesses auto --dist loadfile; \
+		others=$$?; $(BIN)/pytest -m alone && exit $$others
 
 format: .venv/tested  ## put the code into shape, and make what is generated from it
 	$(BIN)/ruff check --fix

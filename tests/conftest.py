@@ -14,10 +14,10 @@ from demoreset_trainer.demo import Demo, record
 
 # Timed, or of processes that want all cores: nothing runs beside them.
 ALONE = {
-    *("test_cli_run", "test_cli_worker", "test_coordinator", "test_disk", "test_elastic"),
-    *("test_faults", "test_fence", "test_group", "test_hangs", "test_heart", "test_links"),
-    *("test_lives", "test_network", "test_nursery", "test_question", "test_signals"),
-    "test_supervise",
+    *("test_checkpoint", "test_checkpoint_writer", "test_cli_run", "test_cli_worker"),
+    *("test_coordinator", "test_disk", "test_elastic", "test_faults", "test_fence", "test_group"),
+    *("test_hangs", "test_heart", "test_links", "test_lives", "test_network", "test_nursery"),
+    *("test_question", "test_signals", "test_supervise"),
 }
 
 

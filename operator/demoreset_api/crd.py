@@ -152,14 +152,16 @@ class _Schema:
             made: dict[str, Any] = {
                 "x-kubernetes-int-or-string": True,
                 "anyOf": [{"type": "integer"}, {"type": "string"}],
+                # Before 1.34 a rule in CEL costs as much as one of the longest text of a request.
+                "pattern": node["form"]["pattern"],  # of a text
+                "minimum": 0,  # of a number
             }
         elif "const" in node:
             made = {"type": "string", "enum": [node["const"]]}
         else:
             made = {"type": node["type"], **self._typed(node)}
-        if form := node.get("form"):
-            so = f"self.matches('{form['pattern']}')"
-            rule = f"type(self) == int ? self >= 0 : {so}" if node.get("quantity") else so
+        if (form := node.get("form")) and "pattern" not in made:
+            rule = f"self.matches('{form['pattern']}')"
             made[RULES] = [{"rule": rule, "message": form["right"]}]
         for key in ("enum", "minLength", "maxLength", "maxItems", "format"):
             if key in node:

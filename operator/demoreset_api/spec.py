@@ -38,7 +38,7 @@ def _quantity(value: object) -> object:
 
 @dataclass(frozen=True)
 class Form:
-    """How a text is written, an annotation of it: checked here, and as CEL in the API server.
+    """How a text is written, an annotation of it: checked here, and in the API server.
 
     pattern: a regular expression that both know, without a quote or a backslash. right: what is
     right, for people.
@@ -73,7 +73,7 @@ NAME = Form(
 # A whole number in a YAML file is one, too.
 Quantity = Annotated[
     str,
-    Field(max_length=64, json_schema_extra={"quantity": True}),
+    Field(json_schema_extra={"quantity": True}),
     Form(
         "^[0-9]+([.][0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$",
         "it is an amount as Kubernetes writes it: 2, 500m (thousandths), 1.5Gi",
@@ -399,8 +399,8 @@ class EnvironmentSpec(ApiModel):
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="Environment processes per member. Default: the cores it may use; more where "
-        "one would have over 32 slots.",
+        description="Environment processes per member. Default: the cores it may use, or up to "
+        "twice as many where one would have over 32 slots.",
     )
     frame_skip: int = Field(default=4, ge=1, le=16, description="Frames per decision.")
     sticky_probability: Share = Field(

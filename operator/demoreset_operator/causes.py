@@ -32,8 +32,9 @@ NODE_LOST_REASONS = (
 )
 MAX_LAST_WORDS = 900  # characters
 STOPPED = (
-    "its kubelet stopped it, though nobody had deleted it; where `kubectl get events` tells of its "
-    f"liveness probe, the node does not reach it on port {METRICS_PORT}"
+    "SIGTERM, though nobody had deleted the pod: its node was started again, or its liveness probe "
+    f"failed (`kubectl get events`): port {METRICS_PORT} is not reached from the node, or the "
+    "worker gave no sign of life"
 )
 
 

@@ -77,9 +77,9 @@ def test_who_writes_a_text_wrong_is_told_what_is_right() -> None:
     """Of a `pattern` the API server tells the regular expression."""
     rules = []
     for path, node in nodes(schema()):
-        assert "pattern" not in node, path
+        assert "pattern" not in node or node.get("x-kubernetes-int-or-string"), path
         rules += [one for one in node.get(RULES, ()) if "self.matches(" in one["rule"]]
-    assert len(rules) >= 6
+    assert len(rules) >= 3
     for rule in rules:
         assert "\\" not in rule["rule"], "a text in CEL has escapes of its own"
         assert "^" not in rule["message"]

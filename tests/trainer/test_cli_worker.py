@@ -347,9 +347,14 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 def test_a_worker_finds_the_coordinator_and_drains_on_sigterm(
     tmp_path: Path, start: Callable[..., Running], coordinator: Path
 ) -> None:
-    worker = start("worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL)
+    one_each = ("--set", "spec.environment.slots=4", "--set", "spec.environment.processes=4")
+    worker = start(
+        *("worker", "-f", CROSSING, "--dir", tmp_path / "run", "--port", 0, *SMALL, *one_each)
+    )
     (member,) = worker.train(1)["members"]
     assert re.fullmatch(r"crossing-w1-0-[0-9a-f]{8}", member["id"])
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in worker.session()]
+    assert not [one for one in commands if "spawn_main" in one], "emulators are made once for all"
     worker.process.terminate()
     assert worker.process.wait(timeout=60) == 143
     assert not worker.session()

@@ -66,6 +66,7 @@ def test_a_process_that_is_kept_on_one_core_has_one() -> None:
         (64, 0, None, 2, 32),  # of a member among more of them than there are cores
         (64, 2, None, 2, 32),
         (64, 8, None, 8, 8),
+        (1024, 2, None, 4, 256),
         (65, 2, None, 3, 22),
         (4, 8, None, 4, 1),
         (64, 8, 1, 1, 64),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from demoreset_api.spec import EnvironmentSpec
 
 CGROUP = Path("/sys/fs/cgroup")
-MOST_SLOTS = 32  # of one process of environments, where nothing is said: more begin slowly
+MOST_SLOTS = 32  # of a process of environments: with more of them it begins slowly
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -44,9 +44,10 @@ def environment_processes(slots: int, cores: int, said: int | None = None) -> in
 
     An emulator takes a tenth of a second to make. Where processes are forked, what is made for one
     is there for all, so with more of them a member begins sooner: 64 slots on one core after 6 s
-    in one process, 3 in two, 1.5 in four; these train 1 and 3 % more slowly.
+    in one process, 3 in two, 1.5 in four; these train 1 and 3 % more slowly. So two a core at most.
     """
-    return min(slots, said or max(cores, math.ceil(slots / MOST_SLOTS)))
+    most = max(cores, min(math.ceil(slots / MOST_SLOTS), 2 * cores))
+    return min(slots, said or most)
 
 
 def emulators_per_process(environment: "EnvironmentSpec", cores: int) -> int:

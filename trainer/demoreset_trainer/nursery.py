@@ -231,7 +231,8 @@ def serve(link: socket.socket, supervisor: int, stock: tuple[str, int] | None) -
         if stock is not None:
             from demoreset_trainer import emulator
 
-            emulator.stock(*stock)
+            game, count = stock
+            emulator.stock(game, count + 1)  # a member takes one, to know the game's actions
     while True:
         content, descriptors, _, _ = socket.recv_fds(link, MAX_BYTES, 2)
         if not content:
