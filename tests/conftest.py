@@ -1,4 +1,4 @@
-"""What several tests use: a short demo of a real game, and a cache of start states of their own."""
+"""What several tests use: a short demo of a real game, a cache of start states; who runs alone."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ ALONE = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in ALONE or item.path.parent.name == "cluster":
+        if item.path.stem in ALONE:
             item.add_marker(pytest.mark.alone)
 
 

@@ -160,7 +160,7 @@ class _Schema:
             made = {"type": "string", "enum": [node["const"]]}
         else:
             made = {"type": node["type"], **self._typed(node)}
-        if (form := node.get("form")) and "pattern" not in made:
+        if (form := node.get("form")) and not node.get("quantity"):
             rule = f"self.matches('{form['pattern']}')"
             made[RULES] = [{"rule": rule, "message": form["right"]}]
         for key in ("enum", "minLength", "maxLength", "maxItems", "format"):

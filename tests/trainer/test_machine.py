@@ -10,7 +10,12 @@ import pytest
 from demoreset_api.errors import UserError
 from demoreset_api.spec import EnvironmentSpec
 from demoreset_trainer import machine
-from demoreset_trainer.machine import cores, emulators_per_process, environment_processes
+from demoreset_trainer.machine import (
+    cores,
+    cores_each,
+    emulators_per_process,
+    environment_processes,
+)
 
 V1 = {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}
 
@@ -63,7 +68,6 @@ def test_a_process_that_is_kept_on_one_core_has_one() -> None:
     ("slots", "cores", "said", "processes", "emulators"),
     [
         (64, 1, None, 2, 32),
-        (64, 0, None, 2, 32),  # of a member among more of them than there are cores
         (64, 2, None, 2, 32),
         (64, 8, None, 8, 8),
         (1024, 2, None, 4, 256),
@@ -77,5 +81,16 @@ def test_a_process_begins_with_the_emulators_that_it_needs(
     slots: int, cores: int, said: int | None, processes: int, emulators: int
 ) -> None:
     environment = EnvironmentSpec(slots=slots, processes=said)
-    assert environment_processes(slots, max(1, cores), said) == processes
+    assert environment_processes(slots, cores, said) == processes
     assert emulators_per_process(environment, cores) == emulators
+
+
+@pytest.mark.parametrize(
+    ("cores", "members", "each", "emulators"),
+    [(8, 1, 8, 8), (8, 3, 2, 32), (1, 2, 1, 32)],  # more members than cores, at last
+)
+def test_members_share_the_cores_and_each_has_one(
+    cores: int, members: int, each: int, emulators: int
+) -> None:
+    assert cores_each(members, {"DEMORESET_CORES": str(cores)}) == each
+    assert emulators_per_process(EnvironmentSpec(slots=64), each) == emulators

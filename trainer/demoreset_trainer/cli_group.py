@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from demoreset_api.errors import ExitCode
 from demoreset_trainer.disk import DAMAGE
 from demoreset_trainer.local_coordinator import LocalCoordinator
-from demoreset_trainer.machine import cores, emulators_per_process
+from demoreset_trainer.machine import cores_each, emulators_per_process
 from demoreset_trainer.member_process import member_command
 from demoreset_trainer.network import LOCALHOST
 from demoreset_trainer.nursery import Nursery
@@ -50,7 +50,7 @@ def run_group(
     from demoreset_trainer.watch import Watchers
 
     spec = wanted.spec
-    emulators = emulators_per_process(spec.environment, cores() // members)
+    emulators = emulators_per_process(spec.environment, cores_each(members))
     if met_on_disk(folder, spec, demo) is not None:
         tell(summary.met_already(folder), options.log)
         return ExitCode.DONE

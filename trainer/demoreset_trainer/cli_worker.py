@@ -26,7 +26,7 @@ from demoreset_trainer import restart
 from demoreset_trainer.coordinator import extension
 from demoreset_trainer.counters import Counters
 from demoreset_trainer.flags import PORT, place
-from demoreset_trainer.machine import cores, emulators_per_process
+from demoreset_trainer.machine import cores_each, emulators_per_process
 from demoreset_trainer.network import LOCALHOST, listen
 from demoreset_trainer.nursery import Nursery
 from demoreset_trainer.progress import Progress
@@ -136,7 +136,7 @@ def _work(options: argparse.Namespace, signals: Signals) -> int:
     demo = runfile.load_demo(wanted.spec, options.file)
     folder: Path = options.dir
     run_folder.make_folder(folder)
-    emulators = emulators_per_process(wanted.spec.environment, cores() // members)
+    emulators = emulators_per_process(wanted.spec.environment, cores_each(members))
     with (
         Watchers(folder, options, None) as watchers,
         Nursery(os.environ, (demo.game, emulators)) as nursery,

@@ -39,6 +39,11 @@ def cores(environment: Mapping[str, str] = os.environ) -> int:
     return max(1, math.ceil(min(allowed or 1, _quota())))
 
 
+def cores_each(members: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Cores of each of so many members, at least 1; of all as `cores`."""
+    return max(1, cores(environment) // members)
+
+
 def environment_processes(slots: int, cores: int, said: int | None = None) -> int:
     """Processes that so many slots are played in, by so many cores; unless it is said how many.
 
@@ -53,7 +58,7 @@ def environment_processes(slots: int, cores: int, said: int | None = None) -> in
 def emulators_per_process(environment: "EnvironmentSpec", cores: int) -> int:
     """Emulators that one of these processes needs where it plays all slots of the run."""
     slots = environment.slots
-    return math.ceil(slots / environment_processes(slots, max(1, cores), environment.processes))
+    return math.ceil(slots / environment_processes(slots, cores, environment.processes))
 
 
 def gpus() -> int:

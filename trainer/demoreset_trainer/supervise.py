@@ -16,7 +16,7 @@ from typing import Protocol
 from demoreset_api.errors import ExitCode
 from demoreset_api.names import ASIDE, CONFIRM, ENV_CORES, OUT_OF_MEMORY, STARTING
 from demoreset_trainer import restart
-from demoreset_trainer.machine import cores, devices, oom_kills
+from demoreset_trainer.machine import cores_each, devices, oom_kills
 from demoreset_trainer.member_process import SETTINGS, MemberProcess, Spawn, popen
 from demoreset_trainer.progress import Progress
 from demoreset_trainer.progress import Watch as LoopWatch
@@ -381,8 +381,7 @@ class Supervisor:
 
 def share(environment: Mapping[str, str], index: int, members: int) -> dict[str, str]:
     """The environment of a member: its cores, and its GPU where there are any."""
-    part = max(1, cores(environment) // members)
-    its = {**SETTINGS, **environment, ENV_CORES: str(part)}
+    its = {**SETTINGS, **environment, ENV_CORES: str(cores_each(members, environment))}
     if found := devices(environment):
         its["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
     return its
